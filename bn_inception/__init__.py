@@ -1,0 +1,1 @@
+"""Batch Normalization (Ioffe and Szegedy, 2015) and its Inception experiments in JAX and Flax."""

@@ -1,0 +1,321 @@
+"""Batch normalization: the paper's transform (Algorithm 1), its gradient (§3), and its use at inference (Algorithm 2).
+
+A mini-batch of the algorithm is a *group* of `group_size` consecutive examples, whatever the number of devices that
+hold them. `batch_norm` returns the activations and the `Moments` of every group. Who calls it decides what becomes of
+the moments: running averages (`update_running_averages`), Algorithm 2's population statistics
+(population.py), or nothing.
+
+Sharding. Under a mesh the batch is split evenly over all devices, and a group lies inside one device or spans several.
+Each device reduces its own part; only a group that spans devices needs communication: one collective forward (mean and
+variance travel together) and one backward (the two sums of §3 travel together). The running averages of all layers
+travel together, once a step.
+
+Digits. Moments are float32 (float64 for float64 input) whatever the compute type. The variance is taken around a value
+close to the mean, so it keeps its digits when |mean| >> std, and parts of a group are merged by their means and
+variances (Chan et al., 1979), never through E[x^2] - E[x]^2.
+"""
+
+import functools
+import math
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+from jax.sharding import PartitionSpec
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Moments:
+  """Moments of G groups over F features (F is (C,), or (H, W, C) per activation).
+
+  Attributes:
+    mean: [G, *F] float32, mu of Algorithm 1.
+    variance: [G, *F] float32, the biased variance of Algorithm 1.
+    count: [G] float32, how many values entered each (m, or m*p*q for a convolution).
+  """
+
+  mean: jax.Array
+  variance: jax.Array
+  count: jax.Array
+
+
+def statistics_dtype(dtype: Any) -> Any:
+  """The type moments are kept in: float32, or float64 for float64 input."""
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def _parts(batch: int, group_size: int | None) -> tuple[int, int]:
+  """(groups, parts) of a batch: a part is what one device holds of one group, in order: G groups of parts / G each.
+
+  Parts only say where communication happens; results do not depend on them.
+  """
+  group_size = group_size or batch
+  if batch % group_size:
+    raise ValueError(
+        f"A batch of {batch} examples does not divide into BN groups of {group_size}: choose a multiple of it.")
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = 1 if mesh.empty else mesh.size
+  # Where groups straddle shares (12 examples a device, groups of 8), results are right and XLA moves what it must.
+  spans_devices = batch % devices == 0 and group_size % (batch // devices) == 0
+  return batch // group_size, max(devices, batch // group_size) if spans_devices else batch // group_size
+
+
+def _replicate(x: jax.Array) -> jax.Array:
+  """Gives every device all of `x`: one collective under a mesh, nothing without."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def _merge(mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int) -> tuple[jax.Array, ...]:
+  """Mean, variance and count of a union from those of its parts along `axis` (Chan et al., 1979)."""
+  total = jnp.sum(count, axis)
+  weight = count / jnp.maximum(jnp.expand_dims(total, axis), 1)
+  weight = weight.reshape(weight.shape + (1,) * (mean.ndim - count.ndim))
+  merged_mean = jnp.sum(weight * mean, axis)
+  deviation = mean - jnp.expand_dims(merged_mean, axis)
+  return merged_mean, jnp.sum(weight * (variance + deviation**2), axis), total
+
+
+def _in_parts(x: jax.Array, parts: int) -> jax.Array:
+  """[B, ...] as [parts, B / parts, ...]."""
+  return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+
+
+def _averaged_axes(x: jax.Array, per_activation: bool) -> tuple[int, ...]:
+  """Axes of x [parts, examples, ..., C] that are averaged within a part."""
+  return (1,) if per_activation else tuple(range(1, x.ndim - 1))
+
+
+def _spread(statistic: jax.Array, x: jax.Array) -> jax.Array:
+  """Statistics of groups or parts, [n, *F], laid out to broadcast against x [parts, examples, ..., C]."""
+  features = statistic.shape[1:]
+  per_part = jnp.repeat(statistic, x.shape[0] // statistic.shape[0], axis=0)
+  return per_part.reshape(x.shape[0], *(1,) * (x.ndim - 1 - len(features)), *features)
+
+
+def group_moments(x: jax.Array, *, group_size: int | None = None, mask: jax.Array | None = None,
+                  per_activation: bool = False) -> Moments:
+  """Mean and biased variance of each group (Algorithm 1, lines 1 and 2).
+
+  Args:
+    x: [B, ..., C], any float type.
+    group_size: examples a group; None: all B.
+    mask: [B]; examples where it is 0 or False count for nothing.
+    per_activation: moments of every activation (row, column, channel) rather than of every feature map.
+
+  Returns:
+    Moments of B / group_size groups. A group without any example has mean 0, variance 0 and count 0.
+
+  Raises:
+    ValueError: if group_size does not divide B.
+  """
+  groups, parts = _parts(x.shape[0], group_size)
+  x = _in_parts(x, parts).astype(statistics_dtype(x.dtype))
+  axes = _averaged_axes(x, per_activation)
+  values = math.prod(x.shape[axis] for axis in axes)  # In a part.
+  features = tuple(size for axis, size in enumerate(x.shape) if axis > 0 and axis not in axes)
+  if mask is None:
+    weight = 1.0
+    count = jnp.full((parts, *(1,) * len(features)), values, x.dtype)
+    # Any value near the mean will do as the shift, if it costs no pass over x: the mean of the part's first example is
+    # within sqrt(examples) standard deviations of the part's mean, so at most log2(examples) bits are lost below.
+    shift = jnp.mean(x[:, :1], axes)
+  else:
+    weight = _in_parts(mask, parts).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)).astype(x.dtype)
+    count = jnp.sum(weight, 1).reshape(parts, *(1,) * len(features)) * (values // x.shape[1])
+    x = jnp.where(weight > 0, x, 0)  # What is masked may be anything, NaN too.
+    shift = jnp.sum(weight * x, axes) / jnp.maximum(count, 1)
+  centred = x - _spread(shift, x)
+  offset = jnp.sum(weight * centred, axes) / jnp.maximum(count, 1)
+  mean = shift + offset
+  variance = jnp.maximum(jnp.sum(weight * centred**2, axes) / jnp.maximum(count, 1) - offset**2, 0)
+  if parts == groups:
+    return Moments(mean, variance, count.reshape(groups))
+  together = _replicate(jnp.stack([mean, variance, jnp.broadcast_to(count, mean.shape)]))
+  mean, variance, count = _merge(*together.reshape(3, groups, parts // groups, *features), axis=1)
+  return jax.tree.map(_replicate, Moments(mean, variance, count.reshape(groups, -1)[:, 0]))
+
+
+def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, *, epsilon: float, group_size: int | None = None,
+               mask: jax.Array | None = None, per_activation: bool = False) -> tuple[jax.Array, Moments]:
+  """Algorithm 1: normalizes every group by its own mean and variance, then scales and shifts.
+
+  The gradient flows through the moments as in §3. The returned moments are constants to it. Masked examples are
+  normalized like the others but do not enter the moments.
+
+  Args:
+    x: [B, ..., C], any float type.
+    gamma: [*F], F = (C,), or x.shape[1:] per activation.
+    beta: [*F].
+    epsilon: added to the variance.
+    group_size, mask, per_activation: as in `group_moments`.
+
+  Returns:
+    (y, moments): y like x in shape and type.
+
+  Raises:
+    ValueError: if group_size does not divide B.
+  """
+  return _batch_norm(x, gamma, beta, mask, epsilon, group_size, per_activation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _batch_norm(x, gamma, beta, mask, epsilon, group_size, per_activation):
+  return _batch_norm_forward(x, gamma, beta, mask, epsilon, group_size, per_activation)[0]
+
+
+def _batch_norm_forward(x, gamma, beta, mask, epsilon, group_size, per_activation):
+  moments = group_moments(x, group_size=group_size, mask=mask, per_activation=per_activation)
+  _, parts = _parts(x.shape[0], group_size)
+  xs = _in_parts(x, parts)
+  scale = gamma * jax.lax.rsqrt(moments.variance + epsilon)
+  y = (xs - _spread(moments.mean, xs)) * _spread(scale, xs) + beta
+  return (y.astype(x.dtype).reshape(x.shape), moments), (x, gamma, beta, mask, moments)
+
+
+def _batch_norm_backward(epsilon, group_size, per_activation, residuals, cotangents):
+  """§3's chain rule, gathered: with sums over the group,
+
+  d/dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - xhat * sum(dy * xhat) / m).
+  """
+  x, gamma, beta, mask, moments = residuals
+  dy, _ = cotangents
+  groups, parts = _parts(x.shape[0], group_size)
+  dy = _in_parts(dy, parts).astype(moments.mean.dtype)
+  inverse_std = jax.lax.rsqrt(moments.variance + epsilon)
+  xhat = (_in_parts(x, parts) - _spread(moments.mean, dy)) * _spread(inverse_std, dy)
+
+  axes = _averaged_axes(dy, per_activation)
+  sums = jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * xhat, axes)])  # [2, parts, *F]
+  if parts != groups:
+    sums = _replicate(jnp.sum(_replicate(sums).reshape(2, groups, parts // groups, *gamma.shape), axis=2))
+  count = jnp.maximum(moments.count, 1).reshape(groups, *(1,) * gamma.ndim)
+  mean_dy, mean_dy_xhat = sums / count
+  through_moments = _spread(mean_dy, dy) + xhat * _spread(mean_dy_xhat, dy)
+  dmask = None
+  if mask is not None:  # The moments do not depend on masked examples.
+    through_moments *= _in_parts(mask, parts).reshape(*dy.shape[:2], *(1,) * (dy.ndim - 2)).astype(dy.dtype)
+    floating = jnp.issubdtype(mask.dtype, jnp.floating)
+    dmask = jnp.zeros_like(mask) if floating else np.zeros(mask.shape, jax.dtypes.float0)
+  dx = _spread(gamma * inverse_std, dy) * (dy - through_moments)
+  dbeta, dgamma = jnp.sum(sums, axis=1)
+  return dx.reshape(x.shape).astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype), dmask
+
+
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+
+
+def normalize_with(x: jax.Array, mean: jax.Array, variance: jax.Array, gamma: jax.Array, beta: jax.Array, *,
+                   epsilon: float) -> jax.Array:
+  """BN with given statistics: one affine map per feature (Algorithm 2, line 11).
+
+  Args:
+    x: [B, ..., C], any float type.
+    mean, variance, gamma, beta: [*F].
+    epsilon: added to the variance.
+
+  Returns:
+    Like x in shape and type.
+  """
+  # The mean is subtracted first rather than kept in the offset: the same map, without cancellation.
+  return ((x - mean) * (gamma * jax.lax.rsqrt(variance + epsilon)) + beta).astype(x.dtype)
+
+
+def fold(kernel: jax.Array, bias: jax.Array | None, mean: jax.Array, variance: jax.Array, gamma: jax.Array,
+         beta: jax.Array, *, epsilon: float) -> tuple[jax.Array, jax.Array]:
+  """Folds BN's affine map (Algorithm 2, line 11) into the convolution or dense layer in front of it.
+
+  Args:
+    kernel: [..., C].
+    bias: [C], or None for none.
+    mean, variance, gamma, beta: [C].
+    epsilon: added to the variance.
+
+  Returns:
+    (kernel, bias) of the layer that computes both.
+  """
+  scale = gamma * jax.lax.rsqrt(variance + epsilon)
+  return kernel * scale, beta + ((0 if bias is None else bias) - mean) * scale
+
+
+def update_running_averages(running: Any, moments: Any, *, momentum: float, step: jax.Array) -> Any:
+  """Moves running averages towards a training step's mean and unbiased variance (§3.1).
+
+  The groups of a step are first merged into the moments of all its examples, the variance of their means included.
+  While few steps have been seen the average is their plain mean, so that its start value never counts.
+
+  Args:
+    running: the `batch_stats` collection: {"mean", "var"} [*F] for every BN layer.
+    moments: the `batch_moments` collection of the step: {"moments": Moments} in place of those; empty without BN.
+    momentum: weight of the old average.
+    step: how many steps came before.
+
+  Returns:
+    The new `batch_stats`.
+  """
+  is_layer = lambda node: isinstance(node, Moments)
+  leaves, layout = jax.tree.flatten(moments)
+  if not leaves:
+    return running
+  # All layers travel together: one collective a step rather than two a layer.
+  groups = leaves[0].shape[0]
+  widths = np.cumsum([leaf.size // groups for leaf in leaves])[:-1]
+  together = _replicate(jnp.concatenate([leaf.reshape(groups, -1) for leaf in leaves], axis=1))
+  pieces = [piece.reshape(leaf.shape) for piece, leaf in zip(jnp.split(together, widths, axis=1), leaves)]
+  moments = jax.tree.unflatten(layout, pieces)
+  decay = jnp.minimum(momentum, step / (step + 1))
+
+  def update(layer_moments: Moments, layer_running: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    mean, variance, count = _merge(layer_moments.mean, layer_moments.variance, layer_moments.count, axis=0)
+    unbiased = variance * count / jnp.maximum(count - 1, 1)
+    return {"mean": decay * layer_running["mean"] + (1 - decay) * mean,
+            "var": decay * layer_running["var"] + (1 - decay) * unbiased}
+
+  return map_layers(update, moments, running)
+
+
+def map_layers(f: Any, moments: Any, *rest: Any) -> Any:
+  """Applies f to the Moments of every layer (and to the layer's node in `rest`), keeping the nesting of layers."""
+  if "moments" in moments:
+    return f(moments["moments"], *rest)
+  return {name: map_layers(f, node, *(other[name] for other in rest)) for name, node in moments.items()}
+
+
+class BatchNorm(nn.Module):
+  """Algorithm 1 in training, one affine map at inference, as a Flax layer.
+
+  Parameters `gamma` (ones) and `beta` (zeros) of shape [*F]; collection `batch_stats` with `mean` and `var`, read at
+  inference and never written here; collection `batch_moments` with the `Moments` of each group, written in training if
+  mutable. The training step turns the latter into the former (`update_running_averages`).
+
+  Attributes:
+    epsilon: added to the variance.
+    group_size: examples normalized together in training; None: the whole global batch.
+    use_gamma: False fixes gamma to 1.
+    per_activation: one gamma, beta and statistic for every activation rather than every feature map (§3.2).
+  """
+
+  epsilon: float
+  group_size: int | None = None
+  use_gamma: bool = True
+  per_activation: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    features = x.shape[1:] if self.per_activation else x.shape[-1:]
+    dtype = statistics_dtype(x.dtype)
+    gamma = self.param("gamma", nn.initializers.ones, features) if self.use_gamma else jnp.ones(features, dtype)
+    beta = self.param("beta", nn.initializers.zeros, features)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, features)
+    variance = self.variable("batch_stats", "var", jnp.ones, features)
+    if not train:
+      return normalize_with(x, mean.value, variance.value, gamma, beta, epsilon=self.epsilon)
+    y, moments = batch_norm(x, gamma, beta, epsilon=self.epsilon, group_size=self.group_size, mask=mask,
+                            per_activation=self.per_activation)
+    if self.is_mutable_collection("batch_moments"):
+      self.put_variable("batch_moments", "moments", moments)
+    return y

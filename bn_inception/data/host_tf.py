@@ -1,0 +1,15 @@
+"""TensorFlow as the input pipeline uses it: on the CPU only, and quiet. The data package imports it from here.
+
+JAX owns the accelerators; without this TensorFlow would take the memory of every GPU it sees.
+"""
+
+import os
+
+# Both are read when TensorFlow is imported. The second ends a notice about oneDNN, which an input pipeline never runs.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import tensorflow as tf  # pylint: disable=wrong-import-position
+
+for device_type in ("GPU", "TPU"):
+  tf.config.set_visible_devices([], device_type)

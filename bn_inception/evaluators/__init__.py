@@ -1,0 +1,1 @@
+"""Evaluators: from a state to metrics with an exact count."""

@@ -1,0 +1,73 @@
+"""Top-1, top-5 and loss over a whole split, with three kinds of BN statistics side by side.
+
+`running`: the averages kept during training. `population`: Algorithm 2's, over training mini-batches, weights frozen.
+`batch`: each mini-batch's own, as in training. They should agree; a gap between them is a finding about the run.
+"""
+
+from typing import Any, Callable
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from bn_inception import models, population, sharding, step as step_lib
+from bn_inception.data import datasets, device, pipeline
+from bn_inception.state import Sums, TrainState
+
+
+def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+  """Makes `evaluate(state)` for the config's evaluation split.
+
+  The metrics do not depend on `eval.batch_size` or the devices: every example counts once, and batch statistics are
+  those of groups of `batch_norm.group_size` consecutive examples (of `batch_size` ones for 0; the last may be smaller).
+
+  Returns:
+    A function from a TrainState to {"running/top1", "running/top5", "running/loss", the same for "population" and
+    "batch" where the network has BN, "count"}; accuracies in [0, 1], loss in nats. It raises RuntimeError if it did not
+    see each example exactly once.
+  """
+  split = datasets.open_split(config.data, config.data.eval_split)
+  statistics_config = config.copy_and_resolve_references()
+  statistics_config.batch_norm.group_size = config.batch_norm.group_size or config.batch_size
+  model = models.build(statistics_config)
+  replicated = sharding.replicated(mesh)
+  # Results are on every device, so that every process can read them.
+  eval_step = jax.jit(step_lib.make_eval_step(model, config), out_shardings=replicated)
+  batch_statistics_step = jax.jit(step_lib.make_batch_statistics_step(model, config), out_shardings=replicated)
+  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+  def population_statistics(params: Any, batch_stats: Any) -> Any:
+    batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size, **process)
+    local = ({"image": b["image"][0], "label": b["label"][0], "mask": b["label"][0] >= 0} for b in batches)
+    on_device = device.to_device(local, sharding.examples(mesh))
+    moments = (batch_statistics_step(params, batch_stats, batch)[1]
+               for _, batch in zip(range(config.eval.population_batches), on_device))
+    statistics = population.population_statistics(moments)
+    on_device.close()
+    return jax.device_put(statistics, replicated)
+
+  def evaluate(state: TrainState) -> dict[str, float]:
+    params = state.evaluated_params
+    statistics = {"running": state.batch_stats}
+    if config.batch_norm.enabled:
+      statistics["population"] = population_statistics(params, state.batch_stats)
+    results: dict[str, list[Sums]] = {}
+    batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size, **process)
+    for batch in device.to_device(batches, sharding.examples(mesh)):
+      for kind, batch_stats in statistics.items():
+        results.setdefault(kind, []).append(eval_step(params, batch_stats, batch))
+      if config.batch_norm.enabled:
+        results.setdefault("batch", []).append(batch_statistics_step(params, state.batch_stats, batch)[0])
+
+    metrics = {}
+    for kind, sums in results.items():
+      sums = jax.device_get(sums)
+      count = sum(int(s.count) for s in sums)
+      if count != split.num_examples:
+        raise RuntimeError(f"Evaluation saw {count} examples of {split.name} {split.split}, which has "
+                           f"{split.num_examples}: its result is not to be trusted.")
+      for name in ("top1", "top5", "loss"):
+        metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / count
+    return metrics | {"count": split.num_examples}
+
+  return evaluate

@@ -1,0 +1,207 @@
+"""The Inception network of Figure 5, in every reading that a released network has given it.
+
+The paper's table does not add up: with its own projection of 128, modules 4c and 4d have 608 channels, not the 576 it
+states. Released networks are of both kinds and differ in padding, pooling and bias too, so each is an attribute here.
+"""
+
+from typing import Callable, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bn_inception.models import convolution, layers
+
+
+class Widths(NamedTuple):
+  """A row of Figure 5. `conv1x1` and `pool_proj` are 0 in the modules of stride 2, which pass the pooled input on."""
+
+  conv1x1: int
+  reduce3x3: int
+  conv3x3: int
+  reduce_double: int
+  conv_double: int
+  pool: str
+  pool_proj: int
+
+
+def module_table(pool_proj_4cd: int = 96) -> dict[str, Widths]:
+  """Figure 5. Its projection in 4c and 4d is 128; with 96 the sums are the 576 channels it states."""
+  return {
+      "3a": Widths(64, 64, 64, 64, 96, "avg", 32),
+      "3b": Widths(64, 64, 96, 64, 96, "avg", 64),
+      "3c": Widths(0, 128, 160, 64, 96, "max", 0),
+      "4a": Widths(224, 64, 96, 96, 128, "avg", 128),
+      "4b": Widths(192, 96, 128, 96, 128, "avg", 128),
+      "4c": Widths(160, 128, 160, 128, 160, "avg", pool_proj_4cd),
+      "4d": Widths(96, 128, 192, 160, 192, "avg", pool_proj_4cd),
+      "4e": Widths(0, 128, 192, 192, 256, "max", 0),
+      "5a": Widths(352, 192, 320, 160, 224, "avg", 128),
+      "5b": Widths(352, 192, 320, 192, 224, "max", 128),
+  }
+
+
+class InceptionModule(nn.Module):
+  """1x1, 3x3, double 3x3 and pooling branches side by side, concatenated in this order.
+
+  Attributes:
+    widths: a row of Figure 5, scaled.
+    unit: constructor of a `ConvUnit`.
+    reduction_pool: border of the pooling of stride 2, a key of `layers.POOL_PADDING`.
+    avg_pool_include_pad: whether the average counts the border's zeros.
+  """
+
+  widths: Widths
+  unit: Callable[..., nn.Module]
+  reduction_pool: str
+  avg_pool_include_pad: bool
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+    widths = self.widths
+    stride = 1 if widths.conv1x1 else 2
+
+    def unit(x, features, name, window=(1, 1), stride=1):
+      return self.unit(features, window, stride, name=name)(x, train=train, mask=mask)
+
+    branches = []
+    if widths.conv1x1:
+      branches.append(unit(x, widths.conv1x1, "1x1"))
+    branch = unit(x, widths.reduce3x3, "3x3_reduce")
+    branches.append(unit(branch, widths.conv3x3, "3x3", (3, 3), stride))
+    branch = unit(x, widths.reduce_double, "double_3x3_reduce")
+    branch = unit(branch, widths.conv_double, "double_3x3_1", (3, 3))
+    branches.append(unit(branch, widths.conv_double, "double_3x3_2", (3, 3), stride))
+    if stride == 2:
+      branch = max_pool_stride2(x, self.reduction_pool)
+    elif widths.pool == "max":
+      branch = convolution.max_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+    else:
+      branch = convolution.avg_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)),
+                                    count_include_pad=self.avg_pool_include_pad)
+    branches.append(unit(branch, widths.pool_proj, "pool_proj") if widths.pool_proj else branch)
+    return jnp.concatenate(branches, axis=-1)
+
+
+def max_pool_stride2(x: jax.Array, border: str) -> jax.Array:
+  """Max pooling 3x3 with stride 2; `border` is a key of `layers.POOL_PADDING`."""
+  padding = tuple(layers.POOL_PADDING[border](size) for size in x.shape[1:3])
+  return convolution.max_pool(x, window=(3, 3), strides=(2, 2), padding=padding)
+
+
+class AuxiliaryHead(nn.Module):
+  """GoogLeNet's auxiliary classifier: average pooling 5x5 / 3, 1x1 convolution 128, a hidden layer of 1024."""
+
+  num_classes: int
+  unit: Callable[..., nn.Module]
+  scale: Callable[[int], int]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+    x = convolution.avg_pool(x, window=(5, 5), strides=(3, 3), padding=((0, 0), (0, 0)), count_include_pad=False)
+    x = self.unit(self.scale(128), name="conv")(x, train=train, mask=mask)
+    x = x.reshape(x.shape[0], 1, 1, -1)
+    x = self.unit(self.scale(1024), name="hidden")(x, train=train, mask=mask)
+    return nn.Dense(self.num_classes, dtype=x.dtype, name="logits")(x[:, 0, 0]).astype(jnp.float32)
+
+
+class Inception(nn.Module):
+  """Inception of Figure 5, [B, H, W, channels] to float32 logits [B, num_classes].
+
+  In training, collection `batch_moments` receives the moments of every BN layer, and `auxiliary` the logits of the
+  auxiliary heads, where these collections are mutable.
+
+  Attributes:
+    num_classes: of the softmax.
+    width: factor on every number of channels.
+    stem: "separable" (7x7 with depth multiplier 8, the paper's), "plain" 7x7, or "small": 3x3 of stride 1 and a single
+      pooling, which takes 32 px images to 16x16 at 3a.
+    pool_proj_4cd: 96 or 128, see `module_table`.
+    padding: of convolutions with stride 2, "same" or "symmetric".
+    stem_pool, reduction_pool: borders of the two pools of the stem and of those in 3c and 4e, `layers.POOL_PADDING`.
+    avg_pool_include_pad: whether averages count the border's zeros.
+    conv_bias: convolutions have a bias under BN too.
+    nonlinearity: a key of `layers.NONLINEARITIES`.
+    norm: constructor of BN layers (`layers.norm_from_config`), or None.
+    norm_in_stem: False: the first convolution has a bias and no BN.
+    per_activation: names of modules ("5b") whose BN is per activation (§4.2.3).
+    local_response_norm: after the first pool and before the second (GoogLeNet).
+    dropout_rate: before the softmax layer, in training where an RNG "dropout" is given.
+    auxiliary_heads: names of modules ("4a", "4d") with an auxiliary classifier in training.
+    init_scale: factor on the initial convolution weights (§4.2.3).
+    dtype: of the computation; parameters and statistics are float32.
+  """
+
+  num_classes: int
+  width: float = 1.0
+  stem: str = "separable"
+  pool_proj_4cd: int = 96
+  padding: str = "same"
+  stem_pool: str = "same"
+  reduction_pool: str = "same"
+  avg_pool_include_pad: bool = False
+  conv_bias: bool = False
+  nonlinearity: str = "relu"
+  norm: Callable[..., nn.Module] | None = None
+  norm_in_stem: bool = True
+  per_activation: tuple[str, ...] = ()
+  local_response_norm: bool = False
+  dropout_rate: float = 0.0
+  auxiliary_heads: tuple[str, ...] = ()
+  init_scale: float = 1.0
+  dtype: str = "float32"
+
+  def _scale(self, channels: int) -> int:
+    return max(round(channels * self.width), 1) if channels else 0
+
+  def _unit(self, features: int, window=(1, 1), stride: int = 1, *, norm=None, depth_multiplier: int = 0,
+            name: str) -> nn.Module:
+    return layers.ConvUnit(features, window, stride, self.padding, norm, layers.NONLINEARITIES[self.nonlinearity],
+                           self.conv_bias, depth_multiplier, self.init_scale, name=name)
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    """Logits of images.
+
+    Args:
+      x: [B, H, W, channels] normalized images, any float type.
+      train: batch statistics, dropout and auxiliary heads; else the running averages.
+      mask: [B], which examples enter the batch statistics; None: all.
+    """
+    x = self._stem(x.astype(self.dtype), train=train, mask=mask)
+    for name, row in module_table(self.pool_proj_4cd).items():
+      widths = row._replace(**{field: self._scale(value) for field, value in row._asdict().items() if field != "pool"})
+      norm = self.norm
+      if norm is not None and name in self.per_activation:
+        norm = lambda **kwargs: self.norm(per_activation=True, **kwargs)
+      unit = lambda *args, norm=norm, **kwargs: self._unit(*args, norm=norm, **kwargs)
+      x = InceptionModule(widths, unit, self.reduction_pool, self.avg_pool_include_pad, name=f"inception_{name}")(
+          x, train=train, mask=mask)
+      if name in self.auxiliary_heads and (train or self.is_initializing()):
+        head = AuxiliaryHead(self.num_classes, unit, self._scale, name=f"auxiliary_{name}")
+        self.sow("auxiliary", "logits", head(x, train=train, mask=mask))
+    x = jnp.mean(x, axis=(1, 2))
+    # Batch statistics are also evaluated, and then no RNG is given and nothing is dropped.
+    x = nn.Dropout(self.dropout_rate, deterministic=not (train and self.has_rng("dropout")))(x)
+    return nn.Dense(self.num_classes, dtype=x.dtype, name="logits")(x).astype(jnp.float32)
+
+  def _stem(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
+    first_norm = self.norm if self.norm_in_stem else None
+    lrn = layers.local_response_norm if self.local_response_norm else lambda x: x
+    small = self.stem == "small"
+    x = self._unit(self._scale(64), (3, 3) if small else (7, 7), 1 if small else 2, norm=first_norm,
+                   depth_multiplier=8 if self.stem == "separable" else 0, name="conv1")(x, train=train, mask=mask)
+    x = lrn(max_pool_stride2(x, self.stem_pool))
+    x = self._unit(self._scale(64), norm=self.norm, name="conv2_reduce")(x, train=train, mask=mask)
+    x = self._unit(self._scale(192), (3, 3), norm=self.norm, name="conv2")(x, train=train, mask=mask)
+    x = lrn(x)
+    return x if small else max_pool_stride2(x, self.stem_pool)
+
+
+def from_config(config: ConfigDict) -> Inception:
+  """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
+  settings = {name: value for name, value in config.model.items() if name != "name"}
+  return Inception(
+      num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype,
+      norm_in_stem=config.batch_norm.in_stem, per_activation=tuple(config.batch_norm.per_activation), **settings)

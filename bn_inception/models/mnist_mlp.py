@@ -1,0 +1,49 @@
+"""The network of §4.1: three fully connected layers of 100 sigmoid units and a softmax, with and without BN."""
+
+from typing import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bn_inception.models import layers
+
+
+class MnistMlp(nn.Module):
+  """Three hidden layers of sigmoid units, [B, H, W, 1] to float32 logits [B, num_classes].
+
+  Attributes:
+    num_classes: of the softmax.
+    hidden_units: of each hidden layer.
+    init_std: standard deviation of the Gaussian initial weights ("small random Gaussian values").
+    norm: constructor of BN layers (`layers.norm_from_config`), or None.
+    dtype: of the computation; parameters and statistics are float32.
+  """
+
+  num_classes: int
+  hidden_units: int = 100
+  init_std: float = 0.1
+  norm: Callable[..., nn.Module] | None = None
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    """Logits of images; the arguments are those of `inception.Inception`."""
+    initializer = nn.initializers.normal(self.init_std)
+    x = x.reshape(x.shape[0], -1).astype(self.dtype)
+    for layer in (1, 2, 3):
+      # No bias under BN: beta takes its role (§3.2).
+      x = nn.Dense(self.hidden_units, use_bias=self.norm is None, kernel_init=initializer, dtype=x.dtype,
+                   name=f"hidden{layer}")(x)
+      if self.norm is not None:
+        x = self.norm(name=f"bn{layer}")(x, train=train, mask=mask)
+      x = jax.nn.sigmoid(x)
+    return nn.Dense(self.num_classes, kernel_init=initializer, dtype=x.dtype, name="logits")(x).astype(jnp.float32)
+
+
+def from_config(config: ConfigDict) -> MnistMlp:
+  """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
+  settings = {name: value for name, value in config.model.items() if name != "name"}
+  return MnistMlp(num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype,
+                  **settings)

@@ -1,0 +1,80 @@
+"""What a run says on the terminal: what will run, how far it is, what came out."""
+
+import math
+import pathlib
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_inception.data.datasets import Split
+from bn_inception.state import TrainState
+
+
+def _time(seconds: float) -> str:
+  if seconds < 90:
+    return f"{seconds:.0f} s"
+  if seconds < 5400:
+    return f"{seconds / 60:.0f} min"
+  return f"{seconds / 3600:.1f} h"
+
+
+def plan(config: ConfigDict, mesh: Mesh, state: TrainState, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled,
+         train_split: Split, eval_split: Split, first_step: int) -> str:
+  """States what will run, with XLA's own count of operations and memory."""
+  parameters = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(state.params))
+  # Before partitioning the count is that of the whole step; a loop's body is counted once.
+  gflops = lowered.cost_analysis()["flops"] * config.gradient_accumulation / 1e9
+  memory = compiled.memory_analysis()
+  gibibytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+               - memory.alias_size_in_bytes) / 2**30
+  evaluations = math.ceil(config.num_steps / config.eval_every) - first_step // config.eval_every
+  group_size = config.batch_norm.group_size or config.batch_size
+  rows = {
+      "Network": f"{config.model.name}, {parameters:,} parameters, {config.dtype}",
+      "Data": f"{train_split.name}: {train_split.num_examples:,} {train_split.split}, "
+              f"{eval_split.num_examples:,} {eval_split.split}, {config.data.image_size} px",
+      "Batch": f"{config.batch_size} over {mesh.size} x {mesh.devices.flat[0].device_kind}"
+               + (f", BN groups of {group_size}" if config.batch_norm.enabled else ", no BN"),
+      "Step": f"{gflops:.2f} GFLOP, {gibibytes:.2f} GiB on each device",
+      "Steps": f"{first_step:,} to {config.num_steps:,} "
+               f"({config.num_steps * config.batch_size / train_split.num_examples:.1f} epochs)",
+      "Evaluations": f"{evaluations}, a checkpoint every {config.checkpoint_every:,} steps",
+  }
+  return "What will run:\n" + "\n".join(f"  {name + ':':13}{text}" for name, text in rows.items())
+
+
+def progress(config: ConfigDict, step: int, metrics: dict[str, float]) -> str:
+  """One line: how far, how good, how fast, how long still (without evaluations)."""
+  speed = metrics["train/images_per_second"]
+  left = (config.num_steps - step) * config.batch_size / speed
+  return (f"step {step:,}/{config.num_steps:,}  loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.1%}  "
+          f"{speed:,.0f} images/s  {_time(left)} left")
+
+
+def evaluation(step: int, metrics: dict[str, float]) -> str:
+  """A table of the metrics `eval/KIND/top1` and so on, a row for each kind of statistics."""
+  lines = [f"Evaluation at step {step:,} on {metrics['eval/count']:,.0f} examples:",
+           "  statistics   top-1     top-5     loss"]
+  for kind in ("running", "population", "batch"):
+    if f"eval/{kind}/top1" in metrics:
+      top1, top5, loss = (metrics[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss"))
+      lines.append(f"  {kind:11}{top1:8.2%}  {top5:8.2%}  {loss:7.4f}")
+  return "\n".join(lines)
+
+
+def result(workdir: pathlib.Path, status: str, step: int, metrics: dict[str, float], images_per_second: float | None,
+           curve: pathlib.Path | None) -> str:
+  """How a run ended."""
+  lines = [{"done": f"Done: {step:,} steps.",
+            "diverged": f"Diverged at step {step:,}: the loss or the parameters are no longer finite.",
+            "preempted": f"Stopped on request at step {step:,}; the same command resumes."}[status]]
+  if metrics:
+    lines.append(evaluation(int(metrics["step"]), metrics))
+  if images_per_second:
+    lines.append(f"Training speed: {images_per_second:,.0f} images/s (median).")
+  if curve:
+    lines.append(f"Curve: {curve}")
+  lines.append(f"Run directory: {workdir}")
+  return "\n".join(lines)

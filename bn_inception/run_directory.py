@@ -1,0 +1,136 @@
+"""The small files of a run directory: config.json, status.json, metrics.jsonl.
+
+Process 0 writes them. Each is either replaced as a whole or appended by whole lines, so that a kill at any moment
+leaves readable files.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
+
+
+def replace_file(path: pathlib.Path, text: str) -> None:
+  """Writes a whole file, so that a reader sees the old text or the new."""
+  temporary = path.with_name(path.name + ".partial")
+  with temporary.open("w") as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def config_path(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "config.json"
+
+
+def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "metrics.jsonl"
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
+  """Writes the resolved config; returns the names of the values that differ from an earlier run's in this place."""
+  new = json.loads(config.to_json())
+  changed = []
+  if config_path(workdir).exists():
+    old = _flatten(json.loads(config_path(workdir).read_text()))
+    changed = sorted(name for name, value in _flatten(new).items() if old.get(name) != value)
+  replace_file(config_path(workdir), json.dumps(new, indent=2) + "\n")
+  return changed
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for name, value in tree.items():
+    flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+  return flat
+
+
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """Reads a run's config.
+
+  Raises:
+    FileNotFoundError: if `workdir` holds none.
+  """
+  def as_config(tree: dict[str, Any]) -> dict[str, Any]:
+    # JSON has lists where the config has tuples.
+    return {name: as_config(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+            for name, value in tree.items()}
+
+  path = config_path(workdir)
+  if not path.exists():
+    raise FileNotFoundError(f"{workdir} is not a run directory, it has no config.json: give the --workdir of a run.")
+  return ConfigDict(as_config(json.loads(path.read_text())))
+
+
+def read_status(workdir: pathlib.Path) -> dict[str, Any]:
+  """Reads status.json; {} before the first."""
+  path = workdir / "status.json"
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write_status(workdir: pathlib.Path, status: str, step: int, config: ConfigDict, **details: Any) -> None:
+  """Writes status.json.
+
+  Args:
+    workdir: the run directory.
+    status: running | done | diverged | preempted.
+    step: the last step made.
+    config: of the run.
+    **details: what else there is to say, such as the reason and the last metrics.
+  """
+  devices = jax.devices()
+  replace_file(workdir / "status.json", json.dumps({
+      "status": status, "step": step, "num_steps": config.num_steps, "paper_steps": step * config.batch_size / 32,
+      **details,
+      "git_revision": git_revision(), "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+      "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count(),
+  }, indent=2) + "\n")
+
+
+def git_revision() -> str | None:
+  """The commit of this code, with "+changes" if files differ from it; None outside a git checkout."""
+  def git(*arguments: str) -> str:
+    here = pathlib.Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+  try:
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def append_metrics(workdir: pathlib.Path, step: int, batch_size: int, metrics: dict[str, float]) -> None:
+  """Appends a line to metrics.jsonl. A number that is not finite is written as a string, as JSON has none."""
+  line = {"step": step, "paper_steps": step * batch_size / 32}
+  line |= {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+  with metrics_path(workdir).open("a") as file:
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+    os.fsync(file.fileno())  # A checkpoint that outlives a power failure must find its lines.
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """The lines of metrics.jsonl, oldest first; a last line that was cut by a kill is left out."""
+  path = metrics_path(workdir)
+  if not path.exists():
+    return []
+  lines = path.read_text().split("\n")[:-1]  # What stands behind the last newline is not a whole line.
+  return [{name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
+          for line in lines]
+
+
+def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
+  """Removes the lines of later steps, which a run that resumes from `step` will write again."""
+  path = metrics_path(workdir)
+  if path.exists():
+    lines = path.read_text().split("\n")[:-1]
+    replace_file(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,30 @@
+"""The mesh and the shardings: one axis, `data`, over all devices of all processes.
+
+Images and labels are split over it, everything else is on every device. With `AxisType.Auto` the program is that of a
+single device with a global batch, and XLA places the communication.
+"""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh of all devices, or of the given ones."""
+  devices = jax.devices() if devices is None else devices
+  return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device has the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def examples(mesh: Mesh) -> NamedSharding:
+  """[B, ...] with the examples split over the devices."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def micro_batches(mesh: Mesh) -> NamedSharding:
+  """[micro-batches, B, ...] with the examples of each micro-batch split over the devices."""
+  return NamedSharding(mesh, PartitionSpec(None, "data"))

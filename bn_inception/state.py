@@ -1,0 +1,83 @@
+"""What a training run is at one step: everything that the next step depends on but the config and the data."""
+
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+
+@flax.struct.dataclass
+class Sums:
+  """Sums over examples. Counts are integers, so that they are exact for any number of examples below 2^31."""
+
+  loss: jax.Array  # float32, nats
+  top1: jax.Array  # int32, how many are right
+  top5: jax.Array  # int32, how many have the label among the five largest logits
+  count: jax.Array  # int32
+
+  @classmethod
+  def zeros(cls) -> "Sums":
+    return cls(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+  def __add__(self, other: "Sums") -> "Sums":
+    return jax.tree.map(jnp.add, self, other)
+
+
+def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
+  """Cross-entropy, top-1 and top-5 summed over the examples.
+
+  A label's rank is the number of classes with a larger logit, plus those with an equal one before it: ties are settled
+  as a sort would, and a constant output is right for class 0 alone. A label with a logit that is not a number is wrong.
+
+  Args:
+    logits: [B, num_classes] float32.
+    labels: [B] int32.
+    mask: [B] bool, the examples to count; None: all.
+  """
+  mask = jnp.ones(labels.shape, bool) if mask is None else mask
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  label_logits = jnp.take_along_axis(logits, labels[:, None], axis=1)
+  before = jnp.arange(logits.shape[1]) < labels[:, None]
+  rank = jnp.sum((logits > label_logits) | ((logits == label_logits) & before), axis=1)
+  rank = jnp.where(jnp.isnan(logits).any(axis=1), logits.shape[1], rank)
+  return Sums(jnp.sum(jnp.where(mask, losses, 0)), jnp.sum((rank < 1) & mask, dtype=jnp.int32),
+              jnp.sum((rank < 5) & mask, dtype=jnp.int32), jnp.sum(mask, dtype=jnp.int32))
+
+
+@flax.struct.dataclass
+class TrainState:
+  """Everything a checkpoint holds.
+
+  Attributes:
+    step: int32, how many steps were made.
+    params: float32 parameters.
+    batch_stats: running mean and unbiased variance of every BN layer.
+    opt_state: momentum.
+    ema_params: Polyak average of the parameters, or None without `ema_decay`.
+    sums: metrics since the last line of the log, so that a resumed run writes the same lines.
+  """
+
+  step: jax.Array
+  params: Any
+  batch_stats: Any
+  opt_state: optax.OptState
+  ema_params: Any
+  sums: Sums
+
+  @property
+  def evaluated_params(self) -> Any:
+    return self.params if self.ema_params is None else self.ema_params
+
+
+def create(model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict,
+           image_shape: tuple[int, int, int]) -> TrainState:
+  """The state before the first step; depends on `config.seed` alone."""
+  variables = model.init(jax.random.key(config.seed), jnp.zeros((1, *image_shape)), train=False)
+  params = variables["params"]
+  return TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get("batch_stats", {}),
+      opt_state=optimizer.init(params), ema_params=params if config.ema_decay else None, sums=Sums.zeros())

@@ -1,0 +1,108 @@
+"""The training step and the two evaluation steps: pure functions of state and batch, no I/O."""
+
+from typing import Any, Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from bn_inception import batch_norm
+from bn_inception.data.preprocessing import normalize
+from bn_inception.state import Sums, TrainState, classification_sums
+
+Batch = dict[str, jax.Array]
+
+
+def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
+  """uint8 [..., H, W, C] to the float32 input of the network."""
+  return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary)
+
+
+def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
+                    config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
+  """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
+
+  Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A]}, A the micro-batches whose gradients are
+  accumulated. BN groups are those of the whole batch, since no group is split over micro-batches.
+  """
+  has_batch_norm = config.batch_norm.enabled
+
+  def loss_and_aux(params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array):
+    variables = {"params": params, "batch_stats": state.batch_stats}
+    logits, updates = model.apply(variables, preprocess(config, images), train=True, rngs={"dropout": key},
+                                  mutable=["batch_moments", "auxiliary"])
+    cross_entropy = lambda logits: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    auxiliary = sum(cross_entropy(logits) for logits in jax.tree.leaves(updates.get("auxiliary", {})))
+    loss = cross_entropy(logits) + config.auxiliary_loss_weight * auxiliary
+    return loss, (updates.get("batch_moments", {}), classification_sums(logits, labels))
+
+  def train_step(state: TrainState, batch: Batch) -> TrainState:
+    micro_batches = batch["label"].shape[0]
+    # No state but the step: a resumed run draws what an uninterrupted one would have drawn.
+    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+    def gradients(index: jax.Array, images: jax.Array, labels: jax.Array):
+      key = jax.random.fold_in(step_key, index)
+      grads, aux = jax.grad(loss_and_aux, has_aux=True)(state.params, state, images, labels, key)
+      return grads, *aux
+
+    if micro_batches == 1:
+      grads, moments, sums = gradients(jnp.zeros((), jnp.int32), batch["image"][0], batch["label"][0])
+    else:
+      def accumulate(carry, micro_batch):
+        grads, moments, sums = gradients(*micro_batch)
+        total, total_sums = carry
+        return (jax.tree.map(jnp.add, total, grads), total_sums + sums), moments
+
+      start = (jax.tree.map(jnp.zeros_like, state.params), Sums.zeros())
+      (grads, sums), moments = jax.lax.scan(
+          accumulate, start, (jnp.arange(micro_batches), batch["image"], batch["label"]))
+      grads = jax.tree.map(lambda g: g / micro_batches, grads)
+      moments = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moments)  # [A, G, ...] to all groups of the step.
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    batch_stats = state.batch_stats
+    if has_batch_norm:
+      batch_stats = batch_norm.update_running_averages(
+          batch_stats, moments, momentum=config.batch_norm.momentum, step=state.step)
+    ema_params = state.ema_params
+    if config.ema_decay:
+      # As tf.train.ExponentialMovingAverage: the start value is forgotten quickly.
+      decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
+      ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
+    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
+                         ema_params=ema_params, sums=state.sums + sums)
+
+  return train_step
+
+
+def make_eval_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, Batch], Sums]:
+  """Makes the step of inference with given statistics (Algorithm 2, line 11).
+
+  Its arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B]}.
+  """
+  def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Sums:
+    logits = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]),
+                         train=False)
+    return classification_sums(logits, batch["label"], batch["mask"])
+
+  return eval_step
+
+
+def make_batch_statistics_step(model: nn.Module,
+                               config: ConfigDict) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
+  """Makes the forward pass with the batch's own statistics and without dropout, weights frozen.
+
+  Its arguments are those of the evaluation step (the running averages are passed but not used); it returns the sums and
+  `batch_moments`, whose groups hold unmasked examples only.
+  """
+  def batch_statistics_step(params: Any, batch_stats: Any, batch: Batch) -> tuple[Sums, Any]:
+    logits, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]), train=True,
+        mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
+    return classification_sums(logits, batch["label"], batch["mask"]), updates["batch_moments"]
+
+  return batch_statistics_step

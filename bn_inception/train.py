@@ -1,0 +1,205 @@
+"""Training and evaluation of one config, from its first check to its last checkpoint, in the order it happens."""
+
+import logging
+import math
+import pathlib
+import signal
+import statistics
+import threading
+import time
+from typing import Any
+
+from clu import metric_writers, parameter_overview, periodic_actions
+import jax
+from jax.experimental import multihost_utils
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from bn_inception import checkpoint, config_checks, models, optim, run_directory, sharding, state as state_lib
+from bn_inception import step as step_lib
+from bn_inception.data import datasets, device, pipeline
+from bn_inception.evaluators import classification
+from bn_inception.report import curves, tables
+
+_log = logging.getLogger(__name__)
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Device] | None = None) -> dict[str, Any]:
+  """Trains from where the run directory stands to `config.num_steps`.
+
+  Args:
+    config: from a file in configs/.
+    workdir: run directory; made if missing, continued if it has a checkpoint. All hosts must see the same.
+    devices: what to run on; None: all devices of all processes.
+
+  Returns:
+    The run's summary, as in status.json: {"status": "done" | "diverged" | "preempted", "step", "metrics": those of the
+    last evaluation or {}}.
+
+  Raises:
+    ConfigError, DataError, CheckpointError: one sentence on what cannot be used, before anything is compiled.
+  """
+  mesh = sharding.make_mesh(devices)
+  with jax.set_mesh(mesh):
+    return _train_and_evaluate(config, pathlib.Path(workdir).absolute(), mesh)
+
+
+def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+  # What can be wrong is found first.
+  config_checks.check_config(config, mesh.size)
+  train_split = datasets.open_split(config.data, config.data.train_split)
+  eval_split = datasets.open_split(config.data, config.data.eval_split)
+  for split in (train_split, eval_split):
+    config_checks.check_data(config, split)
+  writes = jax.process_index() == 0
+  if writes:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if changed := run_directory.write_config(workdir, config):
+      _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))
+  multihost_utils.sync_global_devices("run directory made")
+
+  # Network, optimizer, and the state before the first step.
+  model = models.build(config)
+  schedule = optim.learning_rate_schedule(config, train_split.num_examples)
+  optimizer = optim.make_optimizer(config, schedule)
+  replicated = sharding.replicated(mesh)
+  image_shape = (config.data.image_size, config.data.image_size, train_split.image_channels)
+  state = jax.jit(lambda: state_lib.create(model, optimizer, config, image_shape), out_shardings=replicated)()
+
+  # Where an earlier run came to.
+  manager = checkpoint.open_manager(workdir, config)
+  restored = checkpoint.restore_latest(manager, state, config)
+  state = state if restored is None else restored
+  step = first_step = int(state.step)
+  if restored is not None:
+    _log.info("Resuming from the checkpoint of step %d.", step)
+    if step >= config.num_steps and run_directory.read_status(workdir).get("status") == "done":
+      _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
+      return _finish(workdir, config, "done", step)
+  if writes:
+    run_directory.drop_metrics_after(workdir, step)
+
+  # Compile, then say what will run.
+  train_step = jax.jit(step_lib.make_train_step(model, optimizer, config), donate_argnums=0,
+                       out_shardings=replicated)
+  micro_batch = config.batch_size // config.gradient_accumulation
+  batch_shapes = {
+      name: jax.ShapeDtypeStruct((config.gradient_accumulation, micro_batch, *shape), dtype,
+                                 sharding=sharding.micro_batches(mesh))
+      for name, shape, dtype in (("image", image_shape, jnp.uint8), ("label", (), jnp.int32))}
+  start = time.monotonic()
+  lowered = train_step.lower(state, batch_shapes)
+  train_step = lowered.compile()
+  _log.info("Compiled the training step in %.0f s.", time.monotonic() - start)
+  if writes:
+    _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    _log.info("%s", tables.plan(config, mesh, state, lowered, train_step, train_split, eval_split, first_step))
+
+  evaluate = classification.make_evaluator(config, mesh)
+  parameter_norm = jax.jit(optax.global_norm, out_shardings=replicated)
+  zero_sums = jax.jit(state_lib.Sums.zeros, out_shardings=replicated)
+  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+  batches = device.to_device(
+      pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size,
+                             micro_batches=config.gradient_accumulation, start_step=step, **process),
+      sharding.micro_batches(mesh))
+  writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if writes else [])
+  profile = periodic_actions.Profile(logdir=workdir, num_profile_steps=5, first_profile=config.profile_at_step or -1,
+                                     every_secs=None)
+
+  def write(metrics: dict[str, float]) -> None:
+    writer.write_scalars(step, metrics | {"paper_steps": step * config.batch_size / 32})
+    if writes:
+      run_directory.append_metrics(workdir, step, config.batch_size, metrics)
+
+  if writes:
+    run_directory.write_status(workdir, "running", step, config)
+  status = "done"
+  with _Preemption(manager) as preemption:
+    clock, clock_step = time.monotonic(), step
+    while step < config.num_steps:
+      state = train_step(state, next(batches))
+      step += 1
+      if config.profile_at_step:
+        profile(step)
+      last = step == config.num_steps
+      evaluates = last or step % config.eval_every == 0
+      preempted = preemption.reached(step)
+      saves = last or preempted or step % config.checkpoint_every == 0
+      logs = last or step % config.log_every == 0
+      if not (logs or evaluates or saves):
+        continue
+
+      norm, sums = float(parameter_norm(state.params)), jax.device_get(state.sums)
+      diverged = not (math.isfinite(norm) and math.isfinite(sums.loss))
+      if logs or diverged:
+        images_per_second = (step - clock_step) * config.batch_size / (time.monotonic() - clock)
+        train_metrics = {
+            "train/loss": sums.loss.item() / sums.count.item(), "train/top1": sums.top1.item() / sums.count.item(),
+            "train/learning_rate": float(schedule(step - 1)), "train/parameter_norm": norm,
+            "train/images_per_second": images_per_second}
+        write(train_metrics)
+        _log.info("%s", tables.progress(config, step, train_metrics))
+        state = state.replace(sums=zero_sums())
+      if diverged:
+        # The paper reports one such run: a result, not a crash. The last good checkpoint stays the newest.
+        status = "diverged"
+        break
+      top1 = None
+      if evaluates:
+        metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
+        top1 = metrics["eval/running/top1"]
+        write(metrics)
+        _log.info("%s", tables.evaluation(step, metrics))
+      if saves:
+        checkpoint.save(manager, state, config, top1)
+        if writes:
+          run_directory.write_status(workdir, "running", step, config)
+      if evaluates and writes:
+        curves.draw(workdir)
+      if preempted and not last:
+        status = "preempted"
+        break
+      clock, clock_step = time.monotonic(), step
+
+  batches.close()
+  manager.wait_until_finished()
+  manager.close()
+  writer.close()
+  return _finish(workdir, config, status, step)
+
+
+def _finish(workdir: pathlib.Path, config: ConfigDict, status: str, step: int) -> dict[str, Any]:
+  """Writes the status and the curve, prints the result, returns the summary."""
+  multihost_utils.sync_global_devices("metrics written")
+  lines = run_directory.read_metrics(workdir)
+  metrics = next((line for line in reversed(lines) if "eval/count" in line), {})
+  speeds = [line["train/images_per_second"] for line in lines if "train/images_per_second" in line]
+  if jax.process_index() == 0:
+    run_directory.write_status(workdir, status, step, config, metrics=metrics)
+    speed = statistics.median(speeds) if speeds else None
+    _log.info("%s", tables.result(workdir, status, step, metrics, speed, curves.draw(workdir)))
+  return {"status": status, "step": step, "metrics": metrics}
+
+
+class _Preemption:
+  """Whether the cluster has asked this run to stop (SIGTERM), answered alike on all processes."""
+
+  def __init__(self, manager: Any):
+    self._manager = manager
+    self._asked = threading.Event()
+
+  def __enter__(self) -> "_Preemption":
+    # With several processes JAX's own service listens and finds a step that all can stop at; with one it is silent.
+    self._listens = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+    if self._listens:
+      self._previous = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._listens:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def reached(self, step: int) -> bool:
+    return self._asked.is_set() if jax.process_count() == 1 else self._manager.reached_preemption(step)

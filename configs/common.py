@@ -1,0 +1,160 @@
+"""What the rows of the paper share: one base config, and the two changes that make a row of it.
+
+`inception(scale)` is the network without batch normalization (§4.2); `with_batch_norm` adds BN before every
+nonlinearity and changes nothing else (BN-Baseline); `accelerated` makes the changes of §4.2.1 that go with a higher
+learning rate. Every other file in this folder is a few lines over these. Only ml_collections is imported here: a config
+can be read where no JAX is installed.
+
+A step of the paper is a mini-batch of 32. Lengths are stated in such steps and follow `batch_size`: with
+`--config.batch_size=256` the same number of examples is seen in an eighth of the steps, unless `num_steps` is given too.
+"""
+
+from ml_collections import ConfigDict
+
+SCALES = ("imagenet", "cifar10", "quickstart")
+
+
+def parse_argument(argument: str, **choices: tuple[str, ...]) -> dict[str, str]:
+  """Splits a config file's argument: `bn_x5.py:cifar10`, `ensemble.py:cifar10,3`.
+
+  Args:
+    argument: what stands behind the colon, words separated by commas in any order; may be empty.
+    **choices: for each name the words it may take; the first is the default.
+
+  Returns:
+    {name: word}.
+
+  Raises:
+    ValueError: for a word that is none of the choices, or two words of one kind; it lists what there is.
+  """
+  values = {}
+  for word in filter(None, argument.split(",")):
+    name = next((name for name, words in choices.items() if word in words), None)
+    if name is None or name in values:
+      known = " and ".join(f"one of {', '.join(words)}" for words in choices.values())
+      problem = "is not known" if name is None else f"is a second {name}"
+      raise ValueError(f"'{word}' in the config argument '{argument}' {problem}: give {known}.")
+    values[name] = word
+  return {name: values.get(name, words[0]) for name, words in choices.items()}
+
+
+def base(scale: str) -> ConfigDict:
+  """The fields that do not depend on the model, at the size of one data set."""
+  config = ConfigDict()
+  config.seed = 0
+  config.batch_size = 32  # §4.2: mini-batch size of 32.
+  config.gradient_accumulation = 1  # Micro-batches a step; their BN groups are those of the whole batch.
+  config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
+  config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
+  config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
+  config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
+  config.learning_rate_decay_epochs = 8.0
+  config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
+  config.auxiliary_loss_weight = 0.3  # GoogLeNet paper; counts only with model.auxiliary_heads.
+  config.keep_latest = 2  # Checkpoints kept: the newest ...
+  config.keep_best = 1  # ... and those with the best top-1.
+  config.profile_at_step = 0  # Writes a profile of 5 steps from here; 0: none.
+
+  config.batch_norm = ConfigDict()
+  config.batch_norm.enabled = False
+  config.batch_norm.group_size = 32  # Examples normalized together (the paper's m); 0: the whole global batch.
+  config.batch_norm.epsilon = 1e-3  # Not in the paper; Google's released Inception-BN [choice].
+  config.batch_norm.momentum = 0.99  # Of the running averages [choice].
+  config.batch_norm.use_gamma = True
+  config.batch_norm.in_stem = True  # False: the first convolution has bias and ReLU, as Google's release.
+  config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").
+
+  config.data = ConfigDict()
+  config.data.dir = ""  # TFDS data_dir; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+  config.data.shuffle = "none"  # none | within_shard | global.
+  config.data.crop_area = (0.08, 1.0)  # GoogLeNet paper: 8% to 100% of the area,
+  config.data.crop_aspect = (3 / 4, 4 / 3)  # aspect ratio 3/4 to 4/3,
+  config.data.flip = True  # mirrored half of the time.
+  config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
+  config.data.std = (127.5, 127.5, 127.5)
+  config.data.binary = False  # True: pixel >= 128 instead, 0 or 1 (§4.1).
+
+  config.eval = ConfigDict()
+  config.eval.population_batches = 32  # Training mini-batches of batch_size behind Algorithm 2's statistics.
+
+  if scale == "imagenet":
+    config.data.name = "imagenet2012:5.*.*"
+    config.data.train_split, config.data.eval_split = "train", "validation"
+    config.data.num_classes = 1000
+    config.data.image_size = 224
+    config.data.eval_resize = 256  # Shorter side before the centre crop [choice].
+    config.eval.batch_size = 128
+  elif scale == "cifar10":
+    config.data.name = "cifar10:3.*.*"
+    config.data.train_split, config.data.eval_split = "train", "test"
+    config.data.num_classes = 10
+    config.data.image_size = config.data.eval_resize = 32
+    config.data.crop_area = (0.25, 1.0)  # 8% of 32x32 is 9x9 pixels: too few to tell a cat.
+    config.eval.batch_size = 256
+  elif scale == "quickstart":
+    config.data.name = "digits"  # 5,000 real MNIST digits that come with the dependencies.
+    config.data.train_split, config.data.eval_split = "train", "test"
+    config.data.num_classes = 10
+    config.data.image_size = config.data.eval_resize = 28
+    config.data.crop_area, config.data.flip = (0.6, 1.0), False  # A mirrored 2 is not a 2.
+    config.data.mean, config.data.std = (127.5,), (127.5,)
+    config.eval.batch_size = 256
+  return config
+
+
+def inception(scale: str) -> ConfigDict:
+  """Inception without batch normalization: §4.2's first row, at one of SCALES."""
+  config = base(scale)
+  config.learning_rate = 0.0015  # §4.2.2.
+
+  config.model = ConfigDict()
+  config.model.name = "inception"
+  config.model.width = {"imagenet": 1.0, "cifar10": 0.25, "quickstart": 0.25}[scale]
+  config.model.stem = "separable" if scale == "imagenet" else "small"  # separable | plain | small (for small images).
+  config.model.pool_proj_4cd = 96  # 96: 576 channels as Figure 5 states; 128: its literal widths, 608 channels.
+  config.model.padding = "same"  # Stride-2 convolutions: same | symmetric.
+  config.model.stem_pool = "same"  # same | ceil | floor.
+  config.model.reduction_pool = "same"  # Pooling in 3c and 4e: same | ceil | floor_pad1.
+  config.model.avg_pool_include_pad = False
+  config.model.conv_bias = False  # §3.2: beta takes its role. (Without BN a convolution always has its bias.)
+  config.model.nonlinearity = "relu"  # relu | sigmoid.
+  config.model.local_response_norm = True  # §4.2.1 removes it.
+  config.model.dropout_rate = 0.4  # GoogLeNet paper; §4.2.1 removes it.
+  config.model.auxiliary_heads = ()  # GoogLeNet paper: ("4a", "4d").
+  config.model.init_scale = 1.0  # Factor on the initial convolution weights (§4.2.3: larger ones).
+
+  set_length(config, scale, paper_steps=31_000_000)  # §4.2.2: 72.2% after 31.0e6 steps.
+  return config
+
+
+def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
+  """Sets `num_steps` and what happens every so many steps; `paper_steps` is the length at the imagenet scale."""
+  steps, log_every, eval_every = {
+      "imagenet": (paper_steps, 100, 20_000),
+      "cifar10": (2_000, 20, 100),
+      "quickstart": (400, 20, 100),
+  }[scale]
+  paper_batches = 32 / config.get_ref("batch_size")
+  config.num_steps = (steps * paper_batches).to_int()
+  config.log_every = log_every
+  config.eval_every = (eval_every * paper_batches).to_int()
+  config.checkpoint_every = (eval_every * paper_batches).to_int()
+
+
+def with_batch_norm(config: ConfigDict) -> ConfigDict:
+  """Adds BN before each nonlinearity and nothing else (BN-Baseline, §4.2.2); returns `config`."""
+  config.batch_norm.enabled = True
+  return config
+
+
+def accelerated(scale: str, factor: float) -> ConfigDict:
+  """BN with `factor` times the learning rate and the changes of §4.2.1 that go with it."""
+  config = with_batch_norm(inception(scale))
+  config.learning_rate *= factor
+  config.model.dropout_rate = 0.0  # "Remove Dropout."
+  config.weight_decay /= 5  # "Reduce the L2 weight regularization": a fifth; 4e-5, the public Inception v2 recipe.
+  config.learning_rate_decay_epochs /= 6  # "Accelerate the learning rate decay": 6 times faster.
+  config.model.local_response_norm = False  # "Remove Local Response Normalization."
+  config.data.shuffle = "within_shard"  # "Shuffle training examples more thoroughly."
+  set_length(config, scale, paper_steps=6_000_000)  # Figure 3: BN-x30 reaches 74.8% after 6e6 steps.
+  return config

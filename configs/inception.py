@@ -1,0 +1,7 @@
+"""Inception (§4.2.2): no BN; local response normalization, dropout 40%, learning rate 0.0015. The paper: 72.2%."""
+
+from configs import common
+
+
+def get_config(argument: str = "imagenet"):
+  return common.inception(**common.parse_argument(argument, scale=common.SCALES))

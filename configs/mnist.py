@@ -1,0 +1,33 @@
+"""The MNIST network of §4.1 (Figure 1), `mnist.py:bn` or `mnist.py:plain`; `,quickstart` for the embedded digits.
+
+50,000 steps of 60 examples, three hidden layers of 100 sigmoid units, binary 28x28 input.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(argument: str = "bn"):
+  words = common.parse_argument(argument, network=("bn", "plain"), scale=("mnist", "quickstart"))
+  config = common.base("quickstart")
+  config.batch_size = 60
+  config.momentum = 0.0  # §4.1 names none [choice].
+  config.weight_decay = 0.0
+  config.learning_rate = 0.1  # Not in the paper [choice].
+  config.learning_rate_decay = 1.0  # Constant.
+  config.model = ConfigDict()
+  config.model.name = "mnist_mlp"
+  config.model.hidden_units = 100
+  config.model.init_std = 0.1  # "small random Gaussian values" [choice].
+  config.batch_norm.enabled = words["network"] == "bn"
+  config.batch_norm.group_size = 60
+  config.data.binary = True
+  config.data.crop_area = config.data.crop_aspect = (1.0, 1.0)  # The whole image, undistorted.
+  config.data.shuffle = "global"
+  if words["scale"] == "mnist":
+    config.data.name = "mnist:3.*.*"
+  config.num_steps = 50_000 if words["scale"] == "mnist" else 2_000
+  config.log_every, config.eval_every, config.checkpoint_every = 100, 1_000, 1_000
+  config.eval.batch_size = 240
+  return config
