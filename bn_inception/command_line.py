@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+import runpy
 import sys
 from typing import Callable
 
@@ -68,21 +69,18 @@ def _last_line(error: Exception) -> str:
 
 def _unknown_key(argv: list[str]) -> str | None:
   """A sentence on the first override whose key the config does not have."""
-  file = next((word.removeprefix("--config=") for word in argv if word.startswith("--config=")), None)
-  holder = flags.FlagValues()
-  config_flags.DEFINE_config_file("config", flag_values=holder)
+  file = next((word.removeprefix("--config=") for word in argv if word.startswith("--config=")), "")
+  path, _, argument = file.partition(":")
   try:
-    holder(["", f"--config={file}"])
-    config = holder.config
-    known = list(_keys(config))
+    get_config = runpy.run_path(path)["get_config"]
+    known = list(_keys(get_config(argument) if argument else get_config()))
   except Exception:  # The config itself is what is wrong, which the caller says.
     return None
   for word in argv:
-    if word.startswith("--config."):
-      key = word.removeprefix("--config.").split("=")[0]
-      if key not in known:
-        close = difflib.get_close_matches(key, known, n=1)
-        return f"--config.{key}: the config has no such key" + (f"; did you mean --config.{close[0]}?" if close else ".")
+    key = word.removeprefix("--config.").split("=")[0]
+    if key != word.split("=")[0] and key not in known:
+      close = difflib.get_close_matches(key, known, n=1)
+      return f"--config.{key}: the config has no such key" + (f"; did you mean --config.{close[0]}?" if close else ".")
   return None
 
 

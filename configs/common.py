@@ -59,7 +59,7 @@ def base(scale: str) -> ConfigDict:
   config.batch_norm.enabled = False
   config.batch_norm.group_size = 32  # Examples normalized together (the paper's m); 0: the whole global batch.
   config.batch_norm.epsilon = 1e-3  # Not in the paper; Google's released Inception-BN [choice].
-  config.batch_norm.momentum = 0.99  # Of the running averages [choice].
+  config.batch_norm.momentum = 0.99 if scale == "imagenet" else 0.9  # Of the running averages [choice].
   config.batch_norm.use_gamma = True
   config.batch_norm.in_stem = True  # False: the first convolution has bias and ReLU, as Google's release.
   config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").

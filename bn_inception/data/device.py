@@ -1,5 +1,6 @@
 """From the host to the devices: batches as sharded arrays, transferred ahead of their use by a thread."""
 
+import atexit
 from collections.abc import Iterator
 import queue
 import threading
@@ -52,11 +53,18 @@ def to_device(
 
   thread = threading.Thread(target=transfer, name="to_device", daemon=True)
   thread.start()
+
+  def end() -> None:
+    stopped.set()
+    thread.join()
+
+  # A thread that runs into the end of the interpreter inside JAX's C++ would abort the process.
+  atexit.register(end)
   try:
     while (item := ready.get()) is not _END:
       if isinstance(item, BaseException):
         raise item
       yield item
   finally:
-    stopped.set()
-    thread.join()
+    atexit.unregister(end)
+    end()

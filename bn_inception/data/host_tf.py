@@ -1,6 +1,7 @@
 """TensorFlow as the input pipeline uses it: on the CPU only, and quiet. The data package imports it from here.
 
-JAX owns the accelerators; without this TensorFlow would take the memory of every GPU it sees.
+JAX owns the accelerators; without this TensorFlow would take the memory of every GPU it sees. To be imported before
+anything else runs a TensorFlow operation: TensorFlow refuses these settings later.
 """
 
 import os
@@ -13,3 +14,5 @@ import tensorflow as tf  # pylint: disable=wrong-import-position
 
 for device_type in ("GPU", "TPU"):
   tf.config.set_visible_devices([], device_type)
+# Examples are processed in parallel; splitting each operation over the cores as well only costs time.
+tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -1,11 +1,16 @@
 """The input pipeline: batches on the host, of exactly the examples that the stream or the evaluation order names.
 
-A tf.data graph reads the records of a step in one go and decodes them one by one, in parallel. Its output is in order
-and every example depends only on (data set, seed, position), so batches are the same for any number of threads, and the
-same whether a run came to a step or resumed there.
+Threads read and decode chunks of a batch, each into its place. An example depends only on (data set, seed, position),
+so batches are the same for any number of threads, and the same whether a run came to a step or resumed there.
+
+The threads are Python's and spend their time inside TensorFlow, without Python's lock. (A tf.data graph that calls back
+into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
 """
 
+import collections
 from collections.abc import Callable, Iterator
+import concurrent.futures
+import itertools
 import os
 
 from ml_collections import ConfigDict
@@ -14,14 +19,12 @@ import numpy as np
 from bn_inception.data import datasets, evaluation_crops, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import open_records
+from bn_inception.data.records import Records, open_records
 
-# Maps a step to this host's (positions, record indices) in it, both int64 [n].
-_Schedule = Callable[[int], tuple[np.ndarray, np.ndarray]]
+_CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 
-
-# More steps than any run has.
-_FOREVER = 1 << 62
+# Maps (position, encoded image) to uint8 [size, size, channels], in TensorFlow.
+_ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def train_batches(
@@ -40,49 +43,47 @@ def train_batches(
     data_config: `config.data`.
     seed: of the order and the distortions.
     batch_size: examples in a global batch.
-    micro_batches: parts a step is taken in; divides the batch, changes nothing in it.
+    micro_batches: parts a step is taken in; changes nothing in the batch but its shape.
     start_step: the first step to yield, at no cost.
     process_index: this host among `process_count`.
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [micro_batches, local, size, size, channels], `label` int32 [micro_batches, local], where
+    `image` uint8 [micro_batches, local, size, size, channels] and `label` int32 [micro_batches, local], where
     local = batch_size / micro_batches / process_count.
 
   Raises:
-    DataError: now, for a configuration or data that cannot be used; later, for an example that cannot.
+    DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   split = datasets.open_split(data_config, data_config.train_split)
-  seed_words = seed % (1 << 63)  # As TensorFlow's seeds are signed.
+  signed_seed = np.uint64(seed % (1 << 64)).astype(np.int64)  # TensorFlow's seeds are int64; any integer will do here.
 
-  def schedule(step: int) -> tuple[np.ndarray, np.ndarray]:
-    positions = stream.local_positions(
+  def positions_of(step: int) -> np.ndarray:
+    return stream.local_positions(
         step,
         batch_size=batch_size,
         micro_batches=micro_batches,
         process_index=process_index,
         process_count=process_count,
-    ).reshape(-1)
-    return positions, stream.record_at(
-        positions, shard_lengths=split.shard_lengths, seed=seed, shuffle=data_config.shuffle
     )
 
-  def distort(encoded: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+  def records_of(positions: np.ndarray) -> np.ndarray:
+    return stream.record_at(positions, shard_lengths=split.shard_lengths, seed=seed, shuffle=data_config.shuffle)
+
+  def distort(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     return train_distortions.random_crop_and_flip(
         encoded,
-        tf.stack([tf.constant(seed_words, tf.int64), position]),
+        tf.stack([tf.constant(signed_seed), position]),
         size=data_config.image_size,
         channels=split.image_channels,
-        crop_area=tuple(data_config.crop_area),
-        crop_aspect=tuple(data_config.crop_aspect),
+        crop_area=data_config.crop_area,
+        crop_aspect=data_config.crop_aspect,
         flip=data_config.flip,
     )
 
-  schedule(start_step)  # Raises what is wrong with the batch size or the shuffle now.
-  batches = _batches(split, schedule, distort, start_step=start_step, stop_step=_FOREVER)
-  return (
-      {key: value.reshape(micro_batches, -1, *value.shape[1:]) for key, value in batch.items()} for batch in batches
-  )
+  records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
+  batches = _batches(split, positions_of, records_of, distort, data_config.image_size, start_step)
+  return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
 def eval_batches(
@@ -90,118 +91,145 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's part of a split, every example exactly once.
 
-  Global batch i holds examples i*batch_size ... in stored order, each host a contiguous part. The last batch is padded
-  with zeros; every host yields the same number of batches.
+  Global batch i holds examples i*batch_size ... (i+1)*batch_size - 1 in stored order, of which each host has a
+  contiguous part. The last batch is padded with zeros; every host yields the same number of batches.
+
+  Args:
+    data_config: `config.data`.
+    split: as for `datasets.open_split`.
+    batch_size: examples in a global batch.
+    process_index: this host among `process_count`.
+    process_count: number of hosts.
 
   Yields:
-    `image` uint8 [local, size, size, channels], `label` int32 [local], `mask` bool [local] (False: padding), where
+    `image` uint8 [local, size, size, channels], `label` int32 [local] and `mask` bool [local] (False: padding), where
     local = batch_size / process_count.
 
   Raises:
-    DataError: now, for a configuration or data that cannot be used; later, for an example that cannot.
+    DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   opened = datasets.open_split(data_config, split)
   if data_config.eval_resize < data_config.image_size:
     raise DataError(
-        f"data.eval_resize {data_config.eval_resize} is less than data.image_size {data_config.image_size}: the crop "
-        "would not fit; raise data.eval_resize."
+        f"data.eval_resize {data_config.eval_resize} is less than data.image_size {data_config.image_size}, so the crop "
+        "does not fit: raise data.eval_resize."
     )
 
-  def schedule(step: int) -> tuple[np.ndarray, np.ndarray]:
-    positions = stream.local_positions(
+  def positions_of(step: int) -> np.ndarray:
+    return stream.local_positions(
         step, batch_size=batch_size, process_index=process_index, process_count=process_count
-    ).reshape(-1)
-    return positions, np.minimum(positions, opened.num_examples - 1)  # Padding is the last example, blanked below.
+    )[0]
 
-  def crop(encoded: tf.Tensor, position: tf.Tensor) -> tf.Tensor:
+  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     del position  # Nothing here is random.
     return evaluation_crops.centre_crop(
         encoded, size=data_config.image_size, resize=data_config.eval_resize, channels=opened.image_channels
     )
 
-  def masked(step: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    mask = schedule(step)[0] < opened.num_examples
-    if not mask.all():
-      batch = {key: np.where(mask.reshape(-1, *[1] * (value.ndim - 1)), value, 0) for key, value in batch.items()}
-    return {**batch, "mask": mask}
-
-  schedule(0)  # Raises what is wrong with the batch size now.
-  num_steps = -(-opened.num_examples // batch_size)
-  batches = _batches(opened, schedule, crop, start_step=0, stop_step=num_steps)
-  return (masked(step, batch) for step, batch in enumerate(batches))
+  positions_of(0)  # Raises now what is wrong with the batch size.
+  last = -(-opened.num_examples // batch_size)
+  return _batches(opened, positions_of, lambda positions: positions, crop, data_config.image_size, 0, last)
 
 
 def _batches(
     split: Split,
-    schedule: _Schedule,
-    to_pixels: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
-    *,
+    positions_of: Callable[[int], np.ndarray],
+    records_of: Callable[[np.ndarray], np.ndarray],
+    to_pixels: _ToPixels,
+    image_size: int,
     start_step: int,
-    stop_step: int,
+    stop_step: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-  """The examples of each step as one flat batch. Opens the files now and reads when iterated."""
+  """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
+
+  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label` and `mask` have the shape
+  of positions_of(step); where stop_step is given, positions that the split does not have are padding.
+  """
   records = open_records(split)
+  decode = _decoder(split, to_pixels)
+  cores = len(os.sched_getaffinity(0))
+
+  def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
+    images, labels = _read_and_decode(split, records, decode, positions, records_of(positions))
+    batch["image"][places], batch["label"][places] = images, labels
+
+  def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
+    positions = positions_of(step)
+    mask = np.ones(positions.shape, bool) if stop_step is None else positions < split.num_examples
+    batch = {
+        "image": np.zeros((*positions.shape, image_size, image_size, split.image_channels), np.uint8),
+        "label": np.zeros(positions.shape, np.int32),
+        "mask": mask,
+    }
+    flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
+    places = np.flatnonzero(mask)
+    chunks = [places[first : first + _CHUNK] for first in range(0, len(places), _CHUNK)]
+    return batch, [pool.submit(fill, flat, chunk, positions.reshape(-1)[chunk]) for chunk in chunks]
+
+  def iterate() -> Iterator[dict[str, np.ndarray]]:
+    pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
+    # Enough to keep every core at work while the consumer takes its time over one batch.
+    ahead = 1 + -(-cores * _CHUNK // positions_of(start_step).size)
+    started = collections.deque()
+    try:
+      while True:
+        for step in itertools.islice(steps, ahead - len(started)):
+          started.append(start(pool, step))
+        if not started:
+          return
+        batch, chunks = started.popleft()
+        for chunk in chunks:
+          chunk.result()
+        yield batch
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+  return iterate()
+
+
+def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[bytes]], tuple[tf.Tensor, tf.Tensor]]:
+  """A function of positions int64 [n] and n serialized records to images uint8 [n, ...] and labels int64 [n]."""
   features = {
       split.image_key: tf.io.FixedLenFeature([], tf.string),
       split.label_key: tf.io.FixedLenFeature([], tf.int64),
   }
 
-  @tf.function(input_signature=[tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.string)], autograph=False)
-  def decode(position: tf.Tensor, record: tf.Tensor) -> dict[str, tf.Tensor]:
-    example = tf.io.parse_single_example(record, features)
-    return {
-        "image": to_pixels(example[split.image_key], position),
-        "label": tf.cast(example[split.label_key], tf.int32),
-    }
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)], autograph=False)
+  def decode(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    examples = tf.io.parse_example(serialized, features)
+    images = tf.map_fn(
+        lambda example: to_pixels(*example),
+        (positions, examples[split.image_key]),
+        fn_output_signature=tf.uint8,
+        parallel_iterations=1,  # Chunks are decoded in parallel already.
+    )
+    return images, examples[split.label_key]
 
-  def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-    positions, indices = schedule(int(step))
-    return positions, np.array(records.read(indices), object)
+  decode.get_concrete_function()  # Traced here once, not by several threads.
+  return decode
 
-  def examples_of_step(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    positions, serialized = tf.numpy_function(read, [step], [tf.int64, tf.string], stateful=False)
-    return tf.ensure_shape(positions, [None]), tf.ensure_shape(serialized, [None])
 
-  def explain(step: int, error: Exception) -> DataError:
-    """Finds the example of a failed step that cannot be read or decoded."""
-    for position, index in zip(*schedule(step)):
-      try:
-        decode(position, records.read([index])[0])
-      except DataError as cause:
-        return cause
-      except tf.errors.OpError as cause:
-        return DataError(
-            f"Record {index} of {split.name} {split.split} cannot be decoded ({cause.message.splitlines()[0]}): "
-            "prepare the data set again."
-        )
-    return DataError(f"Reading step {step} of {split.name} {split.split} failed: {error}")
-
-  cores = len(os.sched_getaffinity(0))
-  options = tf.data.Options()
-  options.deterministic = True
-  options.threading.private_threadpool_size = cores
-  options.threading.max_intra_op_parallelism = 1  # Examples are processed in parallel instead.
-  size = len(schedule(start_step)[0])
-  dataset = (
-      tf.data.Dataset.range(start_step, stop_step)
-      .map(examples_of_step, num_parallel_calls=2)
-      .unbatch()
-      .map(decode, num_parallel_calls=cores)
-      .batch(size, drop_remainder=True)
-      .prefetch(2)
-      .with_options(options)
-  )
-
-  def iterate() -> Iterator[dict[str, np.ndarray]]:
-    iterator = dataset.as_numpy_iterator()
-    for step in range(start_step, stop_step):
-      try:
-        batch = next(iterator)
-      except tf.errors.OpError as error:
-        raise explain(step, error) from error
-      if batch["label"].min() < 0:
-        index = schedule(step)[1][batch["label"].argmin()]
-        raise DataError(f"Record {index} of {split.name} {split.split} has no label: choose a split that has labels.")
-      yield batch
-
-  return iterate()
+def _read_and_decode(
+    split: Split, records: Records, decode: Callable, positions: np.ndarray, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Images and labels of the records `indices`; an error names the record."""
+  serialized = records.read(indices)
+  try:
+    images, labels = decode(positions, serialized)
+  except tf.errors.OpError as error:
+    if len(indices) == 1:
+      raise DataError(
+          f"Record {indices[0]} of {split.name} {split.split} cannot be decoded ({error.message.splitlines()[0]}): "
+          "prepare the data set again."
+      ) from error
+    for one in range(len(indices)):  # One by one to find it.
+      _read_and_decode(split, records, decode, positions[one : one + 1], indices[one : one + 1])
+    raise
+  labels = labels.numpy()
+  if labels.min() < 0:
+    raise DataError(
+        f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
+        "a split that has labels."
+    )
+  return images.numpy(), labels

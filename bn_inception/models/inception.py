@@ -4,6 +4,7 @@ The paper's table does not add up: with its own projection of 128, modules 4c an
 states. Released networks are of both kinds and differ in padding, pooling and bias too, so each is an attribute here.
 """
 
+import functools
 from typing import Callable, NamedTuple
 
 import flax.linen as nn
@@ -155,10 +156,11 @@ class Inception(nn.Module):
   def _scale(self, channels: int) -> int:
     return max(round(channels * self.width), 1) if channels else 0
 
-  def _unit(self, features: int, window=(1, 1), stride: int = 1, *, norm=None, depth_multiplier: int = 0,
-            name: str) -> nn.Module:
-    return layers.ConvUnit(features, window, stride, self.padding, norm, layers.NONLINEARITIES[self.nonlinearity],
-                           self.conv_bias, depth_multiplier, self.init_scale, name=name)
+  def _unit(self, norm: Callable[..., nn.Module] | None) -> Callable[..., nn.Module]:
+    """The constructor of this network's convolution units: `unit(features, window, stride, name=...)`."""
+    return functools.partial(
+        layers.ConvUnit, norm=norm, padding=self.padding, nonlinearity=layers.NONLINEARITIES[self.nonlinearity],
+        use_bias=self.conv_bias, init_scale=self.init_scale)
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -174,8 +176,8 @@ class Inception(nn.Module):
       widths = row._replace(**{field: self._scale(value) for field, value in row._asdict().items() if field != "pool"})
       norm = self.norm
       if norm is not None and name in self.per_activation:
-        norm = lambda **kwargs: self.norm(per_activation=True, **kwargs)
-      unit = lambda *args, norm=norm, **kwargs: self._unit(*args, norm=norm, **kwargs)
+        norm = functools.partial(norm, per_activation=True)
+      unit = self._unit(norm)
       x = InceptionModule(widths, unit, self.reduction_pool, self.avg_pool_include_pad, name=f"inception_{name}")(
           x, train=train, mask=mask)
       if name in self.auxiliary_heads and (train or self.is_initializing()):
@@ -187,16 +189,16 @@ class Inception(nn.Module):
     return nn.Dense(self.num_classes, dtype=x.dtype, name="logits")(x).astype(jnp.float32)
 
   def _stem(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
-    first_norm = self.norm if self.norm_in_stem else None
+    first_unit, unit = self._unit(self.norm if self.norm_in_stem else None), self._unit(self.norm)
     lrn = layers.local_response_norm if self.local_response_norm else lambda x: x
-    small = self.stem == "small"
-    x = self._unit(self._scale(64), (3, 3) if small else (7, 7), 1 if small else 2, norm=first_norm,
-                   depth_multiplier=8 if self.stem == "separable" else 0, name="conv1")(x, train=train, mask=mask)
+    window, stride = ((3, 3), 1) if self.stem == "small" else ((7, 7), 2)
+    x = first_unit(self._scale(64), window, stride, depth_multiplier=8 if self.stem == "separable" else 0,
+                   name="conv1")(x, train=train, mask=mask)
     x = lrn(max_pool_stride2(x, self.stem_pool))
-    x = self._unit(self._scale(64), norm=self.norm, name="conv2_reduce")(x, train=train, mask=mask)
-    x = self._unit(self._scale(192), (3, 3), norm=self.norm, name="conv2")(x, train=train, mask=mask)
+    x = unit(self._scale(64), name="conv2_reduce")(x, train=train, mask=mask)
+    x = unit(self._scale(192), (3, 3), name="conv2")(x, train=train, mask=mask)
     x = lrn(x)
-    return x if small else max_pool_stride2(x, self.stem_pool)
+    return x if self.stem == "small" else max_pool_stride2(x, self.stem_pool)
 
 
 def from_config(config: ConfigDict) -> Inception:
