@@ -55,7 +55,8 @@ def _parts(batch: int, group_size: int | None) -> tuple[int, int]:
   group_size = group_size or batch
   if batch % group_size:
     raise ValueError(
-        f"A batch of {batch} examples does not divide into BN groups of {group_size}: choose a multiple of it.")
+        f"A batch of {batch} examples does not divide into BN groups of {group_size}: choose a multiple of "
+        f"{group_size}.")
   mesh = jax.sharding.get_abstract_mesh()
   devices = 1 if mesh.empty else mesh.size
   # Where groups straddle shares (12 examples a device, groups of 8), results are right and XLA moves what it must.
@@ -70,14 +71,21 @@ def _replicate(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def _merge(mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int) -> tuple[jax.Array, ...]:
-  """Mean, variance and count of a union from those of its parts along `axis` (Chan et al., 1979)."""
+def _merge(mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int,
+           offset: jax.Array | float = 0.0) -> tuple[jax.Array, ...]:
+  """Mean, variance and count of a union from those of its parts along `axis` (Chan et al., 1979).
+
+  The parts' means are mean + offset, not added up before: their differences are much smaller than they are, and would
+  be lost in the rounding.
+  """
   total = jnp.sum(count, axis)
   weight = count / jnp.maximum(jnp.expand_dims(total, axis), 1)
   weight = weight.reshape(weight.shape + (1,) * (mean.ndim - count.ndim))
-  merged_mean = jnp.sum(weight * mean, axis)
-  deviation = mean - jnp.expand_dims(merged_mean, axis)
-  return merged_mean, jnp.sum(weight * (variance + deviation**2), axis), total
+  shift = jnp.sum(weight * mean, axis, keepdims=True)
+  centred = mean - shift + offset
+  shift_offset = jnp.sum(weight * centred, axis, keepdims=True)
+  merged_variance = jnp.sum(weight * (variance + (centred - shift_offset)**2), axis)
+  return jnp.squeeze(shift + shift_offset, axis), merged_variance, total
 
 
 def _in_parts(x: jax.Array, parts: int) -> jax.Array:
@@ -131,12 +139,12 @@ def group_moments(x: jax.Array, *, group_size: int | None = None, mask: jax.Arra
     shift = jnp.sum(weight * x, axes) / jnp.maximum(count, 1)
   centred = x - _spread(shift, x)
   offset = jnp.sum(weight * centred, axes) / jnp.maximum(count, 1)
-  mean = shift + offset
   variance = jnp.maximum(jnp.sum(weight * centred**2, axes) / jnp.maximum(count, 1) - offset**2, 0)
   if parts == groups:
-    return Moments(mean, variance, count.reshape(groups))
-  together = _replicate(jnp.stack([mean, variance, jnp.broadcast_to(count, mean.shape)]))
-  mean, variance, count = _merge(*together.reshape(3, groups, parts // groups, *features), axis=1)
+    return Moments(shift + offset, variance, count.reshape(groups))
+  together = _replicate(jnp.stack([shift, variance, jnp.broadcast_to(count, shift.shape), offset]))
+  shift, variance, count, offset = together.reshape(4, groups, parts // groups, *features)
+  mean, variance, count = _merge(shift, variance, count, 1, offset)
   return jax.tree.map(_replicate, Moments(mean, variance, count.reshape(groups, -1)[:, 0]))
 
 
@@ -257,7 +265,6 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
   Returns:
     The new `batch_stats`.
   """
-  is_layer = lambda node: isinstance(node, Moments)
   leaves, layout = jax.tree.flatten(moments)
   if not leaves:
     return running

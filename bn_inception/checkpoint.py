@@ -58,17 +58,28 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict, 
 
 
 def _restore_step(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
   restored = manager.restore(step, args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract), description=ocp.args.JsonRestore()))
+      state=ocp.args.StandardRestore(like), description=ocp.args.JsonRestore()))
   found, expected = checksum(restored.state), restored.description["crc32"]
   if found != expected:
     raise ValueError(f"its checksum is {found:#x}, not the {expected:#x} it was written with")
   return restored.state, restored.description
 
 
+def newest_step(manager: ocp.CheckpointManager) -> int:
+  """The newest checkpoint's step.
+
+  Raises:
+    CheckpointError: if there is none.
+  """
+  step = manager.latest_step()
+  if step is None:
+    raise CheckpointError(f"{manager.directory} holds no checkpoint: give the --workdir of a run that has saved one.")
+  return step
+
+
 def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:
-  """Restores one step, with the shardings of `like`.
+  """Restores one step in the shapes and shardings of `like` (`state.abstract`).
 
   Raises:
     CheckpointError: if there is no such step or it cannot be read; names the steps there are.
@@ -84,7 +95,7 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> Trai
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: ConfigDict) -> TrainState | None:
-  """Restores the newest usable checkpoint, with the shardings of `like`; None if there is none at all.
+  """Restores the newest usable checkpoint in the shapes and shardings of `like`; None if there is none at all.
 
   A damaged checkpoint is named in the log and moved to `damaged_checkpoints`, and the one before it is used.
 

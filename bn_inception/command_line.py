@@ -23,8 +23,8 @@ def run(main: Callable[[], int | None]) -> None:
 
   What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
   """
-  # The project's own lines are for a person to read; of the libraries' only the warnings are.
-  absl_logging.set_verbosity(absl_logging.WARNING)
+  # The project's own lines are for a person to read; of the libraries' only the errors are.
+  absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
   handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
   log = logging.getLogger("bn_inception")

@@ -1,6 +1,7 @@
 """What a config must satisfy. Everything here is checked before a file is written or a program compiled."""
 
 from collections.abc import Iterable, Sequence
+import math
 
 from ml_collections import ConfigDict
 
@@ -49,7 +50,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
   for name in ("learning_rate", "learning_rate_decay", "learning_rate_decay_epochs", "batch_norm.epsilon"):
     if not (value := _get(config, name)) > 0:
       raise ConfigError(f"{name} is {value}: it must be greater than 0.")
-  for name in ("momentum", "weight_decay", "ema_decay", "batch_norm.momentum", "keep_best", "profile_at_step"):
+  for name in ("momentum", "weight_decay", "ema_decay", "auxiliary_loss_weight", "batch_norm.group_size",
+               "batch_norm.momentum", "keep_best", "profile_at_step"):
     if not (value := _get(config, name)) >= 0:
       raise ConfigError(f"{name} is {value}: it must not be negative.")
   for name in ("momentum", "ema_decay", "batch_norm.momentum"):
@@ -85,7 +87,8 @@ def _check_inception(config: ConfigDict) -> None:
   _one_of("model.pool_proj_4cd", model.pool_proj_4cd, (96, 128))
   _one_of("model.padding", model.padding, ("same", "symmetric"))
   _one_of("model.stem_pool", model.stem_pool, tuple(layers.POOL_PADDING))
-  _one_of("model.reduction_pool", model.reduction_pool, tuple(layers.POOL_PADDING))
+  # Without padding the pool's map is smaller than those of the convolutions beside it.
+  _one_of("model.reduction_pool", model.reduction_pool, [name for name in layers.POOL_PADDING if name != "floor"])
   _one_of("model.nonlinearity", model.nonlinearity, tuple(layers.NONLINEARITIES))
   _names("model.auxiliary_heads", model.auxiliary_heads, modules)
   _names("batch_norm.per_activation", config.batch_norm.per_activation, modules)
@@ -97,11 +100,19 @@ def _check_inception(config: ConfigDict) -> None:
   if config.data.image_size < reduction:
     raise ConfigError(f"data.image_size {config.data.image_size} is too small for the stem '{model.stem}', which needs "
                       f"{reduction} pixels: raise it or choose model.stem=small.")
-  for name in model.auxiliary_heads:
-    size = -(-config.data.image_size // (reduction // {"3": 4, "4": 2, "5": 1}[name[0]]))
-    if size < 5:
-      raise ConfigError(f"model.auxiliary_heads names {name}, whose map of {size}x{size} is too small for the head's "
-                        "5x5 pooling: choose an earlier module or larger images.")
+  # Of n pixels, n odd, this pool makes (n - 1) / 2, but the convolutions beside it (n + 1) / 2.
+  if model.reduction_pool == "ceil" and (size := _first_module_map(config)) % 4:
+    raise ConfigError(f"model.reduction_pool=ceil needs maps that can be halved twice, but 3a's are {size}x{size}: choose "
+                      "another data.image_size or model.reduction_pool=same.")
+
+
+def _first_module_map(config: ConfigDict) -> int:
+  """Side of the map that module 3a receives, in pixels."""
+  small = config.model.stem == "small"
+  size = config.data.image_size if small else math.ceil(config.data.image_size / 2)
+  for _ in range(1 if small else 2):
+    size = (size + sum(layers.POOL_PADDING[config.model.stem_pool](size)) - 3) // 2 + 1
+  return size
 
 
 def check_data(config: ConfigDict, split: Split) -> None:

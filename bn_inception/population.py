@@ -18,11 +18,16 @@ def population_statistics(moments: Iterable[Any]) -> Any:
 
   Returns:
     The `batch_stats` collection, float32; summed in float64.
+
+  Raises:
+    ValueError: if there is no step.
   """
   total = None
   for step in moments:
     sums = batch_norm.map_layers(_sums, jax.device_get(step))
     total = sums if total is None else jax.tree.map(np.add, total, sums)
+  if total is None:
+    raise ValueError("Population statistics need at least one mini-batch, and none came.")
 
   def mean_and_variance(node: dict[str, Any]) -> dict[str, Any]:
     if "groups" not in node:
@@ -37,4 +42,4 @@ def _sums(layer: batch_norm.Moments) -> dict[str, np.ndarray]:
   count = layer.count.reshape(-1, *(1,) * (layer.mean.ndim - 1)).astype(np.float64)
   return {"mean": layer.mean.sum(0, dtype=np.float64),
           "unbiased": (layer.variance * (count / np.maximum(count - 1, 1))).sum(0),
-          "groups": np.array(len(layer.count))}
+          "groups": np.sum(layer.count > 0)}  # One of padding only has mean and variance 0, and is no mini-batch.

@@ -59,24 +59,23 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
       _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))
   multihost_utils.sync_global_devices("run directory made")
 
-  # Network, optimizer, and the state before the first step.
+  # Network, optimizer, and the state: an earlier run's, or the one before the first step.
   model = models.build(config)
   schedule = optim.learning_rate_schedule(config, train_split.num_examples)
   optimizer = optim.make_optimizer(config, schedule)
   replicated = sharding.replicated(mesh)
   image_shape = (config.data.image_size, config.data.image_size, train_split.image_channels)
-  state = jax.jit(lambda: state_lib.create(model, optimizer, config, image_shape), out_shardings=replicated)()
-
-  # Where an earlier run came to.
+  initialize = lambda: state_lib.create(model, optimizer, config, image_shape)
   manager = checkpoint.open_manager(workdir, config)
-  restored = checkpoint.restore_latest(manager, state, config)
-  state = state if restored is None else restored
+  state = checkpoint.restore_latest(manager, state_lib.abstract(initialize, replicated), config)
+  if state is None:
+    state = jax.jit(initialize, out_shardings=replicated)()
   step = first_step = int(state.step)
-  if restored is not None:
+  if step:
     _log.info("Resuming from the checkpoint of step %d.", step)
-    if step >= config.num_steps and run_directory.read_status(workdir).get("status") == "done":
-      _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
-      return _finish(workdir, config, "done", step)
+  if step >= config.num_steps and run_directory.read_status(workdir).get("status") == "done":
+    _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
+    return _finish(workdir, config, "done", step)
   if writes:
     run_directory.drop_metrics_after(workdir, step)
 

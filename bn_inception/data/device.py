@@ -1,10 +1,10 @@
 """From the host to the devices: batches as sharded arrays, transferred ahead of their use by a thread."""
 
-import atexit
 from collections.abc import Iterator
 import queue
 import threading
 from typing import Any
+import weakref
 
 import jax
 import numpy as np
@@ -58,13 +58,13 @@ def to_device(
     stopped.set()
     thread.join()
 
-  # A thread that runs into the end of the interpreter inside JAX's C++ would abort the process.
-  atexit.register(end)
+  # Runs once: here below or, if the iterator is still in use then, at exit. A thread that is inside JAX while the
+  # interpreter goes down would abort the process.
+  end_once = weakref.finalize(thread, end)
   try:
     while (item := ready.get()) is not _END:
       if isinstance(item, BaseException):
         raise item
       yield item
   finally:
-    atexit.unregister(end)
-    end()
+    end_once()

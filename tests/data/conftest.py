@@ -1,0 +1,42 @@
+"""Data sets of a few given images, prepared by TFDS."""
+
+from collections.abc import Callable, Sequence
+import pathlib
+
+import pytest
+import tensorflow_datasets as tfds
+
+
+class Pictures(tfds.core.GeneratorBasedBuilder):
+  """Image files and their labels, given to the constructor."""
+
+  VERSION = tfds.core.Version("2.3.4")
+
+  def __init__(self, *, files: Sequence[pathlib.Path], labels: Sequence[int], **kwargs):
+    self._files, self._labels = files, labels
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=3)}
+    return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for row, (file, label) in enumerate(zip(self._files, self._labels)):
+      yield row, {"image": str(file), "label": label}
+
+
+@pytest.fixture
+def prepare_pictures(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+  """A function of encoded images and labels that prepares 'pictures:2.3.4' and returns its data_dir."""
+
+  def prepare(images: Sequence[bytes], labels: Sequence[int]) -> pathlib.Path:
+    files = [tmp_path / f"{row}.image" for row in range(len(images))]
+    for file, image in zip(files, images):
+      file.write_bytes(image)
+    Pictures(files=files, labels=labels, data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
+    return tmp_path
+
+  return prepare
