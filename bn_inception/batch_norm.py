@@ -204,14 +204,11 @@ def _batch_norm_backward(epsilon, group_size, per_activation, residuals, cotange
   count = jnp.maximum(moments.count, 1).reshape(groups, *(1,) * gamma.ndim)
   mean_dy, mean_dy_xhat = sums / count
   through_moments = _spread(mean_dy, dy) + xhat * _spread(mean_dy_xhat, dy)
-  dmask = None
   if mask is not None:  # The moments do not depend on masked examples.
     through_moments *= _in_parts(mask, parts).reshape(*dy.shape[:2], *(1,) * (dy.ndim - 2)).astype(dy.dtype)
-    floating = jnp.issubdtype(mask.dtype, jnp.floating)
-    dmask = jnp.zeros_like(mask) if floating else np.zeros(mask.shape, jax.dtypes.float0)
   dx = _spread(gamma * inverse_std, dy) * (dy - through_moments)
   dbeta, dgamma = jnp.sum(sums, axis=1)
-  return dx.reshape(x.shape).astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype), dmask
+  return dx.reshape(x.shape).astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype), None
 
 
 _batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)

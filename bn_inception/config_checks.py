@@ -43,7 +43,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
   Raises:
     ConfigError: naming the first thing that is wrong.
   """
-  for name in ("num_steps", "batch_size", "gradient_accumulation", "log_every", "eval_every", "checkpoint_every",
+  # The batch size comes first: lengths are computed from it.
+  for name in ("batch_size", "num_steps", "gradient_accumulation", "log_every", "eval_every", "checkpoint_every",
                "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes", "data.image_size"):
     if (value := _get(config, name)) < 1:
       raise ConfigError(f"{name} is {value}: it must be at least 1.")
@@ -102,8 +103,8 @@ def _check_inception(config: ConfigDict) -> None:
                       f"{reduction} pixels: raise it or choose model.stem=small.")
   # Of n pixels, n odd, this pool makes (n - 1) / 2, but the convolutions beside it (n + 1) / 2.
   if model.reduction_pool == "ceil" and (size := _first_module_map(config)) % 4:
-    raise ConfigError(f"model.reduction_pool=ceil needs maps that can be halved twice, but 3a's are {size}x{size}: choose "
-                      "another data.image_size or model.reduction_pool=same.")
+    raise ConfigError(f"model.reduction_pool=ceil needs maps that can be halved twice, but 3a's are {size}x{size}: "
+                      "choose another data.image_size or model.reduction_pool=same.")
 
 
 def _first_module_map(config: ConfigDict) -> int:

@@ -4,6 +4,8 @@ Images and labels are split over it, everything else is on every device. With `A
 single device with a global batch, and XLA places the communication.
 """
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -28,3 +30,12 @@ def examples(mesh: Mesh) -> NamedSharding:
 def micro_batches(mesh: Mesh) -> NamedSharding:
   """[micro-batches, B, ...] with the examples of each micro-batch split over the devices."""
   return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
+def one_program_at_a_time(mesh: Mesh, result: Any) -> None:
+  """Waits for `result` on a mesh of several CPU devices, where two programs under way can deadlock.
+
+  There the collectives of both wait for threads that the other holds (jaxlib 0.10); accelerators queue their programs.
+  """
+  if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+    jax.block_until_ready(result)

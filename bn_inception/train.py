@@ -119,6 +119,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     clock, clock_step = time.monotonic(), step
     while step < config.num_steps:
       state = train_step(state, next(batches))
+      sharding.one_program_at_a_time(mesh, state.step)
       step += 1
       if config.profile_at_step:
         profile(step)

@@ -52,22 +52,27 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
     if config.batch_norm.enabled:
       statistics["population"] = population_statistics(params, state.batch_stats)
     results: dict[str, list[Sums]] = {}
+
+    def count(kind: str, sums: Sums) -> None:
+      sharding.one_program_at_a_time(mesh, sums)
+      results.setdefault(kind, []).append(sums)
+
     batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size, **process)
     for batch in device.to_device(batches, sharding.examples(mesh)):
       for kind, batch_stats in statistics.items():
-        results.setdefault(kind, []).append(eval_step(params, batch_stats, batch))
+        count(kind, eval_step(params, batch_stats, batch))
       if config.batch_norm.enabled:
-        results.setdefault("batch", []).append(batch_statistics_step(params, state.batch_stats, batch)[0])
+        count("batch", batch_statistics_step(params, state.batch_stats, batch)[0])
 
     metrics = {}
     for kind, sums in results.items():
       sums = jax.device_get(sums)
-      count = sum(int(s.count) for s in sums)
-      if count != split.num_examples:
-        raise RuntimeError(f"Evaluation saw {count} examples of {split.name} {split.split}, which has "
+      seen = sum(int(s.count) for s in sums)
+      if seen != split.num_examples:
+        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split}, which has "
                            f"{split.num_examples}: its result is not to be trusted.")
       for name in ("top1", "top5", "loss"):
-        metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / count
+        metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / seen
     return metrics | {"count": split.num_examples}
 
   return evaluate

@@ -199,6 +199,6 @@ def describe(config: ConfigDict) -> str:
   width = max(map(len, numbers))
   lines = [_format(layer_table(calls)), "", *(f"{name:{width}}  {count:>13,}" for name, count in numbers.items())]
   if config.model.name == "inception":
-    lines += ["", "The paper states 13.6 million parameters. No reading of its Figure 5 reaches that: at full width they "
-                  f"have 11.18 to 11.30 million. This network has {trainable / 1e6:.2f} million."]
+    lines += ["", "The paper states 13.6 million parameters. No reading of its Figure 5 reaches that: at full width "
+                  f"they have 11.18 to 11.30 million. This network has {trainable / 1e6:.2f} million."]
   return "\n".join(lines)

@@ -209,12 +209,14 @@ def test_pools_sharded_over_the_batch_need_no_communication(case):
 
 
 def test_other_platforms_get_xlas_convolution_and_pooling():
-  x, kernel = jnp.zeros((2, 8, 8, 4)), jnp.zeros((3, 3, 4, 4))
+  def loss(x, *kernels):
+    for kernel in kernels:
+      x = convolution.conv2d(x, kernel, padding="SAME", feature_group_count=4 // kernel.shape[2])
+    return jnp.sum(convolution.max_pool(x, strides=(2, 2), padding=((0, 1), (0, 1))))
 
-  def gradients(x, kernel):
-    y = convolution.max_pool(convolution.conv2d(x, kernel, padding="SAME"), strides=(2, 2), padding=((0, 1), (0, 1)))
-    return jnp.sum(y)
-
-  program = jax.jit(jax.grad(gradients, (0, 1))).trace(x, kernel).lower(lowering_platforms=("tpu",)).as_text()
-  assert program.count("stablehlo.convolution") == 3 and program.count("stablehlo.select_and_scatter") == 1
-  assert "stablehlo.dot_general" not in program
+  args = [jnp.zeros(shape) for shape in ((2, 8, 8, 4), (1, 1, 4, 4), (3, 3, 4, 4), (3, 3, 1, 4))]
+  gradients = jax.jit(jax.grad(loss, range(len(args))))
+  for platform in ("tpu", "cuda"):
+    program = gradients.trace(*args).lower(lowering_platforms=(platform,)).as_text()
+    count = {name: program.count(f"stablehlo.{name}") for name in ("convolution", "select_and_scatter", "dot_general")}
+    assert count == {"convolution": 9, "select_and_scatter": 1, "dot_general": 0}

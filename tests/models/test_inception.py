@@ -239,7 +239,8 @@ def test_auxiliary_logits_come_in_training_only():
   variables = initial_shapes(model)
   images = jnp.zeros((2, 8, 8, 3))
   collections = ["batch_moments", "auxiliary"]
-  apply = lambda train: jax.eval_shape(lambda v: model.apply(v, images, train=train, mutable=collections), variables)[1]
+  apply = lambda train: jax.eval_shape(
+      lambda variables: model.apply(variables, images, train=train, mutable=collections)[1], variables)
   assert [logits.shape for logits in jax.tree.leaves(apply(True)["auxiliary"])] == [(2, 5), (2, 5)]
   assert "auxiliary" not in apply(False)
   assert "auxiliary_4a" in variables["params"] and "auxiliary_4a" in apply(True)["batch_moments"]
@@ -258,7 +259,7 @@ def test_bfloat16_computes_float32_logits_from_float32_parameters():
   assert {leaf.dtype for name in modules for leaf in jax.tree.leaves(inner[name])} == {jnp.dtype("bfloat16")}
 
 
-# ------------------------------------------------------------------------------------------------------ what is computed
+# -------------------------------------------------------------------------------------------------- what is computed
 
 
 @pytest.fixture(scope="module")

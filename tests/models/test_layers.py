@@ -161,11 +161,10 @@ def test_local_response_norm_is_its_formula_over_five_channels():
   assert np.abs(expected / x - 1).max() > 0.01  # Large enough to matter.
 
 
-def test_local_response_norm_keeps_its_sums_in_float32():
-  x = jnp.full((1, 1, 1, 5), 100.0, jnp.bfloat16)
-  y = layers.local_response_norm(x)
-  assert y.dtype == jnp.bfloat16
-  assert float(y[0, 0, 0, 2]) == pytest.approx(100 / 2**0.75, rel=2**-8)
+def test_local_response_norm_of_half_precision_sums_in_float32():
+  y = layers.local_response_norm(jnp.full((1, 1, 1, 5), 300, jnp.float16))  # Squared, beyond float16.
+  assert y.dtype == jnp.float16
+  assert float(y[0, 0, 0, 2]) == pytest.approx(300 / 10**0.75, rel=2**-10)
 
 
 def test_folding_a_unit_gives_the_kernel_and_bias_by_hand():

@@ -1,0 +1,198 @@
+"""The configs against the paper's tables, and what `check_config` refuses."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from bn_inception import config_checks
+from configs import common, ensemble, mnist
+
+# §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
+PAPER = """
+config             learning rate  BN   LRN  dropout  L2    epochs of 4% decay  nonlinearity  shuffle
+inception                 0.0015   no  yes     0.4   2e-4        8                relu        none
+bn_baseline               0.0015  yes  yes     0.4   2e-4        8                relu        none
+bn_x5                     0.0075  yes   no     0.0   4e-5        1.3333           relu        within_shard
+bn_x30                    0.045   yes   no     0.0   4e-5        1.3333           relu        within_shard
+bn_x5_sigmoid             0.0075  yes   no     0.0   4e-5        1.3333           sigmoid     within_shard
+inception_x5              0.0075   no  yes     0.4   2e-4        8                relu        none
+inception_sigmoid         0.0015   no  yes     0.4   2e-4        8                sigmoid     none
+""".strip().splitlines()[1:]
+ROWS = [line.split()[0] for line in PAPER]
+EVERY = ([(name, scale) for name in ROWS for scale in common.SCALES]
+         + [("ensemble", f"imagenet,{member}") for member in range(6)]
+         + [("mnist", argument) for argument in ("bn", "plain", "bn,quickstart", "plain,quickstart")])
+
+
+def get_config(name: str, *argument: str):
+  return importlib.import_module(f"configs.{name}").get_config(*argument)
+
+
+@pytest.mark.parametrize("line", PAPER, ids=ROWS)
+def test_config_is_the_papers_row(line):
+  name, rate, bn, lrn, dropout, l2, epochs, nonlinearity, shuffle = line.split()
+  config = get_config(name)
+  assert config.learning_rate == pytest.approx(float(rate))
+  assert config.batch_norm.enabled == (bn == "yes")
+  assert config.model.local_response_norm == (lrn == "yes")
+  assert config.model.dropout_rate == float(dropout)
+  assert config.weight_decay == pytest.approx(float(l2))
+  assert config.learning_rate_decay == 0.96
+  assert config.learning_rate_decay_epochs == pytest.approx(float(epochs), rel=1e-4)
+  assert config.model.nonlinearity == nonlinearity
+  assert config.data.shuffle == shuffle
+  assert (config.batch_size, config.batch_norm.group_size, config.data.image_size) == (32, 32, 224)
+
+
+def differences(a, b, prefix=""):
+  """Names of the fields in which two configs differ."""
+  assert a.keys() == b.keys()
+  for name in a:
+    if hasattr(a[name], "keys"):
+      yield from differences(a[name], b[name], f"{prefix}{name}.")
+    elif a[name] != b[name]:
+      yield prefix + name
+
+
+@pytest.mark.parametrize("scale", common.SCALES)
+def test_bn_baseline_is_inception_with_batch_norm_and_nothing_else(scale):
+  assert list(differences(get_config("inception", scale), get_config("bn_baseline", scale))) == ["batch_norm.enabled"]
+
+
+@pytest.mark.parametrize("a,b,expected", [
+    ("bn_x5", "bn_x30", {"learning_rate"}), ("bn_x5", "bn_x5_sigmoid", {"model.nonlinearity"}),
+    ("inception", "inception_x5", {"learning_rate"}), ("inception", "inception_sigmoid", {"model.nonlinearity"}),
+    ("bn_baseline", "bn_x5", {"learning_rate", "weight_decay", "learning_rate_decay_epochs", "model.dropout_rate",
+                              "model.local_response_norm", "data.shuffle", "num_steps"})])
+def test_two_curves_differ_in_what_the_paper_says_they_do(a, b, expected):
+  assert set(differences(get_config(a), get_config(b))) == expected
+
+
+def test_ensemble_members_are_bn_x30_with_the_changes_of_the_paper():
+  """§4.2.3: larger initial weights, dropout of 5% or 10%, BN per activation in the last layers, "some of" these."""
+  members = [ensemble.get_config(f"imagenet,{member}") for member in range(6)]
+  allowed = {"seed", "model.init_scale", "model.dropout_rate", "batch_norm.per_activation"}
+  for member, config in enumerate(members):
+    changed = set(differences(get_config("bn_x30"), config))
+    assert changed <= allowed and changed - {"seed"}
+    assert config.seed == member and config.model.dropout_rate in (0.0, 0.05, 0.1) and config.model.init_scale >= 1
+  settings = [(c.model.init_scale, c.model.dropout_rate, c.batch_norm.per_activation) for c in members]
+  assert len(set(settings)) == 6
+
+
+def test_mnist_is_section_4_1():
+  bn, plain = mnist.get_config("bn"), mnist.get_config("plain")
+  assert (bn.num_steps, bn.batch_size, bn.batch_norm.group_size, bn.model.hidden_units) == (50_000, 60, 60, 100)
+  assert bn.data.binary and bn.data.image_size == 28 and bn.data.crop_area == (1.0, 1.0) and not bn.data.flip
+  assert list(differences(bn, plain)) == ["batch_norm.enabled"]
+
+
+def test_lengths_are_in_the_papers_steps_of_32_and_follow_the_batch_size():
+  config = get_config("bn_x30")
+  assert config.num_steps == 6_000_000  # 74.8% is reached here.
+  config.batch_size = 256
+  assert (config.num_steps, config.eval_every, config.checkpoint_every) == (750_000, 2_500, 2_500)
+  config.num_steps = 1000  # Given, it stays.
+  config.batch_size = 64
+  assert config.num_steps == 1000
+  assert get_config("inception").num_steps == 31_000_000
+
+
+@pytest.mark.parametrize("name,argument,message", [
+    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, cifar10, quickstart"),
+    ("bn_x5", "cifar10,quickstart", "'quickstart' .* is a second scale"),
+    ("ensemble", "imagenet,6", "'6' .* is not known: .* and one of 0, 1, 2, 3, 4, 5"),
+    ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain")])
+def test_argument_that_is_not_known_is_named_with_the_choices(name, argument, message):
+  with pytest.raises(ValueError, match=message):
+    get_config(name, argument)
+
+
+def test_arguments_come_in_any_order_and_have_defaults():
+  assert ensemble.get_config("3,cifar10").to_dict() == ensemble.get_config("cifar10,3").to_dict()
+  assert ensemble.get_config().to_dict() == ensemble.get_config("imagenet,0").to_dict()
+  assert get_config("bn_x5", "").to_dict() == get_config("bn_x5", "imagenet").to_dict()
+
+
+def test_configs_need_nothing_but_ml_collections(repository):
+  """A config can be read where no JAX is installed."""
+  names = sorted({name for name, _ in EVERY})
+  program = (f"import importlib, sys\nfor name in {names}: importlib.import_module('configs.' + name).get_config()\n"
+             "print(*sys.modules)")
+  result = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
+  roots = {name.split(".")[0] for name in result.stdout.split()}
+  assert "ml_collections" in roots
+  assert not roots & {"jax", "flax", "optax", "numpy", "tensorflow", "tensorflow_datasets", "bn_inception"}
+
+
+# ------------------------------------------------------------------------------------------------- check_config
+
+
+@pytest.mark.parametrize("name,argument", EVERY)
+def test_every_config_can_be_run_on_one_device(name, argument):
+  config_checks.check_config(get_config(name, argument), devices=1)
+
+
+@pytest.mark.parametrize("name,argument", EVERY)
+def test_no_config_names_a_field_that_the_base_does_not_have(name, argument):
+  """A typo in a config file makes a new field in silence."""
+  known = get_config("bn_x5") if name != "mnist" else mnist.get_config()
+  config = get_config(name, argument)
+  assert config.keys() == known.keys()
+  for part in ("batch_norm", "data", "eval", "model"):
+    assert config[part].keys() == known[part].keys()
+
+
+BAD = {
+    "dtype": ["float16"], "data.shuffle": ["yes"], "model.name": ["resnet"], "model.stem": ["separate"],
+    "model.pool_proj_4cd": [64], "model.padding": ["valid"], "model.stem_pool": ["pad"],
+    "model.reduction_pool": ["pad", "floor"], "model.nonlinearity": ["tanh"], "model.auxiliary_heads": [("4f",)],
+    "batch_norm.per_activation": [("5c",)], "model.width": [0.0, -1.0], "model.dropout_rate": [1.0, -0.1],
+    "num_steps": [0], "batch_size": [0, -32, 33], "log_every": [0], "eval_every": [0], "checkpoint_every": [0],
+    "keep_latest": [0], "keep_best": [-1], "profile_at_step": [-1], "eval.batch_size": [0, 100],
+    "eval.population_batches": [0], "data.num_classes": [0], "data.image_size": [0, 31],
+    "learning_rate": [0.0, float("nan")], "learning_rate_decay": [0.0], "learning_rate_decay_epochs": [-1.0],
+    "momentum": [-0.1, 1.0], "weight_decay": [-1e-4], "ema_decay": [1.0], "auxiliary_loss_weight": [-0.3],
+    "batch_norm.epsilon": [0.0], "batch_norm.momentum": [1.0], "batch_norm.group_size": [-32, 24],
+    "gradient_accumulation": [0, 3, 64],
+}
+
+
+@pytest.mark.parametrize("name,value", [(name, value) for name, values in BAD.items() for value in values])
+def test_bad_value_is_an_error_that_names_the_field(name, value):
+  config = get_config("bn_x5")
+  *path, field = name.split(".")
+  (config[path[0]] if path else config)[field] = value
+  with pytest.raises(config_checks.ConfigError, match=name):
+    config_checks.check_config(config, devices=1)
+
+
+@pytest.mark.parametrize("devices,group_size,runs", [
+    (1, 32, True), (2, 32, True), (8, 64, True), (8, 0, True), (4, 8, True), (3, 32, False), (8, 48, False)])
+def test_groups_lie_within_a_device_or_are_made_of_whole_shares(devices, group_size, runs):
+  config = get_config("bn_x5")
+  config.batch_size, config.eval.batch_size, config.batch_norm.group_size = 128, 128, group_size
+  if runs:
+    config_checks.check_config(config, devices)
+  else:
+    with pytest.raises(config_checks.ConfigError, match="batch_size"):
+      config_checks.check_config(config, devices)
+
+
+def test_without_batch_norm_the_group_size_does_not_matter():
+  config = get_config("inception")
+  config.batch_norm.group_size = 24
+  config_checks.check_config(config, devices=8)
+
+
+def test_pool_that_would_not_fit_beside_the_convolutions_is_an_error():
+  """28 px are 14x14 in 3a, 7x7 in 4e: Caffe's border makes 3x3 of them, the convolutions 4x4."""
+  config = get_config("bn_x5", "quickstart")
+  config.model.reduction_pool = "ceil"
+  with pytest.raises(config_checks.ConfigError, match="model.reduction_pool=ceil .* 14x14"):
+    config_checks.check_config(config, devices=1)
+  config = get_config("bn_x5")
+  config.model.reduction_pool = "ceil"
+  config_checks.check_config(config, devices=1)

@@ -1,0 +1,290 @@
+"""Whole runs of a small network on the embedded digits: resume, checkpoints, processes, what a run leaves behind."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from bn_inception import checkpoint, config_checks, evaluate, run_directory, train
+from configs import mnist
+
+BATCH, STEPS = 32, 20
+
+
+def make_config(digits_dir: str, **overrides) -> ConfigDict:
+  """MNIST network, 20 steps of 32 with distortions, groups of 8; every event at another step."""
+  config = mnist.get_config("bn,quickstart")
+  config.data.dir = digits_dir
+  config.data.crop_area = (0.6, 1.0)
+  config.batch_size = config.eval.batch_size = BATCH
+  config.batch_norm.group_size = 8
+  config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 1, 10, 5
+  config.eval.population_batches = 2
+  config.momentum = 0.9
+  for name, value in overrides.items():
+    setattr(config, name, value)
+  return config
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+  return [line["train/loss"] for line in run_directory.read_metrics(workdir) if "train/loss" in line]
+
+
+def reproducible(workdir: pathlib.Path) -> list[dict]:
+  """metrics.jsonl without the speed."""
+  return [{name: value for name, value in line.items() if name != "train/images_per_second"}
+          for line in run_directory.read_metrics(workdir)]
+
+
+def final_state(workdir: pathlib.Path) -> dict:
+  with ocp.StandardCheckpointer() as checkpointer:
+    return jax.tree.map(np.asarray, checkpointer.restore((workdir / "checkpoints" / str(STEPS) / "state").absolute()))
+
+
+def assert_bit_identical(a: pathlib.Path, b: pathlib.Path) -> None:
+  assert reproducible(a) == reproducible(b)
+  leaves_a, leaves_b = (jax.tree.leaves_with_path(final_state(path)) for path in (a, b))
+  assert len(leaves_a) == len(leaves_b) > 20
+  for (path, x), (_, y) in zip(leaves_a, leaves_b):
+    assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
+
+
+@pytest.fixture(scope="module")
+def finished(digits_dir, tmp_path_factory) -> pathlib.Path:
+  """An uninterrupted run on one device."""
+  workdir = tmp_path_factory.mktemp("finished")
+  summary = train.train_and_evaluate(make_config(digits_dir), workdir, jax.devices()[:1])
+  assert summary["status"] == "done"
+  return workdir
+
+
+def test_a_run_leaves_what_a_reader_looks_for(finished):
+  status = json.loads((finished / "status.json").read_text())
+  assert (status["status"], status["step"], status["paper_steps"]) == ("done", STEPS, STEPS * BATCH / 32)
+  assert status["packages"]["jax"] == jax.__version__
+  config = json.loads((finished / "config.json").read_text())
+  assert config["num_steps"] == STEPS and config["batch_norm"]["group_size"] == 8
+  lines = run_directory.read_metrics(finished)
+  assert [line["step"] for line in lines if "train/loss" in line] == list(range(1, STEPS + 1))
+  evaluations = [line for line in lines if "eval/count" in line]
+  assert [line["step"] for line in evaluations] == [10, 20]
+  for line in evaluations:
+    assert line["eval/count"] == 1000
+    for kind in ("running", "population", "batch"):
+      assert 0 <= line[f"eval/{kind}/top1"] <= line[f"eval/{kind}/top5"] <= 1
+      assert line[f"eval/{kind}/top1"] * 1000 == pytest.approx(round(line[f"eval/{kind}/top1"] * 1000), abs=1e-9)
+  assert (finished / "curve.png").read_bytes().startswith(b"\x89PNG")
+  assert list(finished.glob("events.out.tfevents*"))
+
+
+def test_it_learns(finished):
+  assert losses(finished)[-1] < 0.75 * losses(finished)[0]
+
+
+def test_latest_and_best_are_kept(finished):
+  steps = sorted(int(path.name) for path in (finished / "checkpoints").iterdir())
+  evaluations = {line["step"]: line["eval/running/top1"] for line in run_directory.read_metrics(finished)
+                 if "eval/count" in line}
+  best = max(evaluations, key=evaluations.get)
+  assert steps == sorted({15, 20} | {best})
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, digits_dir):
+  before = (finished / "metrics.jsonl").read_bytes()
+  summary = train.train_and_evaluate(make_config(digits_dir), finished, jax.devices()[:1])
+  assert (summary["status"], summary["step"]) == ("done", STEPS)
+  assert summary["metrics"]["eval/count"] == 1000
+  assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_evaluation_alone_repeats_the_run_s_own(finished):
+  last = run_directory.read_metrics(finished)[-1]
+  alone = evaluate.evaluate_run(finished, devices=jax.devices()[:1])
+  assert alone == {name: value for name, value in last.items() if name != "paper_steps"}
+
+
+def test_evaluation_does_not_depend_on_batch_size_or_devices(finished):
+  """1,000 is no multiple of 24, 64 or 248; groups of 8 examples stay the same groups."""
+  reference = evaluate.evaluate_run(finished, devices=jax.devices()[:1])
+  for batch_size, devices in ((24, 1), (64, 8), (248, 1)):
+    other = evaluate.evaluate_run(finished, batch_size=batch_size, devices=jax.devices()[:devices])
+    for name, value in reference.items():
+      if name.endswith(("top1", "top5", "count")):
+        assert other[name] == value, name
+      else:
+        assert other[name] == pytest.approx(value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_do_not_change_the_losses(finished, digits_dir, tmp_path, devices):
+  """Groups of 8 are smaller than, equal to and larger than the share of 16, 8 and 4."""
+  train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:devices])
+  np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------- kills and processes
+
+_RUN = """
+import sys
+from tests.test_train import make_config
+from bn_inception import command_line, train
+import jax, json
+digits_dir, workdir, process, processes, port = sys.argv[1:6]
+if int(processes) > 1:
+  jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
+summary = train.train_and_evaluate(make_config(digits_dir), workdir)
+print("SUMMARY", json.dumps(summary["status"]))
+"""
+
+
+def start(repository: pathlib.Path, digits_dir: str, workdir: pathlib.Path, process: int = 0, processes: int = 1,
+          port: int = 0, devices: int = 1) -> subprocess.Popen:
+  environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                              "PYTHONPATH": str(repository)}
+  arguments = [digits_dir, workdir, process, processes, port]
+  return subprocess.Popen([sys.executable, "-c", _RUN, *map(str, arguments)], env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=repository)
+
+
+def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen) -> None:
+  """Until the run has logged `step` (or ended)."""
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline and process.poll() is None:
+    lines = run_directory.read_metrics(workdir)
+    if lines and lines[-1]["step"] >= step:
+      return
+    time.sleep(0.005)
+  assert process.poll() is None, process.communicate()[0]
+  raise AssertionError(f"no step {step} within the time")
+
+
+def test_killed_and_resumed_is_bit_identical(finished, digits_dir, tmp_path, repository):
+  """SIGKILL before the first checkpoint, between checkpoints, and while a checkpoint may be under way."""
+  for step in (3, 8, 15):
+    process = start(repository, digits_dir, tmp_path)
+    wait_for_step(tmp_path, step, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  output, _ = (process := start(repository, digits_dir, tmp_path)).communicate(timeout=240)
+  assert process.returncode == 0, output
+  assert_bit_identical(tmp_path, finished)
+
+
+def test_sigterm_saves_and_stops_and_the_resumed_run_is_bit_identical(finished, digits_dir, tmp_path, repository):
+  process = start(repository, digits_dir, tmp_path)
+  wait_for_step(tmp_path, 7, process)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=240)
+  assert 'SUMMARY "preempted"' in output, output
+  status = json.loads((tmp_path / "status.json").read_text())
+  assert status["status"] == "preempted" and 7 <= status["step"] < STEPS
+  assert str(status["step"]) in {path.name for path in (tmp_path / "checkpoints").iterdir()}
+  output, _ = (process := start(repository, digits_dir, tmp_path)).communicate(timeout=240)
+  assert process.returncode == 0, output
+  assert_bit_identical(tmp_path, finished)
+
+
+def test_two_processes_of_two_devices_are_one_run(finished, digits_dir, tmp_path, repository):
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  processes = [start(repository, digits_dir, tmp_path, index, 2, port, devices=2) for index in range(2)]
+  for process in processes:
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+  np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-4)
+  lines = [line for line in run_directory.read_metrics(tmp_path) if "eval/count" in line]
+  assert [line["eval/count"] for line in lines] == [1000, 1000]
+  assert json.loads((tmp_path / "status.json").read_text())["processes"] == 2
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> pathlib.Path:
+  """A copy of the finished run that wants five more steps."""
+  return pathlib.Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def largest_file(directory: pathlib.Path) -> pathlib.Path:
+  return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(path: pathlib.Path) -> None:
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99]),
+                                    flip_a_bit], ids=["missing", "cut", "flipped bit"])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(copy, finished, digits_dir, caplog, damage):
+  damage(largest_file(copy / "checkpoints" / "20" / "state"))
+  summary = train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+  assert summary["status"] == "done"
+  messages = " ".join(record.getMessage() for record in caplog.records if record.levelname == "ERROR")
+  assert str(copy / "checkpoints" / "20") in messages and "damaged" in messages
+  assert len(list((copy / "damaged_checkpoints").iterdir())) == 1
+  assert_bit_identical(copy, finished)  # Steps 16 to 20 were made again.
+
+
+def test_all_damaged_is_an_error_and_not_a_new_start(copy, digits_dir):
+  for step in (copy / "checkpoints").iterdir():
+    largest_file(step / "state").unlink()
+  with pytest.raises(checkpoint.CheckpointError, match="None of the checkpoints"):
+    train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+
+
+def test_restores_onto_more_devices(copy, digits_dir):
+  config = make_config(digits_dir, num_steps=25)
+  train.train_and_evaluate(config, copy, jax.devices()[:8])
+  assert [line["step"] for line in run_directory.read_metrics(copy) if "train/loss" in line] == list(range(1, 26))
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 64}, {"seed": 5}])
+def test_another_seed_or_batch_size_does_not_resume(copy, digits_dir, change):
+  with pytest.raises(checkpoint.CheckpointError, match=next(iter(change))):
+    train.train_and_evaluate(make_config(digits_dir, num_steps=25, **change), copy, jax.devices()[:1])
+
+
+def test_a_step_that_is_not_there_is_named(finished):
+  with pytest.raises(checkpoint.CheckpointError, match="no checkpoint of step 7"):
+    evaluate.evaluate_run(finished, 7, devices=jax.devices()[:1])
+
+
+# ------------------------------------------------------------------------------------------- divergence, bad configs
+
+
+def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(digits_dir, tmp_path):
+  config = make_config(digits_dir, weight_decay=1.0)
+  config.learning_rate = 4.0
+  config.log_every = 3
+  # L2 this strong at this rate multiplies the weights by -3 or more a step.
+  config.num_steps = 400
+  summary = train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
+  assert summary["status"] == "diverged" and summary["step"] < 400
+  assert run_directory.read_status(tmp_path)["status"] == "diverged"
+  for step in (tmp_path / "checkpoints").iterdir():
+    with ocp.StandardCheckpointer() as checkpointer:
+      restored = checkpointer.restore((step / "state").absolute())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored["params"]))
+
+
+def test_a_bad_config_writes_nothing(digits_dir, tmp_path):
+  config = make_config(digits_dir)
+  config.batch_norm.group_size = 5
+  with pytest.raises(config_checks.ConfigError, match="batch_norm.group_size"):
+    train.train_and_evaluate(config, tmp_path / "run", jax.devices()[:1])
+  assert not (tmp_path / "run").exists()
