@@ -91,7 +91,8 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> Trai
   try:
     return _restore_step(manager, step, like)[0]
   except Exception as error:  # Orbax and its storage raise many kinds; each means that this checkpoint is of no use.
-    raise CheckpointError(f"The checkpoint {manager.directory / str(step)} cannot be used: {_first_line(error)}.") from error
+    raise CheckpointError(
+        f"The checkpoint {manager.directory / str(step)} cannot be used: {_first_line(error)}.") from error
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: ConfigDict) -> TrainState | None:
@@ -122,8 +123,8 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: Con
     return state
   if steps:
     raise CheckpointError(
-        f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, steps))}) can be used, see the log: "
-        "restore one from a backup, or start again in a new workdir.")
+        f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, steps))}) can be used, see the "
+        "log: restore one from a backup, or start again in a new workdir.")
   return None
 
 

@@ -5,10 +5,10 @@ import logging
 import os
 import runpy
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 from absl import app, flags, logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
@@ -58,6 +58,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if "config" in flags.FLAGS and flags.FLAGS.config is not None:
       flags.FLAGS.config.items()  # A config file that cannot be read only says so when it is used.
     return rest
+  except ZeroDivisionError:
+    fail("--config.batch_size is 0: it must be at least 1.")
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
     fail(_unknown_key(argv) or _last_line(error))
 

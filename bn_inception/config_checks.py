@@ -48,6 +48,11 @@ def check_config(config: ConfigDict, devices: int) -> None:
                "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes", "data.image_size"):
     if (value := _get(config, name)) < 1:
       raise ConfigError(f"{name} is {value}: it must be at least 1.")
+  if config.data.eval_resize < config.data.image_size:
+    raise ConfigError(f"data.eval_resize {config.data.eval_resize} is less than data.image_size "
+                      f"{config.data.image_size}, which would not fit into it: raise data.eval_resize.")
+  if not all(value > 0 for value in config.data.std):
+    raise ConfigError(f"data.std is {config.data.std}: its values must be greater than 0.")
   for name in ("learning_rate", "learning_rate_decay", "learning_rate_decay_epochs", "batch_norm.epsilon"):
     if not (value := _get(config, name)) > 0:
       raise ConfigError(f"{name} is {value}: it must be greater than 0.")
@@ -93,8 +98,9 @@ def _check_inception(config: ConfigDict) -> None:
   _one_of("model.nonlinearity", model.nonlinearity, tuple(layers.NONLINEARITIES))
   _names("model.auxiliary_heads", model.auxiliary_heads, modules)
   _names("batch_norm.per_activation", config.batch_norm.per_activation, modules)
-  if not model.width > 0:
-    raise ConfigError(f"model.width is {model.width}: it must be greater than 0.")
+  for name in ("width", "init_scale"):
+    if not model[name] > 0:
+      raise ConfigError(f"model.{name} is {model[name]}: it must be greater than 0.")
   if not 0 <= model.dropout_rate < 1:
     raise ConfigError(f"model.dropout_rate is {model.dropout_rate}: it must be at least 0 and less than 1.")
   reduction = 8 if model.stem == "small" else 32
@@ -127,6 +133,6 @@ def check_data(config: ConfigDict, split: Split) -> None:
                     f"{config.data.num_classes}: set data.num_classes={split.num_classes}.")
   for name in ("mean", "std"):
     length = len(config.data[name])
-    if length not in (1, split.image_channels):
-      raise DataError(f"{split.name} has {split.image_channels} channels, but data.{name} has {length} values: give one "
-                      "for all or one for each.")
+    if length != split.image_channels:
+      raise DataError(f"{split.name} has {split.image_channels} channels, but data.{name} has {length} values: give "
+                      "one for each channel.")

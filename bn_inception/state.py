@@ -1,6 +1,7 @@
 """What a training run is at one step: everything that the next step depends on but the config and the data."""
 
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import flax
 import flax.linen as nn

@@ -1,6 +1,7 @@
 """The training step and the two evaluation steps: pure functions of state and batch, no I/O."""
 
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax

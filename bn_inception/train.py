@@ -151,7 +151,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
         metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
         top1 = metrics["eval/running/top1"]
         write(metrics)
-        _log.info("%s", tables.evaluation(step, metrics))
+        if not last:  # The result says it then.
+          _log.info("%s", tables.evaluation(step, metrics))
       if saves:
         checkpoint.save(manager, state, config, top1)
         if writes:

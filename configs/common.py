@@ -6,7 +6,7 @@ learning rate. Every other file in this folder is a few lines over these. Only m
 can be read where no JAX is installed.
 
 A step of the paper is a mini-batch of 32. Lengths are stated in such steps and follow `batch_size`: with
-`--config.batch_size=256` the same number of examples is seen in an eighth of the steps, unless `num_steps` is given too.
+`--config.batch_size=256` the same examples are seen in an eighth of the steps, unless `num_steps` is given too.
 """
 
 from ml_collections import ConfigDict
@@ -134,11 +134,11 @@ def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
       "cifar10": (2_000, 20, 100),
       "quickstart": (400, 20, 100),
   }[scale]
-  paper_batches = 32 / config.get_ref("batch_size")
-  config.num_steps = (steps * paper_batches).to_int()
+  batch_size = config.get_ref("batch_size")
+  config.num_steps = (steps * 32 - 1) // batch_size + 1  # Rounded up.
   config.log_every = log_every
-  config.eval_every = (eval_every * paper_batches).to_int()
-  config.checkpoint_every = (eval_every * paper_batches).to_int()
+  config.eval_every = (eval_every * 32 - 1) // batch_size + 1
+  config.checkpoint_every = (eval_every * 32 - 1) // batch_size + 1
 
 
 def with_batch_norm(config: ConfigDict) -> ConfigDict:

@@ -4,7 +4,8 @@
 `batch`: each mini-batch's own, as in training. They should agree; a gap between them is a finding about the run.
 """
 
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh

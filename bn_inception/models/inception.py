@@ -5,7 +5,8 @@ states. Released networks are of both kinds and differ in padding, pooling and b
 """
 
 import functools
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax

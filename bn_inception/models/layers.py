@@ -1,7 +1,8 @@
 """The layers the paper's networks are made of: g(BN(W u)) and local response normalization."""
 
 import functools
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax

@@ -1,6 +1,6 @@
 """The network of §4.1: three fully connected layers of 100 sigmoid units and a softmax, with and without BN."""
 
-from typing import Callable
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
