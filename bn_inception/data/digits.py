@@ -9,10 +9,9 @@ import contextlib
 import io
 import pathlib
 
-from bn_inception.data.host_tf import tf  # pylint: disable=unused-import  (before TFDS imports TensorFlow its way)
+import numpy as np
 
-import numpy as np  # pylint: disable=wrong-import-position
-import tensorflow_datasets as tfds  # pylint: disable=wrong-import-position
+from bn_inception.data.host_tf import tfds
 
 TRAIN_PER_CLASS = 400
 

@@ -1,4 +1,5 @@
-"""TensorFlow as the input pipeline uses it: on the CPU only, and quiet. The data package imports it from here.
+"""TensorFlow and TFDS as the input pipeline uses it: on the CPU only, and quiet. The data package imports them
+from here.
 
 JAX owns the accelerators; without this TensorFlow would take the memory of every GPU it sees. To be imported before
 anything else runs a TensorFlow operation: TensorFlow refuses these settings later.
@@ -11,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf  # pylint: disable=wrong-import-position
+import tensorflow_datasets as tfds  # noqa: F401  pylint: disable=wrong-import-position,unused-import
 
 for device_type in ("GPU", "TPU"):
   tf.config.set_visible_devices([], device_type)

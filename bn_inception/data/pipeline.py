@@ -112,8 +112,8 @@ def eval_batches(
   opened = datasets.open_split(data_config, split)
   if data_config.eval_resize < data_config.image_size:
     raise DataError(
-        f"data.eval_resize {data_config.eval_resize} is less than data.image_size {data_config.image_size}, so the crop "
-        "does not fit: raise data.eval_resize."
+        f"data.eval_resize {data_config.eval_resize} is less than data.image_size {data_config.image_size}, so the "
+        "crop does not fit: raise data.eval_resize."
     )
 
   def positions_of(step: int) -> np.ndarray:
@@ -143,12 +143,12 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
-  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label` and `mask` have the shape
-  of positions_of(step); where stop_step is given, positions that the split does not have are padding.
+  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label` and `mask` begin with
+  the shape of positions_of(step); where stop_step is given, positions that the split does not have are padding.
   """
   records = open_records(split)
   decode = _decoder(split, to_pixels)
-  cores = len(os.sched_getaffinity(0))
+  cores = os.cpu_count() or 1
 
   def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
     images, labels = _read_and_decode(split, records, decode, positions, records_of(positions))

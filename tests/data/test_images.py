@@ -36,28 +36,28 @@ def crop(encoded: bytes, position: int, size: int = 8, channels: int = 3, seed: 
 
 @pytest.fixture(scope="module", name="boxes")
 def fixture_boxes() -> np.ndarray:
-  """4,000 random boxes of a 300 x 400 image: top, left, height, width."""
+  """4,000 random boxes of a 300 x 360 image: top, left, height, width."""
 
   @tf.function
   def box(position: tf.Tensor) -> tf.Tensor:
     key = tf.stack([tf.constant(1, tf.int64), position])
     uniforms = tf.reshape(tf.random.stateless_uniform([40], key, alg="philox"), [4, 10])
-    return train_distortions._random_box(tf.constant([300, 400, 3]), uniforms, AREA, ASPECT)
+    return train_distortions._random_box(tf.constant([300, 360, 3]), uniforms, AREA, ASPECT)
 
   return np.stack([box(tf.constant(position, tf.int64)).numpy() for position in range(4000)])
 
 
 def test_boxes_lie_within_the_image_and_the_stated_ranges(boxes: np.ndarray) -> None:
   top, left, height, width = boxes.T
-  assert (boxes >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
+  assert (boxes >= 0).all() and (top + height <= 300).all() and (left + width <= 360).all()
   # Rounding moves a side by half a pixel at most.
-  assert ((width + 0.5) * (height + 0.5) >= AREA[0] * 300 * 400).all()
+  assert ((width + 0.5) * (height + 0.5) >= AREA[0] * 300 * 360).all()
   assert ((width + 0.5) / (height - 0.5) >= ASPECT[0]).all() and ((width - 0.5) / (height + 0.5) <= ASPECT[1]).all()
 
 
 def test_boxes_are_distributed_as_the_paper_says(boxes: np.ndarray) -> None:
   top, left, height, width = boxes.astype(float).T
-  share = width * height / (300 * 400)
+  share = width * height / (300 * 360)
   # Below half of the area nearly every box fits: there the area is uniform and the log aspect symmetric and uniform.
   small = share < 0.5
   tally, _ = np.histogram(share[small], bins=6, range=(0.08, 0.5))
@@ -66,7 +66,7 @@ def test_boxes_are_distributed_as_the_paper_says(boxes: np.ndarray) -> None:
   tally, _ = np.histogram(log_aspect, bins=4, range=(math.log(3 / 4), math.log(4 / 3)))
   assert ((tally - tally.mean()) ** 2 / tally.mean()).sum() < 25
   # Every place of a box is equally likely: its relative position is uniform.
-  for place in (top / (300 - height + 1), left / (400 - width + 1)):
+  for place in (top / (300 - height + 1), left / (360 - width + 1)):
     tally, _ = np.histogram(place[small], bins=5, range=(0, 1))
     assert ((tally - tally.mean()) ** 2 / tally.mean()).sum() < 30
   assert share.max() > 0.9 and share.min() < 0.09
@@ -85,8 +85,9 @@ def test_whole_image_is_resized_bilinearly() -> None:
   options = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "size": 12}
   np.testing.assert_array_equal(crop(encode(Image.fromarray(image)), 0, **options), image)
   ramp = np.repeat(np.arange(0, 240, 20, np.uint8)[None, :, None], 12, 0)
-  half = crop(encode(Image.fromarray(ramp[..., 0])), 0, channels=1, **{**options, "size": 6})
-  np.testing.assert_array_equal(half[0, :, 0], np.arange(10, 240, 40))
+  smaller = crop(encode(Image.fromarray(ramp[..., 0])), 0, channels=1, **{**options, "size": 9})
+  source_columns = (np.arange(9) + 0.5) * 12 / 9 - 0.5  # Where the centres of the new pixels lie.
+  np.testing.assert_array_equal(smaller[0, :, 0], np.round(20 * source_columns))
 
 
 def test_half_are_mirrored() -> None:
@@ -122,7 +123,9 @@ def test_a_decoded_window_is_the_window_of_the_decoded_image(quality_and_samplin
     assert np.abs(from_window - from_whole).max() <= (0 if subsampling == 0 else 3)
 
 
-@pytest.mark.parametrize("mode,file_format", [("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("P", "PNG")])
+@pytest.mark.parametrize(
+    "mode,file_format", [("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("P", "PNG")]
+)
 def test_images_of_other_kinds_have_three_channels(mode: str, file_format: str) -> None:
   picture = Image.fromarray(smooth(64, 64)).convert(mode)
   options = {"quality": 95} if file_format == "JPEG" else {}
@@ -146,7 +149,8 @@ def test_pixels_of_the_right_size_are_the_stored_ones(shape: tuple[int, int]) ->
   top, left = (shape[0] - 32) // 2, (shape[1] - 32) // 2
   encoded = encode(Image.fromarray(image))
   np.testing.assert_array_equal(centre(encoded, 32, 32), image[top : top + 32, left : left + 32])
-  np.testing.assert_array_equal(centre(encoded, 20, 32), image[(shape[0] - 20) // 2 :, (shape[1] - 20) // 2 :][:20, :20])
+  inner = image[(shape[0] - 20) // 2 :, (shape[1] - 20) // 2 :][:20, :20]
+  np.testing.assert_array_equal(centre(encoded, 20, 32), inner)
   gray = image[..., 0]
   np.testing.assert_array_equal(
       centre(encode(Image.fromarray(gray)), 32, 32, 1)[..., 0], gray[top : top + 32, left : left + 32]

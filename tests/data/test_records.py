@@ -81,10 +81,13 @@ def test_a_file_with_another_number_of_records_is_named(tmp_path: pathlib.Path, 
     open_records(split)
 
 
-def test_a_garbled_length_is_noticed(tmp_path: pathlib.Path) -> None:
+def test_a_garbled_length_and_trailing_bytes_are_noticed(tmp_path: pathlib.Path) -> None:
   split = write(tmp_path, "tfrecord")
   path = pathlib.Path(split.files[2])
   content = bytearray(path.read_bytes())
+  path.write_bytes(content + b"more")
+  with pytest.raises(DataError, match=f"{path.name}.*after 12 whole records"):
+    open_records(split)
   content[3] ^= 0x40  # The first length grows by 2^30.
   path.write_bytes(content)
   with pytest.raises(DataError, match=path.name):
