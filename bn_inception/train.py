@@ -55,8 +55,6 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   writes = jax.process_index() == 0
   if writes:
     workdir.mkdir(parents=True, exist_ok=True)
-    if changed := run_directory.write_config(workdir, config):
-      _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))
   multihost_utils.sync_global_devices("run directory made")
 
   # Network, optimizer, and the state: an earlier run's, or the one before the first step.
@@ -77,6 +75,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
     return _finish(workdir, config, "done", step)
   if writes:
+    if changed := run_directory.write_config(workdir, config):
+      _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))
     run_directory.drop_metrics_after(workdir, step)
 
   # Compile, then say what will run.

@@ -255,8 +255,10 @@ def test_restores_onto_more_devices(copy, digits_dir):
 
 @pytest.mark.parametrize("change", [{"batch_size": 64}, {"seed": 5}])
 def test_another_seed_or_batch_size_does_not_resume(copy, digits_dir, change):
+  before = (copy / "config.json").read_bytes()
   with pytest.raises(checkpoint.CheckpointError, match=next(iter(change))):
     train.train_and_evaluate(make_config(digits_dir, num_steps=25, **change), copy, jax.devices()[:1])
+  assert (copy / "config.json").read_bytes() == before
 
 
 def test_a_step_that_is_not_there_is_named(finished):
