@@ -22,13 +22,13 @@ from configs import mnist
 BATCH, STEPS = 32, 20
 
 
-def make_config(digits_dir: str, **overrides) -> ConfigDict:
-  """MNIST network, 20 steps of 32 with distortions, groups of 8; every event at another step."""
+def make_config(digits_dir: str, group_size: int = 8, **overrides) -> ConfigDict:
+  """MNIST network, 20 steps of 32 with distortions, in BN groups; every event at another step."""
   config = mnist.get_config("bn,quickstart")
   config.data.dir = digits_dir
   config.data.crop_area = (0.6, 1.0)
   config.batch_size = config.eval.batch_size = BATCH
-  config.batch_norm.group_size = 8
+  config.batch_norm.group_size = group_size
   config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 1, 10, 5
   config.eval.population_batches = 2
   config.momentum = 0.9
@@ -138,21 +138,21 @@ def test_devices_do_not_change_the_losses(finished, digits_dir, tmp_path, device
 _RUN = """
 import sys
 from tests.test_train import make_config
-from bn_inception import command_line, train
+from bn_inception import train
 import jax, json
-digits_dir, workdir, process, processes, port = sys.argv[1:6]
+digits_dir, workdir, group_size, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
   jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
-summary = train.train_and_evaluate(make_config(digits_dir), workdir)
+summary = train.train_and_evaluate(make_config(digits_dir, int(group_size)), workdir)
 print("SUMMARY", json.dumps(summary["status"]))
 """
 
 
-def start(repository: pathlib.Path, digits_dir: str, workdir: pathlib.Path, process: int = 0, processes: int = 1,
-          port: int = 0, devices: int = 1) -> subprocess.Popen:
+def start(repository: pathlib.Path, digits_dir: str, workdir: pathlib.Path, *, group_size: int = 8, process: int = 0,
+          processes: int = 1, port: int = 0, devices: int = 1) -> subprocess.Popen:
   environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
                               "PYTHONPATH": str(repository)}
-  arguments = [digits_dir, workdir, process, processes, port]
+  arguments = [digits_dir, workdir, group_size, process, processes, port]
   return subprocess.Popen([sys.executable, "-c", _RUN, *map(str, arguments)], env=environment, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=repository)
 
@@ -195,18 +195,24 @@ def test_sigterm_saves_and_stops_and_the_resumed_run_is_bit_identical(finished, 
   assert_bit_identical(tmp_path, finished)
 
 
-def test_two_processes_of_two_devices_are_one_run(finished, digits_dir, tmp_path, repository):
+@pytest.mark.parametrize("group_size", [8, pytest.param(4, marks=pytest.mark.slow),
+                                        pytest.param(32, marks=pytest.mark.slow)])
+def test_two_processes_of_two_devices_are_one_run(digits_dir, tmp_path, repository, group_size):
+  """The share of a device is 8: groups equal to it, smaller, and the whole batch of all processes."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  processes = [start(repository, digits_dir, tmp_path, index, 2, port, devices=2) for index in range(2)]
+  together, alone = tmp_path / "together", tmp_path / "alone"
+  processes = [start(repository, digits_dir, together, group_size=group_size, process=index, processes=2, port=port,
+                     devices=2) for index in range(2)]
+  train.train_and_evaluate(make_config(digits_dir, group_size), alone, jax.devices()[:1])
   for process in processes:
     output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-  np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-4)
-  lines = [line for line in run_directory.read_metrics(tmp_path) if "eval/count" in line]
+  np.testing.assert_allclose(losses(together), losses(alone), rtol=1e-4)
+  lines = [line for line in run_directory.read_metrics(together) if "eval/count" in line]
   assert [line["eval/count"] for line in lines] == [1000, 1000]
-  assert json.loads((tmp_path / "status.json").read_text())["processes"] == 2
+  assert json.loads((together / "status.json").read_text())["processes"] == 2
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -1,7 +1,8 @@
-"""The learning curve of a run, from its metrics.jsonl."""
+"""Learning curves from the metrics.jsonl of runs: of one run, and of several side by side."""
 
 import pathlib
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -9,31 +10,70 @@ from bn_inception import run_directory
 
 # Colour-blind safe (Okabe and Ito); one colour a kind of statistics, everywhere.
 _COLOURS = {"train": "#999999", "running": "#0072B2", "population": "#D55E00", "batch": "#009E73"}
+_RUN_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
+Lines = list[dict[str, float]]
 
 
 def draw(workdir: pathlib.Path) -> pathlib.Path | None:
-  """Draws accuracy and loss against steps into curve.png; returns its path, or None if there is nothing to draw."""
+  """Draws a run's accuracy and loss into its curve.png; returns the path, or None if there is nothing to draw."""
   lines = run_directory.read_metrics(workdir)
   if not lines:
     return None
-  name = run_directory.read_config(workdir).get("name", workdir.name)
-  # Not pyplot: a figure of its own needs no display and no global state.
-  figure = Figure(figsize=(9, 3.6), layout="constrained")
-  FigureCanvasAgg(figure)
+  figure = _figure()
   for axes, metric, label in zip(figure.subplots(1, 2), ("top1", "loss"), ("top-1 accuracy", "cross-entropy (nats)")):
     for kind, colour in _COLOURS.items():
       key = f"train/{metric}" if kind == "train" else f"eval/{kind}/{metric}"
-      points = [(line["step"], line[key]) for line in lines if key in line]
-      if points:
-        marker = None if kind == "train" or len(points) > 50 else "o"
-        axes.plot(*zip(*points), color=colour, marker=marker, markersize=3, linewidth=1.2,
-                  label="training batches" if kind == "train" else f"{kind} statistics")
-    axes.set(xlabel="step", ylabel=label)
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-  figure.suptitle(name)
-  path = workdir / "curve.png"
+      _plot(axes, lines, key, colour, "training batches" if kind == "train" else f"{kind} statistics")
+    _finish(axes, label)
+  figure.suptitle(workdir.name)
+  return _save(figure, workdir / "curve.png")
+
+
+def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
+  """Draws several runs into one picture: validation accuracy with running averages, and training loss.
+
+  Args:
+    workdirs: run directories; their last parts are the names in the legend.
+    output: the picture to write.
+
+  Raises:
+    FileNotFoundError: if one of them holds no metrics.
+  """
+  figure = _figure()
+  left, right = figure.subplots(1, 2)
+  for workdir, colour in zip(workdirs, _RUN_COLOURS * (1 + len(workdirs) // len(_RUN_COLOURS))):
+    if not (lines := run_directory.read_metrics(workdir)):
+      raise FileNotFoundError(f"{workdir} has no metrics.jsonl with anything in it: give the directory of a run.")
+    _plot(left, lines, "eval/running/top1", colour, workdir.name)
+    _plot(right, lines, "train/loss", colour, workdir.name)
+  _finish(left, "validation top-1 accuracy")
+  _finish(right, "training cross-entropy (nats)")
+  return _save(figure, output)
+
+
+def _figure() -> Figure:
+  """A figure of its own: unlike pyplot's it needs no display and no global state."""
+  figure = Figure(figsize=(9, 3.6), layout="constrained")
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _plot(axes: Axes, lines: Lines, key: str, colour: str, label: str) -> None:
+  points = [(line["paper_steps"], line[key]) for line in lines if key in line]
+  if points:
+    marker = None if key.startswith("train") or len(points) > 50 else "o"
+    axes.plot(*zip(*points), color=colour, marker=marker, markersize=3, linewidth=1.2, label=label)
+
+
+def _finish(axes: Axes, label: str) -> None:
+  axes.set(xlabel="steps of 32 examples", ylabel=label)
+  axes.grid(alpha=0.3)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.legend(frameon=False, fontsize=8)
+
+
+def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
   temporary = path.with_suffix(".partial.png")
   figure.savefig(temporary, dpi=130)
   temporary.replace(path)

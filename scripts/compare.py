@@ -1,0 +1,19 @@
+"""Draws runs side by side: python scripts/compare.py --workdirs=runs/inception,runs/bn_x5 --output=compare.png"""
+
+import pathlib
+
+from absl import flags
+
+from bn_inception import command_line
+
+_WORKDIRS = flags.DEFINE_list("workdirs", None, "Run directories; their last parts name the curves.", required=True)
+_OUTPUT = flags.DEFINE_string("output", None, "The picture to write, a .png file.", required=True)
+
+
+def main() -> None:
+  from bn_inception.report import curves
+  print(curves.compare([pathlib.Path(workdir) for workdir in _WORKDIRS.value], pathlib.Path(_OUTPUT.value)))
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,54 @@
+"""What a user's mistake ends with: one sentence on what to do, exit code 2, and nothing started."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+_TRAIN = "--config=configs/bn_x5.py:quickstart"
+
+
+def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, str, str]:
+  result = subprocess.run([sys.executable, f"scripts/{script}.py", *arguments], cwd=repository, capture_output=True,
+                          text=True, check=False)
+  return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([_TRAIN, "--config.bach_size=64"], ["bach_size", "did you mean --config.batch_size?"]),
+    ([_TRAIN, "--config.model.widht=0.5"], ["model.widht", "did you mean --config.model.width?"]),
+    ([_TRAIN, "--config.batch_size=many"], ["--config.batch_size=many"]),
+    ([_TRAIN, "--config.batch_size=0"], ["batch_size", "at least 1"]),
+    (["--config=configs/bn_x5.py:imagenette"], ["imagenette", "one of imagenet, cifar10, quickstart"]),
+    (["--config=configs/bn_x6.py"], ["configs/bn_x6.py"]),
+    (["--config=configs/ensemble.py:imagenet,6"], ["'6'", "one of 0, 1, 2, 3, 4, 5"]),
+    ([], ["--config"]),
+    ([_TRAIN, "more"], ["'more' is not a flag"]),
+    ([_TRAIN, "--workdirs=x"], ["workdirs"]),
+])
+def test_flags(repository, tmp_path, arguments, words):
+  workdir = tmp_path / "run"
+  code, output, error = run(repository, "train", *arguments, f"--workdir={workdir}")
+  assert code == 2 and not output and not workdir.exists()
+  sentence = error.strip().splitlines()
+  assert len(sentence) == 1, error
+  assert all(word in sentence[0] for word in words), error
+
+
+@pytest.mark.parametrize("override, words", [
+    ("--config.batch_norm.group_size=24", ["batch_size of 32", "BN groups of 24"]),
+    ("--config.data.name=cifar10", ["cifar10", "tfds build cifar10"]),
+])
+def test_configs_and_data(repository, tmp_path, override, words):
+  workdir = tmp_path / "run"
+  code, output, error = run(repository, "train", _TRAIN, f"--config.data.dir={tmp_path}", override,
+                            f"--workdir={workdir}")
+  assert code == 2 and not output and not workdir.exists()
+  assert "Traceback" not in error
+  assert all(word in error.strip().splitlines()[-1] for word in words), error
+
+
+def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):
+  code, _, error = run(repository, "evaluate", f"--workdir={tmp_path}")
+  assert code == 2 and "is not a run directory" in error and "Traceback" not in error

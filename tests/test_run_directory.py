@@ -1,0 +1,48 @@
+"""The small files of a run: whole lines, whole files, and what a kill can leave."""
+
+import math
+
+from ml_collections import ConfigDict
+
+from bn_inception import run_directory
+from bn_inception.report import curves
+
+
+def test_metrics_come_back_as_written_and_not_finite_numbers_too(tmp_path):
+  run_directory.append_metrics(tmp_path, 2, 64, {"train/loss": 0.1})
+  run_directory.append_metrics(tmp_path, 4, 64, {"train/loss": math.inf, "train/parameter_norm": math.nan})
+  first, second = run_directory.read_metrics(tmp_path)
+  assert first == {"step": 2, "paper_steps": 4.0, "train/loss": 0.1}
+  assert second["train/loss"] == math.inf and math.isnan(second["train/parameter_norm"])
+  assert "Infinity" not in run_directory.metrics_path(tmp_path).read_text()  # Not JSON.
+
+
+def test_a_line_cut_by_a_kill_is_ignored_and_removed_on_resume(tmp_path):
+  for step in (1, 2, 3):
+    run_directory.append_metrics(tmp_path, step, 32, {"train/loss": float(step)})
+  path = run_directory.metrics_path(tmp_path)
+  path.write_text(path.read_text() + '{"step": 4, "tra')
+  assert [line["step"] for line in run_directory.read_metrics(tmp_path)] == [1, 2, 3]
+  run_directory.drop_metrics_after(tmp_path, 2)
+  run_directory.append_metrics(tmp_path, 3, 32, {"train/loss": 3.5})
+  assert [line["train/loss"] for line in run_directory.read_metrics(tmp_path)] == [1.0, 2.0, 3.5]
+
+
+def test_a_config_comes_back_and_its_changes_are_named(tmp_path):
+  config = ConfigDict({"a": 1, "b": {"c": (0.5, 1.0), "d": ()}, "e": "x"})
+  assert run_directory.write_config(tmp_path, config) == []
+  assert run_directory.read_config(tmp_path).to_dict() == config.to_dict()
+  config.b.c = (0.5, 2.0)
+  assert run_directory.write_config(tmp_path, config) == ["b.c"]
+
+
+def test_curves_are_drawn(tmp_path):
+  assert curves.draw(tmp_path) is None
+  for run in ("one", "two"):
+    (tmp_path / run).mkdir()
+    for step in (1, 2):
+      run_directory.append_metrics(tmp_path / run, step, 32, {"train/loss": 1 / step, "eval/running/top1": step / 3})
+  for picture in (curves.draw(tmp_path / "one"), curves.compare([tmp_path / "one", tmp_path / "two"],
+                                                                tmp_path / "both.png")):
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
+  assert not list(tmp_path.rglob("*.partial*"))
