@@ -63,6 +63,9 @@ def check_config(config: ConfigDict, devices: int) -> None:
   for name in ("momentum", "ema_decay", "batch_norm.momentum"):
     if not (value := _get(config, name)) < 1:
       raise ConfigError(f"{name} is {value}: it must be less than 1.")
+  if config.profile_at_step and config.profile_at_step + 5 > config.num_steps:
+    raise ConfigError(f"profile_at_step is {config.profile_at_step}, but the run ends at {config.num_steps}: leave 5 "
+                      "steps for the profile.")
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
   _one_of("model.name", config.model.name, models.MODELS)

@@ -104,8 +104,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
                              micro_batches=config.gradient_accumulation, start_step=step, **process),
       sharding.micro_batches(mesh))
   writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if writes else [])
-  profile = periodic_actions.Profile(logdir=workdir, num_profile_steps=5, first_profile=config.profile_at_step or -1,
-                                     every_secs=None)
+  profile = periodic_actions.Profile(logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5,
+                                     profile_duration_ms=None, every_secs=None)
 
   def write(metrics: dict[str, float]) -> None:
     writer.write_scalars(step, metrics | {"paper_steps": step * config.batch_size / 32})

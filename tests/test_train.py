@@ -290,6 +290,14 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(digits_dir, t
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored["params"]))
 
 
+def test_options_of_the_loop_together(digits_dir, tmp_path):
+  """bfloat16, accumulation, Polyak averaging and a profile: the run learns and leaves a profile."""
+  config = make_config(digits_dir, dtype="bfloat16", gradient_accumulation=2, ema_decay=0.9, profile_at_step=5)
+  metrics = train.train_and_evaluate(config, tmp_path, jax.devices()[:2])["metrics"]
+  assert losses(tmp_path)[-1] < 0.75 * losses(tmp_path)[0] and metrics["eval/count"] == 1000
+  assert list(tmp_path.rglob("*.xplane.pb"))
+
+
 def test_a_bad_config_writes_nothing(digits_dir, tmp_path):
   config = make_config(digits_dir)
   config.batch_norm.group_size = 5
