@@ -26,6 +26,7 @@ def draw(workdir: pathlib.Path) -> pathlib.Path | None:
       key = f"train/{metric}" if kind == "train" else f"eval/{kind}/{metric}"
       _plot(axes, lines, key, colour, "training batches" if kind == "train" else f"{kind} statistics")
     _finish(axes, label)
+    axes.legend(frameon=False, fontsize=8)
   figure.suptitle(workdir.name)
   return _save(figure, workdir / "curve.png")
 
@@ -40,7 +41,7 @@ def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
   Raises:
     FileNotFoundError: if one of them holds no metrics.
   """
-  figure = _figure()
+  figure = _figure(10.5)
   left, right = figure.subplots(1, 2)
   for workdir, colour in zip(workdirs, _RUN_COLOURS * (1 + len(workdirs) // len(_RUN_COLOURS))):
     if not (lines := run_directory.read_metrics(workdir)):
@@ -49,12 +50,14 @@ def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
     _plot(right, lines, "train/loss", colour, workdir.name)
   _finish(left, "validation top-1 accuracy")
   _finish(right, "training cross-entropy (nats)")
+  # Beside the axes: many curves leave no free corner.
+  figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
   return _save(figure, output)
 
 
-def _figure() -> Figure:
-  """A figure of its own: unlike pyplot's it needs no display and no global state."""
-  figure = Figure(figsize=(9, 3.6), layout="constrained")
+def _figure(width: float = 9) -> Figure:
+  """A figure `width` inches wide, of its own: unlike pyplot's it needs no display and no global state."""
+  figure = Figure(figsize=(width, 3.6), layout="constrained")
   FigureCanvasAgg(figure)
   return figure
 
@@ -70,7 +73,6 @@ def _finish(axes: Axes, label: str) -> None:
   axes.set(xlabel="steps of 32 examples", ylabel=label)
   axes.grid(alpha=0.3)
   axes.spines[["top", "right"]].set_visible(False)
-  axes.legend(frameon=False, fontsize=8)
 
 
 def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
