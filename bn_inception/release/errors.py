@@ -1,0 +1,5 @@
+"""The one error of released checkpoints, for all files of this folder."""
+
+
+class ReleaseError(ValueError):
+  """A released checkpoint that cannot be used; the text is one sentence that says what is wrong with which file."""
