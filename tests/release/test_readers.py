@@ -204,7 +204,7 @@ def test_huge_memo_index_is_refused():
     torch_file.read(as_legacy(b"\x80\x02}r\xff\xff\xff\x7f."))
 
 
-# ----------------------------------------------------------------------------------------- what views of storages may be
+# ---------------------------------------------------------------------------------------- what views of storages may be
 
 
 class Storage:
@@ -286,7 +286,7 @@ def test_what_is_no_state_dict_is_an_error(tree):
       torch_file.read(container(pickle.dumps(tree, 2)))
 
 
-# ------------------------------------------------------------------------------------------------------- what is unknown
+# ------------------------------------------------------------------------------------------------------ what is unknown
 
 
 @pytest.mark.parametrize("content", [
