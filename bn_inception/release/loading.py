@@ -35,19 +35,19 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
     raise ReleaseError(f"{path} is a folder, but no release: it lacks model.safetensors or config.json.")
   path = tensorflow_file.index_of(path)
   content = source_file.read(path)
+  nodes = []
+  if mxnet_file.recognises(content):
+    nodes = mxnet_file.read_symbol(pathlib.Path(symbol) if symbol else mxnet_file.symbol_beside(path))
   try:
-    return _from_content(path, content, symbol)
+    return _from_content(path, content, nodes)
   except ReleaseError as error:
-    if str(error).startswith("it"):
-      raise ReleaseError(f"{path} cannot be used: {error}.") from error
-    raise
+    raise ReleaseError(f"{path} cannot be used: {error}.") from error
 
 
-def _from_content(path: pathlib.Path, content: bytes, symbol: str | os.PathLike | None) -> Release:
+def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
   if torch_file.recognises(content):
     return peers.from_torch(torch_file.read(content))
   if mxnet_file.recognises(content):
-    nodes = mxnet_file.read_symbol(pathlib.Path(symbol) if symbol else mxnet_file.symbol_beside(path))
     return peers.from_mxnet(mxnet_file.read(content), nodes)
   if tensorflow_file.recognises(content):
     return peers.from_tensorflow(tensorflow_file.read(path, content))

@@ -23,7 +23,6 @@ from bn_inception.release.errors import ReleaseError
 from bn_inception.release.source_file import MAX_BYTES
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-_LEGACY_START = b"\x80\x02\x8a\x0a" + _MAGIC_NUMBER.to_bytes(10, "little")
 _ZIP_START = b"PK\x03\x04"
 
 _DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
@@ -96,7 +95,8 @@ class _Unpickler(pickle.Unpickler):
 
 def recognises(content: bytes) -> bool:
   """Whether these are the first bytes of a PyTorch file, of either container."""
-  return content.startswith((_ZIP_START, _LEGACY_START))
+  pickled_magic_number = content[:1] == b"\x80" and _MAGIC_NUMBER.to_bytes(10, "little") in content[:32]
+  return content.startswith(_ZIP_START) or pickled_magic_number
 
 
 def read(content: bytes) -> dict[str, np.ndarray]:

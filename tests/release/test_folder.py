@@ -148,6 +148,7 @@ def run_script(repository, *arguments):
   return subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_script_imports_and_its_folder_is_the_same(repository, goldens, tmp_path):
   path = goldens["mxnet"].path
   symbol = sorted(path.parent.glob("*-symbol.json"))[0]
