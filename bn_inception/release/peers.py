@@ -44,6 +44,8 @@ def _config(num_classes: int, *, model: dict[str, Any], batch_norm: dict[str, An
   config.model.update(model)
   config.batch_norm.update(batch_norm)
   config.data.update({"num_classes": num_classes, "std": (1.0, 1.0, 1.0)} | data)
+  if num_classes not in (1000, 1001):  # What is known of the release is not true of a network made from it.
+    release |= {"classes": "the file does not name them", "published": "none, it was fine-tuned to other classes"}
   config.release = ConfigDict({"statistics": "running", **release})
   return config
 
