@@ -35,10 +35,12 @@ def run(main: Callable[[], int | None]) -> None:
   def call(_):
     from bn_inception import checkpoint, config_checks  # Heavy: only once the flags are known to be good.
     from bn_inception.data.datasets import DataError
+    from bn_inception.release import ReleaseError
     try:
       _join_processes()
       sys.exit(main())
-    except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, FileNotFoundError) as error:
+    except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, ReleaseError,
+            FileNotFoundError) as error:
       fail(str(error))
 
   app.run(call, flags_parser=_parse_flags)

@@ -18,7 +18,8 @@ Batch = dict[str, jax.Array]
 
 def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
   """uint8 [..., H, W, C] to the float32 input of the network."""
-  return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary)
+  return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary,
+                   channel_order=config.data.channel_order)
 
 
 def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,

@@ -76,6 +76,7 @@ def base(scale: str) -> ConfigDict:
   config.data.flip = True  # mirrored half of the time.
   config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
   config.data.std = (127.5, 127.5, 127.5)
+  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr; mean and std are RGB all the same.
   config.data.binary = False  # True: pixel >= 128 instead, 0 or 1 (§4.1).
 
   config.eval = ConfigDict()

@@ -146,7 +146,8 @@ def test_no_config_names_a_field_that_the_base_does_not_have(name, argument):
 
 
 BAD = {
-    "dtype": ["float16"], "data.shuffle": ["yes"], "model.name": ["resnet"], "model.stem": ["separate"],
+    "dtype": ["float16"], "data.shuffle": ["yes"], "data.channel_order": ["gbr"],
+    "model.name": ["resnet"], "model.stem": ["separate"],
     "model.pool_proj_4cd": [64], "model.padding": ["valid"], "model.stem_pool": ["pad"],
     "model.reduction_pool": ["pad", "floor"], "model.nonlinearity": ["tanh"], "model.auxiliary_heads": [("4f",)],
     "batch_norm.per_activation": [("5c",)], "model.width": [0.0, -1.0], "model.dropout_rate": [1.0, -0.1],

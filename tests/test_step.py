@@ -31,7 +31,8 @@ class ConvNet(nn.Module):
 def make_config(micro_batches: int = 1) -> ConfigDict:
   return ConfigDict(dict(
       seed=1, ema_decay=0.9, auxiliary_loss_weight=0.3, gradient_accumulation=micro_batches,
-      batch_norm=dict(enabled=True, momentum=0.9), data=dict(mean=(127.5,), std=(127.5,), binary=False)))
+      batch_norm=dict(enabled=True, momentum=0.9),
+      data=dict(mean=(127.5,), std=(127.5,), binary=False, channel_order="rgb")))
 
 
 def make_batches(micro_batches: int = 1) -> list[dict[str, np.ndarray]]:

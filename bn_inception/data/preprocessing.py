@@ -6,18 +6,23 @@ import jax
 import jax.numpy as jnp
 
 
-def normalize(images: jax.Array, *, mean: Sequence[float], std: Sequence[float], binary: bool = False) -> jax.Array:
+def normalize(images: jax.Array, *, mean: Sequence[float], std: Sequence[float], binary: bool = False,
+              channel_order: str = "rgb") -> jax.Array:
   """Network input from stored pixels.
 
   Args:
-    images: uint8 [..., height, width, channels], 0 to 255.
-    mean: one value a channel, or one for all, in pixel units.
+    images: uint8 [..., height, width, channels], 0 to 255, RGB.
+    mean: one value a channel in the order of `images`, or one for all, in pixel units.
     std: as `mean`.
     binary: 0 below 128 and 1 from there instead (paper §4.1: binary image input); mean and std do not count.
+    channel_order: of the result: "rgb" as stored, or "bgr" (Caffe and what was ported from it).
 
   Returns:
-    float32 of the same shape: (images - mean) / std.
+    float32 of the same shape: (images - mean) / std, in channel_order.
   """
+  images = jnp.asarray(images)
   if binary:
-    return (images >= 128).astype(jnp.float32)
-  return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+    normalized = (images >= 128).astype(jnp.float32)
+  else:
+    normalized = (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+  return normalized[..., ::-1] if channel_order == "bgr" else normalized

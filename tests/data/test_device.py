@@ -105,3 +105,11 @@ def test_normalize_binary() -> None:
   result = normalize(images, mean=(9.0,), std=(7.0,), binary=True)
   assert result.dtype == np.float32
   np.testing.assert_array_equal(np.ravel(result), [0, 0, 0, 1, 1])
+
+
+def test_normalize_to_bgr_takes_the_mean_and_std_of_rgb() -> None:
+  images = np.array([10, 20, 30], np.uint8).reshape(1, 1, 1, 3)
+  result = normalize(images, mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 3.0), channel_order="bgr")
+  np.testing.assert_array_equal(np.ravel(result), [9, 9, 9])
+  result = normalize(images, mean=(0.0,), std=(1.0,), channel_order="bgr")
+  np.testing.assert_array_equal(np.ravel(result), [30, 20, 10])

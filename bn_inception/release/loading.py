@@ -1,0 +1,82 @@
+"""Recognises what a path holds and loads it: a release folder or the file of any peer."""
+
+from collections.abc import Callable
+import functools
+import os
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bn_inception import models, step
+from bn_inception.models import layers
+from bn_inception.release import caffe_file, folder, mxnet_file, peers, source_file, tensorflow_file, torch_file
+from bn_inception.release.errors import ReleaseError
+from bn_inception.release.peers import Release
+
+
+def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Release:
+  """Reads a release folder or a peer's file, recognised by its content.
+
+  Args:
+    path: a release folder; a PyTorch state dict, a TensorFlow checkpoint (V1, or any file of V2, or their common name),
+      a .params of MXNet, a .caffemodel; each single file may be compressed as .xz.
+    symbol: the -symbol.json of a .params file; by default the one of its name beside it.
+
+  Raises:
+    ReleaseError: if it cannot be used, in one sentence.
+  """
+  path = pathlib.Path(path)
+  if folder.is_folder(path):
+    return folder.read(path)
+  if path.is_dir():
+    raise ReleaseError(f"{path} is a folder, but no release: it lacks model.safetensors or config.json.")
+  path = tensorflow_file.index_of(path)
+  content = source_file.read(path)
+  nodes = []
+  if mxnet_file.recognises(content):
+    nodes = mxnet_file.read_symbol(pathlib.Path(symbol) if symbol else mxnet_file.symbol_beside(path))
+  try:
+    return _from_content(path, content, nodes)
+  except ReleaseError as error:
+    raise ReleaseError(f"{path} cannot be used: {error}.") from error
+
+
+def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
+  if torch_file.recognises(content):
+    return peers.from_torch(torch_file.read(content))
+  if mxnet_file.recognises(content):
+    return peers.from_mxnet(mxnet_file.read(content), nodes)
+  if tensorflow_file.recognises(content):
+    return peers.from_tensorflow(tensorflow_file.read(path, content))
+  if caffe_file.recognises(content):
+    return peers.from_caffe(caffe_file.read(content))
+  raise ReleaseError("it is none of the formats that are known: PyTorch, TensorFlow, MXNet, Caffe")
+
+
+def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *,
+         folded: bool = False) -> tuple[nn.Module, dict[str, Any], Callable[[jax.Array], jax.Array]]:
+  """Loads a network, ready for evaluation.
+
+  Args:
+    path, symbol: as in `read`.
+    folded: BN folded into the convolutions before it: the same logits to float32 rounding, in less time.
+
+  Returns:
+    (model, variables, preprocess): `model.apply(variables, preprocess(images), train=False)` are the float32 logits
+    [B, num_classes] of `images`, uint8 RGB [B, H, W, 3].
+
+  Raises:
+    ReleaseError: if it cannot be used, in one sentence.
+  """
+  config, variables = read(path, symbol)
+  model, variables = models.build(config), jax.tree.map(jnp.asarray, variables)
+  if folded and config.batch_norm.enabled:
+    try:
+      variables = layers.fold_batch_norm(variables, epsilon=config.batch_norm.epsilon)
+    except ValueError as error:
+      raise ReleaseError(f"{path}: {error}") from error
+    model = model.clone(norm=None)
+  return model, variables, functools.partial(step.preprocess, config)

@@ -1,0 +1,199 @@
+"""PyTorch state dicts, read without PyTorch and without executing what is pickled.
+
+Both containers of `torch.save` (torch/serialization.py): since 1.6 a zip archive with `data.pkl` and one file for each
+storage; before, five consecutive pickles (magic number, protocol, system, the object, the storages' keys), then for
+each key an int64 number of elements and the raw data. Files of Python 2 and PyTorch 0.3 have byte strings for names and
+`_rebuild_tensor` for `_rebuild_tensor_v2`.
+
+A pickle is a program. This one is first read through without running it: every instruction must be one that state
+dicts consist of. Then it may look up only the names in `_find`, which stand for inert values here, never for PyTorch's.
+"""
+
+import collections
+import io
+import math
+import pickle
+import pickletools
+from typing import Any, NamedTuple
+import zipfile
+
+import numpy as np
+
+from bn_inception.release.errors import ReleaseError
+from bn_inception.release.source_file import MAX_BYTES
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+_ZIP_START = b"PK\x03\x04"
+
+_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
+           "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
+           "BoolStorage": "|b1"}
+
+_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET "
+    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS NONE NEWTRUE "
+    "NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING".split())
+
+
+class _Storage(NamedTuple):
+  dtype: str
+  key: str
+  size: int  # In elements.
+
+
+class _Tensor(NamedTuple):
+  """A view of a storage; offset and strides in elements."""
+
+  storage: _Storage
+  offset: int
+  shape: tuple[int, ...]
+  strides: tuple[int, ...]
+
+
+class _Rebuild:
+  """Stands for the functions of torch._utils; later versions have more arguments, about gradients."""
+
+  __slots__ = ()  # So that a pickle's BUILD has nothing to set.
+
+  def __call__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
+    return _Tensor(storage, offset, shape, strides)
+
+
+class _RebuildParameter:
+  __slots__ = ()
+
+  def __call__(self, tensor: _Tensor, *_: Any) -> _Tensor:
+    return tensor
+
+
+def _find(module: str, name: str) -> Any:
+  """What a name in the pickle stands for."""
+  if module in ("torch", "torch.storage") and name in _DTYPES:
+    return name
+  known = {("collections", "OrderedDict"): collections.OrderedDict,
+           ("torch._utils", "_rebuild_tensor"): _Rebuild(), ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
+           ("torch._utils", "_rebuild_parameter"): _RebuildParameter()}
+  if (module, name) not in known:
+    raise ReleaseError(f"its pickle asks for {module}.{name}, which no state dict needs; nothing of it was executed")
+  return known[module, name]
+
+
+class _Unpickler(pickle.Unpickler):
+  """Builds the tree of a state dict out of inert values."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    return _find(module, name)
+
+  def persistent_load(self, saved_id: Any) -> _Storage:
+    kind, dtype, key, _, size = saved_id[:5]
+    if kind != "storage" or dtype not in _DTYPES or not isinstance(key, str) or not isinstance(size, int):
+      raise ReleaseError("its pickle refers to something that is not a storage")
+    if len(saved_id) > 5 and saved_id[5] is not None:
+      raise ReleaseError("it holds views of storages in the layout of PyTorch 0.1, which is not read")
+    return _Storage(dtype, key, size)
+
+
+def recognises(content: bytes) -> bool:
+  """Whether these are the first bytes of a PyTorch file, of either container."""
+  pickled_magic_number = content[:1] == b"\x80" and _MAGIC_NUMBER.to_bytes(10, "little") in content[:32]
+  return content.startswith(_ZIP_START) or pickled_magic_number
+
+
+def read(content: bytes) -> dict[str, np.ndarray]:
+  """The tensors of a state dict by name, bit for bit.
+
+  Args:
+    content: the whole file.
+
+  Raises:
+    ReleaseError: if it is damaged, no state dict, or asks for anything to be executed. The sentence lacks the file's
+      name, which the caller puts before it.
+  """
+  try:
+    tree, storages = (_read_zip if content.startswith(_ZIP_START) else _read_legacy)(content)
+    return _tensors(tree, storages)
+  except ReleaseError:
+    raise
+  except Exception as error:  # A damaged pickle or archive fails in any of many ways.
+    raise ReleaseError(f"it is no readable PyTorch file ({type(error).__name__}: {error})") from error
+
+
+def _load_pickle(stream: io.BytesIO) -> Any:
+  """Reads the pickle that starts here, and leaves the stream behind it."""
+  start = stream.tell()
+  for opcode, argument, _ in pickletools.genops(stream):
+    if opcode.name not in _OPCODES:
+      raise ReleaseError(f"its pickle has the instruction {opcode.name}, which no state dict needs; "
+                         "nothing of it was executed")
+    if opcode.name.endswith("BINPUT") and argument > stream.getbuffer().nbytes:
+      raise ReleaseError("its pickle counts more objects than the file has bytes")
+  end = stream.tell()
+  stream.seek(start)
+  # Names are ASCII; latin1 reads Python 2's byte strings without ever failing.
+  return _Unpickler(io.BytesIO(stream.read(end - start)), encoding="latin1").load()
+
+
+def _read_zip(content: bytes) -> tuple[Any, dict[str, bytes]]:
+  with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    members = {member.filename.partition("/")[2]: member for member in archive.infolist()}
+    if "data.pkl" not in members:
+      raise ReleaseError("it is a zip archive, but not one of PyTorch's: it has no data.pkl")
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+      raise ReleaseError("its archive is compressed, as PyTorch writes none; it was not unpacked")
+    if sum(member.file_size for member in members.values()) > len(content):
+      raise ReleaseError("its archive claims to hold more than the file does; it was not unpacked")
+    if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
+      raise ReleaseError("it was written on a big-endian machine, which is not read")
+    tree = _load_pickle(io.BytesIO(archive.read(members["data.pkl"])))
+    return tree, {name.removeprefix("data/"): archive.read(member)
+                  for name, member in members.items() if name.startswith("data/")}
+
+
+def _read_legacy(content: bytes) -> tuple[Any, dict[str, bytes]]:
+  stream = io.BytesIO(content)
+  _, protocol, system, tree, keys = (_load_pickle(stream) for _ in range(5))
+  if protocol != 1001 or not system["little_endian"]:
+    raise ReleaseError(f"its protocol {protocol!r} or its byte order is not read")
+  sizes = {storage.key: np.dtype(_DTYPES[storage.dtype]).itemsize for storage in _storages(tree)}
+  storages = {}
+  for key in keys:
+    size = int.from_bytes(stream.read(8), "little")
+    storages[key] = stream.read(min(size * sizes[key], len(content)))
+  return tree, storages
+
+
+def _named_tensors(tree: Any) -> dict[str, _Tensor]:
+  if not isinstance(tree, dict) or not all(
+      isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tree.items()):
+    raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name")
+  return dict(tree)
+
+
+def _storages(tree: Any) -> list[_Storage]:
+  return [tensor.storage for tensor in _named_tensors(tree).values()]
+
+
+def _tensors(tree: Any, storages: dict[str, bytes]) -> dict[str, np.ndarray]:
+  tensors = _named_tensors(tree)
+  total = sum(math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.storage.dtype]).itemsize
+              for tensor in tensors.values())
+  if total > MAX_BYTES:
+    raise ReleaseError(f"its tensors have {total:,} bytes, and more than {MAX_BYTES:,} are not read")
+  return {name: _materialize(name, tensor, storages) for name, tensor in tensors.items()}
+
+
+def _materialize(name: str, tensor: _Tensor, storages: dict[str, bytes]) -> np.ndarray:
+  """Copies a view out of its storage, all bounds checked."""
+  storage, offset, shape, strides = tensor
+  dtype = np.dtype(_DTYPES[storage.dtype])
+  if len(storages.get(storage.key, b"")) != storage.size * dtype.itemsize:
+    raise ReleaseError(f"the storage of {name} is cut off or missing")
+  if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0:
+    raise ReleaseError(f"{name} has the impossible shape {shape} and strides {strides}")
+  last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
+  if math.prod(shape) > storage.size or (math.prod(shape) and last >= storage.size):
+    raise ReleaseError(f"{name} reaches beyond its storage")
+  if not math.prod(shape):
+    return np.zeros(shape, dtype)
+  flat = np.frombuffer(storages[storage.key], dtype)[offset:]
+  return np.lib.stride_tricks.as_strided(flat, shape, [stride * dtype.itemsize for stride in strides]).copy()

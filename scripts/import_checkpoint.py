@@ -1,0 +1,22 @@
+"""Turns a released network into a release folder: python scripts/import_checkpoint.py --source=FILE --output=DIR"""
+
+import pathlib
+
+from absl import flags
+
+from bn_inception import command_line
+
+_SOURCE = flags.DEFINE_string("source", None, "PyTorch, TensorFlow, MXNet or Caffe file, also as .xz.", required=True)
+_SYMBOL = flags.DEFINE_string("symbol", None, "MXNet's -symbol.json; by default the one beside --source.")
+_OUTPUT = flags.DEFINE_string("output", None, "Release folder to write.", required=True)
+
+
+def main() -> None:
+  from bn_inception import release
+  imported = release.read(_SOURCE.value, _SYMBOL.value)
+  release.write(imported, pathlib.Path(_OUTPUT.value))
+  print(f"{_OUTPUT.value}: {imported.config.release.source}, {imported.config.data.num_classes} classes")
+
+
+if __name__ == "__main__":
+  command_line.run(main)
