@@ -146,6 +146,19 @@ def test_step_advances_moments_running_averages_and_ema():
   np.testing.assert_allclose(kernel_ema, 0.1 * initial.params["logits"]["kernel"] + 0.9 * kernel_new, rtol=1e-4)
 
 
+def test_batch_statistics_of_a_padded_batch_are_those_of_its_real_examples():
+  """A last group of 5 with 3 of padding: the same sums and moments as 5 alone."""
+  config = make_config()
+  variables = ConvNet(None).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False)
+  batch = {name: value[0] for name, value in make_batches()[0].items()}
+  real = {name: value[:5] for name, value in batch.items()} | {"mask": np.ones(5, bool)}
+  padded = {name: value[:8] for name, value in batch.items()} | {"mask": np.arange(8) < 5}
+  batch_statistics_step = jax.jit(step_lib.make_batch_statistics_step(ConvNet(None), config))
+  results = [batch_statistics_step(variables["params"], variables["batch_stats"], b) for b in (real, padded)]
+  assert int(results[1][0].count) == 5
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
+
+
 def test_dropout_differs_by_step_and_is_off_without_training():
   """Noise comes from (seed, step), so two steps on one batch differ, and the same step twice does not."""
   class Dropped(nn.Module):
