@@ -114,7 +114,7 @@ def base(scale: str) -> ConfigDict:
 def inception(scale: str) -> ConfigDict:
   """Inception without batch normalization: §4.2's first row, at one of SCALES."""
   config = base(scale)
-  # §4.2.2. At the small scales [choice]: with runs so short the best rate is higher (cifar10: results/variants_cifar10).
+  # §4.2.2. Small scales [choice]: the best rate of runs so short is higher (cifar10: results/variants_cifar10).
   config.learning_rate = {"imagenet": 0.0015, "cifar10": 0.005, "quickstart": 0.04}[scale]
 
   config.model = ConfigDict()
