@@ -44,10 +44,14 @@ def check_config(config: ConfigDict, devices: int) -> None:
     ConfigError: naming the first thing that is wrong.
   """
   # The batch size comes first: lengths are computed from it.
-  for name in ("batch_size", "num_steps", "gradient_accumulation", "log_every", "eval_every", "checkpoint_every",
-               "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes", "data.image_size"):
+  for name in ("batch_size", "num_steps", "gradient_accumulation", "steps_per_call", "log_every", "eval_every",
+               "checkpoint_every", "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes",
+               "data.image_size"):
     if (value := _get(config, name)) < 1:
       raise ConfigError(f"{name} is {value}: it must be at least 1.")
+  if config.data.cache and (config.data.flip or {*config.data.crop_area, *config.data.crop_aspect} != {1.0}):
+    raise ConfigError("data.cache keeps each training image as one, but crops or flips make a new one of it every "
+                      "time: set data.cache=False, or data.flip=False and data.crop_area=data.crop_aspect=(1.0, 1.0).")
   if config.data.eval_resize < config.data.image_size:
     raise ConfigError(f"data.eval_resize {config.data.eval_resize} is less than data.image_size "
                       f"{config.data.image_size}, which would not fit into it: raise data.eval_resize.")
@@ -63,6 +67,13 @@ def check_config(config: ConfigDict, devices: int) -> None:
   for name in ("momentum", "ema_decay", "batch_norm.momentum"):
     if not (value := _get(config, name)) < 1:
       raise ConfigError(f"{name} is {value}: it must be less than 1.")
+  for name in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
+    if config[name] % config.steps_per_call:
+      raise ConfigError(f"{name} is {config[name]}, but steps_per_call={config.steps_per_call} steps are made at a "
+                        "time: choose a multiple of it, or steps_per_call=1.")
+  if config.profile_at_step and config.steps_per_call > 1:
+    raise ConfigError(f"profile_at_step is {config.profile_at_step}, but steps_per_call={config.steps_per_call} steps "
+                      "are made at a time: profile with steps_per_call=1.")
   if config.profile_at_step and config.profile_at_step + 5 > config.num_steps:
     raise ConfigError(f"profile_at_step is {config.profile_at_step}, but the run ends at {config.num_steps}: leave 5 "
                       "steps for the profile.")
@@ -72,6 +83,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
   _one_of("model.name", config.model.name, models.MODELS)
   if config.model.name == "inception":
     _check_inception(config)
+  _names("eval.sigmoid_input_units", config.eval.sigmoid_input_units,
+         range(config.model.hidden_units) if config.model.name == "mnist_mlp" else ("none, with this network",))
 
   if config.batch_size % config.gradient_accumulation:
     raise ConfigError(f"batch_size {config.batch_size} does not divide into gradient_accumulation "
@@ -135,6 +148,9 @@ def check_data(config: ConfigDict, split: Split) -> None:
   if split.num_classes != config.data.num_classes:
     raise DataError(f"{split.name} has {split.num_classes} classes, but data.num_classes is "
                     f"{config.data.num_classes}: set data.num_classes={split.num_classes}.")
+  if config.data.cache and not split.image_side == config.data.image_size == config.data.eval_resize:
+    raise DataError(f"data.cache needs images of {config.data.image_size}x{config.data.image_size} pixels as stored, "
+                    f"but those of {split.name} are not, or are resized: set data.cache=False.")
   for name in ("mean", "std"):
     length = len(config.data[name])
     if length != split.image_channels:

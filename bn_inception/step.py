@@ -81,6 +81,22 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
   return train_step
 
 
+def make_train_call(train_step: Callable[[TrainState, Batch], TrainState],
+                    config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
+  """Makes `steps_per_call` steps one program, so that a small network does not wait for Python between its steps.
+
+  The batches of S steps come as one, {"image": uint8 [S * A, B / A, H, W, C], "label": int32 [S * A, B / A]}.
+  """
+  if config.steps_per_call == 1:
+    return train_step
+
+  def train_call(state: TrainState, batch: Batch) -> TrainState:
+    batches = jax.tree.map(lambda x: x.reshape(config.steps_per_call, -1, *x.shape[1:]), batch)
+    return jax.lax.scan(lambda state, batch: (train_step(state, batch), None), state, batches)[0]
+
+  return train_call
+
+
 def make_eval_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, Batch], Sums]:
   """Makes the step of inference with given statistics (Algorithm 2, line 11).
 

@@ -19,7 +19,7 @@ import optax
 from bn_inception import checkpoint, config_checks, models, optim, run_directory, sharding, state as state_lib
 from bn_inception import step as step_lib
 from bn_inception.data import datasets, device, pipeline
-from bn_inception.evaluators import classification
+from bn_inception.evaluators import classification, sigmoid_inputs
 from bn_inception.report import curves, tables
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,10 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   if state is None:
     state = jax.jit(initialize, out_shardings=replicated)()
   step = first_step = int(state.step)
+  if step % config.steps_per_call:
+    raise config_checks.ConfigError(
+        f"The run stands at step {step}, which is no multiple of steps_per_call={config.steps_per_call}: resume with "
+        "steps_per_call=1 or another divisor.")
   if step:
     _log.info("Resuming from the checkpoint of step %d.", step)
   if step >= config.num_steps and run_directory.read_status(workdir).get("status") == "done":
@@ -80,28 +84,30 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     run_directory.drop_metrics_after(workdir, step)
 
   # Compile, then say what will run.
-  train_step = jax.jit(step_lib.make_train_step(model, optimizer, config), donate_argnums=0,
-                       out_shardings=replicated)
+  train_step = step_lib.make_train_step(model, optimizer, config)
+  train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
+  # To the input several steps are one long step of as many micro-batches more.
+  micro_batches = config.steps_per_call * config.gradient_accumulation
   micro_batch = config.batch_size // config.gradient_accumulation
   batch_shapes = {
-      name: jax.ShapeDtypeStruct((config.gradient_accumulation, micro_batch, *shape), dtype,
+      name: jax.ShapeDtypeStruct((micro_batches, micro_batch, *shape), dtype,
                                  sharding=sharding.micro_batches(mesh))
       for name, shape, dtype in (("image", image_shape, jnp.uint8), ("label", (), jnp.int32))}
   start = time.monotonic()
-  lowered = train_step.lower(state, batch_shapes)
-  train_step = lowered.compile()
+  lowered = train_call.lower(state, batch_shapes)
+  train_call = lowered.compile()
   _log.info("Compiled the training step in %.0f s.", time.monotonic() - start)
   if writes:
     _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    _log.info("%s", tables.plan(config, mesh, state, lowered, train_step, train_split, eval_split, first_step))
+    _log.info("%s", tables.plan(config, mesh, state, lowered, train_call, train_split, eval_split, first_step))
 
-  evaluate = classification.make_evaluator(config, mesh)
+  evaluators = [classification.make_evaluator(config, mesh), sigmoid_inputs.make_evaluator(config, mesh)]
   parameter_norm = jax.jit(optax.global_norm, out_shardings=replicated)
   zero_sums = jax.jit(state_lib.Sums.zeros, out_shardings=replicated)
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
   batches = device.to_device(
-      pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size,
-                             micro_batches=config.gradient_accumulation, start_step=step, **process),
+      pipeline.train_batches(config.data, seed=config.seed, batch_size=config.steps_per_call * config.batch_size,
+                             micro_batches=micro_batches, start_step=step // config.steps_per_call, **process),
       sharding.micro_batches(mesh))
   writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if writes else [])
   profile = periodic_actions.Profile(logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5,
@@ -118,14 +124,14 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   with _Preemption(manager) as preemption:
     clock, clock_step = time.monotonic(), step
     while step < config.num_steps:
-      state = train_step(state, next(batches))
+      state = train_call(state, next(batches))
       sharding.one_program_at_a_time(mesh, state.step)
-      step += 1
+      step += config.steps_per_call
       if config.profile_at_step:
         profile(step)
       last = step == config.num_steps
       evaluates = last or step % config.eval_every == 0
-      preempted = preemption.reached(step)
+      preempted = preemption.reached(step // config.steps_per_call)  # JAX's service counts in ones.
       saves = last or preempted or step % config.checkpoint_every == 0
       logs = last or step % config.log_every == 0
       if not (logs or evaluates or saves):
@@ -148,7 +154,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
         break
       top1 = None
       if evaluates:
-        metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
+        metrics = {f"eval/{name}": value for evaluate in evaluators for name, value in evaluate(state).items()}
         top1 = metrics["eval/running/top1"]
         write(metrics)
         if not last:  # The result says it then.
@@ -202,5 +208,5 @@ class _Preemption:
     if self._listens:
       signal.signal(signal.SIGTERM, self._previous)
 
-  def reached(self, step: int) -> bool:
-    return self._asked.is_set() if jax.process_count() == 1 else self._manager.reached_preemption(step)
+  def reached(self, call: int) -> bool:
+    return self._asked.is_set() if jax.process_count() == 1 else self._manager.reached_preemption(call)

@@ -48,6 +48,7 @@ def base(scale: str) -> ConfigDict:
   config.seed = 0
   config.batch_size = 32  # §4.2: mini-batch size of 32.
   config.gradient_accumulation = 1  # Micro-batches a step; their BN groups are those of the whole batch.
+  config.steps_per_call = 1  # Steps a call of the compiled program makes: many, where a step is short (§4.1).
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
@@ -71,6 +72,7 @@ def base(scale: str) -> ConfigDict:
   config.data = ConfigDict()
   config.data.dir = ""  # TFDS data_dir; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
   config.data.shuffle = "none"  # none | within_shard | global.
+  config.data.cache = False  # Decodes every image once and keeps it in memory: small sets, without crops and flips.
   config.data.crop_area = (0.08, 1.0)  # GoogLeNet paper: 8% to 100% of the area,
   config.data.crop_aspect = (3 / 4, 4 / 3)  # aspect ratio 3/4 to 4/3,
   config.data.flip = True  # mirrored half of the time.
@@ -81,6 +83,7 @@ def base(scale: str) -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.population_batches = 32  # Training mini-batches of batch_size behind Algorithm 2's statistics.
+  config.eval.sigmoid_input_units = ()  # Units of the last hidden layer whose input is followed (§4.1): (0, 1).
 
   if scale == "imagenet":
     config.data.name = "imagenet2012:5.*.*"

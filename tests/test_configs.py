@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from bn_inception import config_checks
+from bn_inception.data import datasets
 from configs import common, ensemble, mnist
 
 # §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
@@ -157,7 +158,8 @@ BAD = {
     "learning_rate": [0.0, float("nan")], "learning_rate_decay": [0.0], "learning_rate_decay_epochs": [-1.0],
     "momentum": [-0.1, 1.0], "weight_decay": [-1e-4], "ema_decay": [1.0], "auxiliary_loss_weight": [-0.3],
     "batch_norm.epsilon": [0.0], "batch_norm.momentum": [1.0], "batch_norm.group_size": [-32, 24],
-    "gradient_accumulation": [0, 3, 64],
+    "gradient_accumulation": [0, 3, 64], "steps_per_call": [0, 7, 128], "data.cache": [True],
+    "eval.sigmoid_input_units": [(0,)],
 }
 
 
@@ -180,6 +182,39 @@ def test_groups_lie_within_a_device_or_are_made_of_whole_shares(devices, group_s
   else:
     with pytest.raises(config_checks.ConfigError, match="batch_size"):
       config_checks.check_config(config, devices)
+
+
+@pytest.mark.parametrize("change,message", [
+    ({"log_every": 150}, "log_every is 150, but steps_per_call=100"), ({"eval_every": 50}, "eval_every is 50"),
+    ({"checkpoint_every": 333}, "checkpoint_every"), ({"num_steps": 50_050}, "num_steps is 50050"),
+    ({"profile_at_step": 100}, "profile with steps_per_call=1")])
+def test_everything_happens_between_two_calls(change, message):
+  config = mnist.get_config("bn")
+  config.update(change)
+  with pytest.raises(config_checks.ConfigError, match=message):
+    config_checks.check_config(config, devices=1)
+
+
+def test_cached_images_are_undistorted_and_recorded_units_exist():
+  for change, message in (({"flip": True}, "data.cache"), ({"crop_area": (0.9, 1.0)}, "data.cache")):
+    config = mnist.get_config("bn")
+    config.data.update(change)
+    with pytest.raises(config_checks.ConfigError, match=message):
+      config_checks.check_config(config, devices=1)
+  config = mnist.get_config("bn")
+  config.eval.sigmoid_input_units = (100,)
+  with pytest.raises(config_checks.ConfigError, match="eval.sigmoid_input_units is 100"):
+    config_checks.check_config(config, devices=1)
+
+
+def test_cached_images_need_no_resizing(digits_dir):
+  config = mnist.get_config("bn,quickstart")
+  config.data.dir = digits_dir
+  split = datasets.open_split(config.data, "train")
+  config_checks.check_data(config, split)
+  config.data.eval_resize = 32
+  with pytest.raises(datasets.DataError, match="data.cache needs images of 28x28 pixels as stored"):
+    config_checks.check_data(config, split)
 
 
 def test_without_batch_norm_the_group_size_does_not_matter():

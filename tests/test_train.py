@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bn_inception import checkpoint, config_checks, evaluate, run_directory, train
+from bn_inception.data import pipeline
 from configs import mnist
 
 BATCH, STEPS = 32, 20
@@ -29,6 +30,7 @@ def make_config(digits_dir: str, group_size: int = 8, **overrides) -> ConfigDict
   config.data.crop_area = (0.6, 1.0)
   config.batch_size = config.eval.batch_size = BATCH
   config.batch_norm.group_size = group_size
+  config.steps_per_call, config.data.cache, config.eval.sigmoid_input_units = 1, False, (0, 99)
   config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 1, 10, 5
   config.eval.population_batches = 2
   config.momentum = 0.9
@@ -111,7 +113,7 @@ def test_a_finished_run_says_so_and_changes_nothing(finished, digits_dir):
 def test_evaluation_alone_repeats_the_run_s_own(finished):
   last = run_directory.read_metrics(finished)[-1]
   alone = evaluate.evaluate_run(finished, devices=jax.devices()[:1])
-  assert alone == {name: value for name, value in last.items() if name != "paper_steps"}
+  assert alone == {name: value for name, value in last.items() if name != "paper_steps" and "sigmoid" not in name}
 
 
 def test_evaluation_does_not_depend_on_batch_size_or_devices(finished):
@@ -131,6 +133,56 @@ def test_devices_do_not_change_the_losses(finished, digits_dir, tmp_path, device
   """Groups of 8 are smaller than, equal to and larger than the share of 16, 8 and 4."""
   train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:devices])
   np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch, micro_batches):
+  """State and evaluations are those of single steps, bit for bit, also when the run is stopped and resumes."""
+  single, many, cut = tmp_path / "single", tmp_path / "many", tmp_path / "cut"
+  options = dict(gradient_accumulation=micro_batches)
+  train.train_and_evaluate(make_config(digits_dir, **options), single, jax.devices()[:1])
+  config = make_config(digits_dir, steps_per_call=5, log_every=5, **options)
+  train.train_and_evaluate(config, many, jax.devices()[:1])
+  for a, b in zip(jax.tree.leaves(final_state(single)), jax.tree.leaves(final_state(many)), strict=True):
+    assert a.tobytes() == b.tobytes()
+  evaluations = [[line for line in run_directory.read_metrics(run) if "eval/count" in line] for run in (single, many)]
+  assert evaluations[0] == evaluations[1] and [line["step"] for line in evaluations[0]] == [10, 20]
+  lines = [line for line in run_directory.read_metrics(many) if "train/loss" in line]
+  assert [line["step"] for line in lines] == [5, 10, 15, 20]
+  np.testing.assert_allclose(losses(many), np.mean(np.reshape(losses(single), (4, 5)), axis=1), rtol=1e-6)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train._Preemption, "reached", lambda self, call: call == 3)
+    summary = train.train_and_evaluate(config, cut, jax.devices()[:1])
+  assert (summary["status"], summary["step"]) == ("preempted", 15)
+  train.train_and_evaluate(config, cut, jax.devices()[:1])
+  assert_bit_identical(cut, many)
+
+
+def test_a_run_between_two_calls_does_not_resume(copy, digits_dir):
+  config = make_config(digits_dir, steps_per_call=3, num_steps=30, log_every=3, eval_every=15, checkpoint_every=15)
+  with pytest.raises(config_checks.ConfigError, match="stands at step 20, .* no multiple of steps_per_call=3"):
+    train.train_and_evaluate(config, copy, jax.devices()[:1])
+
+
+def test_percentiles_of_sigmoid_inputs_are_those_of_the_network_s_formulas(finished, digits_dir):
+  """Against the network written out in NumPy, over all test images."""
+  state = final_state(finished)
+  data = make_config(digits_dir).data
+  batches = list(pipeline.eval_batches(data, "test", batch_size=1000))
+  x = (batches[0]["image"].reshape(1000, -1) >= 128).astype(np.float64)
+  for layer in (1, 2, 3):
+    statistics, bn = state["batch_stats"][f"bn{layer}"], state["params"][f"bn{layer}"]
+    x = x @ state["params"][f"hidden{layer}"]["kernel"].astype(np.float64)
+    x = bn["gamma"] * (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-3) + bn["beta"]
+    before, x = x, 1 / (1 + np.exp(-x))
+  last = run_directory.read_metrics(finished)[-1]
+  for unit in (0, 99):
+    values = np.sort(before[:, unit])
+    for percentile in (15, 50, 85):
+      place = percentile / 100 * 999
+      expected = values[int(place)] + (place - int(place)) * (values[int(place) + 1] - values[int(place)])
+      assert last[f"eval/sigmoid_input/{unit}/p{percentile}"] == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- kills and processes

@@ -38,6 +38,7 @@ class Split:
   image_key: str  # Feature names in a record (a tf.train.Example).
   label_key: str
   image_channels: int
+  image_side: int | None  # In pixels, if all images are squares of one size.
 
 
 def open_split(data: ConfigDict, split: str) -> Split:
@@ -100,6 +101,7 @@ def open_split(data: ConfigDict, split: str) -> Split:
       image_key=image_key,
       label_key=label_key,
       image_channels=channels,
+      image_side=image.shape[0] if image.shape[0] == image.shape[1] else None,
   )
 
 

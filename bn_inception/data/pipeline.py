@@ -3,6 +3,9 @@
 Threads read and decode chunks of a batch, each into its place. An example depends only on (data set, seed, position),
 so batches are the same for any number of threads, and the same whether a run came to a step or resumed there.
 
+With `data.cache` every image is decoded once, before the first batch, and batches are gathered from memory: what a
+small network on small images needs to be fast. Examples and pixels are the same.
+
 The threads are Python's and spend their time inside TensorFlow, without Python's lock. (A tf.data graph that calls back
 into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
 """
@@ -10,6 +13,7 @@ into Python for the records is no faster, and was seen to hang or abort when the
 import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import functools
 import itertools
 import os
 import weakref
@@ -26,6 +30,8 @@ _CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, m
 
 # Maps (position, encoded image) to uint8 [size, size, channels], in TensorFlow.
 _ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Maps positions and records, both int64 [n], to images uint8 [n, size, size, channels] and labels [n].
+_Read = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def train_batches(
@@ -83,7 +89,8 @@ def train_batches(
     )
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
-  batches = _batches(split, positions_of, records_of, distort, data_config.image_size, start_step)
+  read = _from_memory(split) if data_config.cache else _reader(split, distort)
+  batches = _batches(split, positions_of, records_of, read, data_config.image_size, start_step)
   return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -129,30 +136,28 @@ def eval_batches(
 
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
-  return _batches(opened, positions_of, lambda positions: positions, crop, data_config.image_size, 0, last)
+  read = _from_memory(opened) if data_config.cache else _reader(opened, crop)
+  return _batches(opened, positions_of, lambda positions: positions, read, data_config.image_size, 0, last)
 
 
 def _batches(
     split: Split,
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
-    to_pixels: _ToPixels,
+    read: _Read,
     image_size: int,
     start_step: int,
     stop_step: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
-  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label` and `mask` begin with
-  the shape of positions_of(step); where stop_step is given, positions that the split does not have are padding.
+  Reads when iterated. `image`, `label` and `mask` begin with the shape of positions_of(step); where stop_step is given,
+  positions that the split does not have are padding.
   """
-  records = open_records(split)
-  decode = _decoder(split, to_pixels)
   cores = os.cpu_count() or 1
 
   def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
-    images, labels = _read_and_decode(split, records, decode, positions, records_of(positions))
-    batch["image"][places], batch["label"][places] = images, labels
+    batch["image"][places], batch["label"][places] = read(positions, records_of(positions))
 
   def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
@@ -189,6 +194,28 @@ def _batches(
       end_once()
 
   return iterate()
+
+
+def _reader(split: Split, to_pixels: _ToPixels) -> _Read:
+  """Opens the files and builds the TensorFlow function now, reads and decodes when called."""
+  records = open_records(split)
+  decode = _decoder(split, to_pixels)
+  return lambda positions, indices: _read_and_decode(split, records, decode, positions, indices)
+
+
+@functools.lru_cache(maxsize=4)  # Evaluations and population statistics of a run open the same splits again and again.
+def _from_memory(split: Split) -> _Read:
+  """Decodes the whole split, whose images need no resizing (`config_checks.check_data`), and answers from memory."""
+  side, count = split.image_side, split.num_examples
+  as_stored = lambda _, encoded: evaluation_crops.centre_crop(
+      encoded, size=side, resize=side, channels=split.image_channels
+  )
+  chunk_of = lambda step: np.arange(step * _CHUNK, (step + 1) * _CHUNK)
+  batches = _batches(
+      split, chunk_of, lambda positions: positions, _reader(split, as_stored), side, 0, -(-count // _CHUNK)
+  )
+  images, labels = map(np.concatenate, zip(*((batch["image"], batch["label"]) for batch in batches)))
+  return lambda _, records: (images[records], labels[records])
 
 
 def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[bytes]], tuple[tf.Tensor, tf.Tensor]]:

@@ -38,6 +38,8 @@ class MnistMlp(nn.Module):
                    name=f"hidden{layer}")(x)
       if self.norm is not None:
         x = self.norm(name=f"bn{layer}")(x, train=train, mask=mask)
+      if layer == 3:
+        self.sow("intermediates", "sigmoid_input", x)  # Figure 1(b, c); kept only where it is asked for.
       x = jax.nn.sigmoid(x)
     return nn.Dense(self.num_classes, kernel_init=initializer, dtype=x.dtype, name="logits")(x).astype(jnp.float32)
 

@@ -23,6 +23,7 @@ def fixture_data(digits_dir: str) -> ConfigDict:
   return ConfigDict({
       "name": "digits", "dir": digits_dir, "train_split": "train", "eval_split": "test", "shuffle": "global",
       "image_size": 28, "eval_resize": 28, "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "cache": False,
   })
 
 
@@ -99,6 +100,15 @@ def test_batch_size_does_not_change_an_example(data: ConfigDict) -> None:
   )
 
 
+@pytest.mark.parametrize("shuffle", stream.SHUFFLES)
+def test_memory_changes_nothing(data: ConfigDict, shuffle: str) -> None:
+  data.update({"shuffle": shuffle, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
+  cached = ConfigDict({**data, "cache": True})
+  assert_equal(*(take(pipeline.train_batches(d, seed=3, batch_size=120, micro_batches=2, start_step=20, process_index=1,
+                                             process_count=2), 30) for d in (data, cached)))
+  assert_equal(*(take(pipeline.eval_batches(d, "test[:99%]", batch_size=300), 4) for d in (data, cached)))
+
+
 def test_threads_change_nothing(data: ConfigDict, monkeypatch: pytest.MonkeyPatch) -> None:
   results = []
   for cores in (1, 2, 7):
@@ -148,6 +158,7 @@ def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
       "name": "imagenet2012:5.*.*", "dir": str(shared / "data" / "tfds"), "train_split": "train[:60%]",
       "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "crop_area": (0.08, 1.0),
       "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "cache": False,
   })
   whole = take(pipeline.train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
   assert whole["image"].shape == (6, 1, 64, 224, 224, 3)
@@ -192,6 +203,7 @@ def test_a_bad_example_is_named(
   data = ConfigDict({
       "name": "pictures", "dir": str(prepare_pictures(images, labels)), "train_split": "train", "shuffle": "none",
       "image_size": 8, "eval_resize": 8, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
+      "cache": False,
   })
   # TFDS stores examples in an order of its own.
   (bad,) = (row for row, e in enumerate(stored_pictures(data)) if e["label"] == -1 or e["image"] == b"no image")

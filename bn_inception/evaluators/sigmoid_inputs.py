@@ -1,0 +1,51 @@
+"""The distribution of the inputs of single sigmoids over the evaluation split: Figure 1(b, c), §4.1.
+
+The paper follows "one typical sigmoid, from the last hidden layer" by the 15th, 50th and 85th percentile of its input.
+With BN the input is that of inference, by running averages.
+"""
+
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_inception import models, sharding, step as step_lib
+from bn_inception.data import device, pipeline
+from bn_inception.state import TrainState
+
+PERCENTILES = (15, 50, 85)
+
+
+def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
+  """Makes a function from a TrainState to {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`.
+
+  Percentiles are linear between order statistics (NumPy's default). Without units the result is {}.
+  """
+  units = config.eval.sigmoid_input_units
+  if not units:
+    return lambda state: {}
+  model = models.build(config)
+
+  def inputs(params, batch_stats, batch):
+    _, sown = model.apply({"params": params, "batch_stats": batch_stats}, step_lib.preprocess(config, batch["image"]),
+                          train=False, mutable=["intermediates"])
+    (x,) = sown["intermediates"]["sigmoid_input"]
+    return x[:, np.array(units)], batch["mask"]
+
+  inputs = jax.jit(inputs, out_shardings=sharding.replicated(mesh))
+  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+  def evaluate(state: TrainState) -> dict[str, float]:
+    batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size, **process)
+    seen = []
+    for batch in device.to_device(batches, sharding.examples(mesh)):
+      seen.append(inputs(state.evaluated_params, state.batch_stats, batch))
+      sharding.one_program_at_a_time(mesh, seen[-1])
+    values = np.concatenate([x[mask] for x, mask in jax.device_get(seen)])  # [examples, units]
+    percentiles = np.percentile(values.astype(np.float64), PERCENTILES, axis=0)
+    return {f"sigmoid_input/{unit}/p{percentile}": float(percentiles[row, column])
+            for column, unit in enumerate(units) for row, percentile in enumerate(PERCENTILES)}
+
+  return evaluate
