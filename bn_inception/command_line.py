@@ -1,6 +1,7 @@
 """What the scripts share: flags, several hosts, and one sentence for what a user can mend."""
 
 import difflib
+import functools
 import logging
 import os
 import runpy
@@ -18,8 +19,10 @@ _CLUSTER = flags.DEFINE_bool(
     "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
   """Parses the flags, joins the other processes and calls `main`, whose result is the exit code.
+
+  With `choices` the command line starts with one of these words, which is `main`'s argument.
 
   What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
   """
@@ -32,19 +35,19 @@ def run(main: Callable[[], int | None]) -> None:
   log.setLevel(logging.INFO)
   log.propagate = False
 
-  def call(_):
+  def call(words):
     from bn_inception import checkpoint, config_checks  # Heavy: only once the flags are known to be good.
     from bn_inception.data.datasets import DataError
     from bn_inception.evaluators.predictions_file import EvaluationError
     from bn_inception.release import ReleaseError
     try:
       _join_processes()
-      sys.exit(main())
+      sys.exit(main(*words[1:]))
     except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, EvaluationError,
             ReleaseError, FileNotFoundError) as error:
       fail(str(error))
 
-  app.run(call, flags_parser=_parse_flags)
+  app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))
 
 
 def one_of(first: str, of_first: Sequence[str], second: str, of_second: Sequence[str]) -> None:
@@ -64,10 +67,12 @@ def fail(sentence: str) -> None:
   sys.exit(2)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
+def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
-    if len(rest) > 1:
+    if choices and (len(rest) != 2 or rest[1] not in choices):
+      fail(f"Say what to do with one word: {', '.join(choices)}.")
+    elif not choices and len(rest) > 1:
       fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
     if "config" in flags.FLAGS and flags.FLAGS.config is not None:
       flags.FLAGS.config.items()  # A config file that cannot be read only says so when it is used.

@@ -38,13 +38,17 @@ def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
   """Writes the resolved config; returns the names of the values that differ from an earlier run's in this place."""
-  new = json.loads(config.to_json())
-  changed = []
-  if config_path(workdir).exists():
-    old = _flatten(json.loads(config_path(workdir).read_text()))
-    changed = sorted(name for name, value in _flatten(new).items() if old.get(name) != value)
-  replace_file(config_path(workdir), json.dumps(new, indent=2) + "\n")
+  changed = changed_fields(workdir, config)
+  replace_file(config_path(workdir), json.dumps(json.loads(config.to_json()), indent=2) + "\n")
   return changed
+
+
+def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
+  """Names of the values of `config` that differ from those the run in `workdir` was made with; [] without a run."""
+  if not config_path(workdir).exists():
+    return []
+  old = _flatten(json.loads(config_path(workdir).read_text()))
+  return sorted(name for name, value in _flatten(json.loads(config.to_json())).items() if old.get(name) != value)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""Runs a plan: what is finished is left alone, what was cut resumes, and it says beforehand how long it will take.
+
+Runs are made one after the other in this process. Several machines that see the same work directory share a plan by
+`index` and `count`: each takes every count-th run, and evaluations are made by whoever finds their runs finished.
+"""
+
+import json
+import logging
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from bn_inception import config_checks, evaluate, models, optim, run_directory, state as state_lib, step as step_lib, train
+from bn_inception.data import datasets
+from bn_inception.experiments import plans
+from bn_inception.report import tables
+
+_log = logging.getLogger(__name__)
+
+FINISHED = ("done", "diverged")  # Divergence is a result; making the run again would only repeat it.
+
+
+def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: str = "", seeds: int | None = None,
+              num_steps: int | None = None, index: int = 0, count: int = 1, dry_run: bool = False) -> str:
+  """Makes what a figure takes, as far as it is not there yet.
+
+  Args:
+    figure: a key of `plans.FIGURES`.
+    workdir: holds the runs, SCALE/EXPERIMENT/seedN.
+    scale: one of the figure's; None: its first.
+    data_dir: TFDS data_dir.
+    seeds: runs of each experiment; None: the figure's own number.
+    num_steps: in place of each run's own length (the schedule of the learning rate stays).
+    index, count: make part `index` of `count`.
+    dry_run: only say what would be made.
+
+  Returns:
+    "done", "preempted" (the same command resumes) or, of a dry run, "planned".
+
+  Raises:
+    ConfigError, DataError, CheckpointError: one sentence on what cannot be used, before the first run starts.
+  """
+  make_plan, scales, default_seeds = plans.FIGURES[figure]
+  scale = scale or scales[0]
+  if scale not in scales:
+    raise config_checks.ConfigError(f"{figure} has no scale '{scale}': choose one of {', '.join(scales)}.")
+  if not 0 <= index < count:
+    raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
+  plan = make_plan(scale, default_seeds if seeds is None else seeds)
+  root = pathlib.Path(workdir)
+  runs = [(run, _config(run, data_dir, num_steps)) for run in part(plan.runs, index, count)]
+  # What can be wrong with any run is found before the first.
+  for run, config in runs:
+    config_checks.check_config(config, jax.device_count())
+    for split in (config.data.train_split, config.data.eval_split):
+      config_checks.check_data(config, datasets.open_split(config.data, split))
+    _check_unchanged(root / run.name, config)
+  open_runs = [(run, config) for run, config in runs if not finished(root / run.name, config)]
+  _log.info("%s", _announce(figure, scale, runs, open_runs, plan.evaluations, root, index, count))
+  if dry_run:
+    return "planned"
+
+  for number, (run, config) in enumerate(open_runs, start=1):
+    _log.info("Run %d of %d: %s", number, len(open_runs), run.command(workdir))
+    if train.train_and_evaluate(config, root / run.name)["status"] == "preempted":
+      return "preempted"
+    jax.clear_caches()  # The compiled programs of a run serve no other.
+  for evaluation in plan.evaluations:
+    _evaluate(evaluation, root, data_dir)
+  return "done"
+
+
+def part(runs: list[plans.Run], index: int, count: int) -> list[plans.Run]:
+  """Every count-th run from `index` on: long and short ones are spread alike."""
+  return runs[index::count]
+
+
+def _config(run: plans.Run, data_dir: str, num_steps: int | None) -> ConfigDict:
+  config = run.config()
+  config.data.dir = data_dir
+  if num_steps is not None:
+    config.num_steps = num_steps
+  return config
+
+
+def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
+  """Whether a run has come to its end, or diverged."""
+  status = run_directory.read_status(workdir)
+  return status.get("status") in FINISHED and (status["status"] == "diverged" or status["step"] >= config.num_steps)
+
+
+def _check_unchanged(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """A figure must not be put together from runs of different configs."""
+  changed = [name for name in run_directory.changed_fields(workdir, config) if name not in ("data.dir", "num_steps")]
+  if changed:
+    raise config_checks.ConfigError(f"{workdir} was run with another config (it differs in {', '.join(changed)}): move "
+                                    "it away, or give another --workdir.")
+
+
+def _evaluate(evaluation: plans.Evaluation, root: pathlib.Path, data_dir: str) -> None:
+  output = root / evaluation.name
+  missing = [name for name in evaluation.runs if run_directory.read_status(root / name).get("status") != "done"]
+  if missing:
+    _log.info("%s waits for %s.", evaluation.name, ", ".join(missing))
+  elif not (output / "metrics.json").exists():
+    evaluate.evaluate_checkpoints([str(root / name) for name in evaluation.runs], str(output),
+                                  data_dir=data_dir or None, split="test" if _scale(evaluation) != "imagenet" else None,
+                                  crops=evaluation.crops, statistics=evaluation.statistics)
+
+
+def _scale(evaluation: plans.Evaluation) -> str:
+  return evaluation.name.split("/")[0]
+
+
+# -------------------------------------------------------------------------------------------------------- estimates
+
+
+class Cost(NamedTuple):
+  """XLA's count of operations of one step, by `cost_analysis` of the program before it is partitioned.
+
+  Attributes:
+    train: FLOP of a training step.
+    inference: FLOP of the inference of one image.
+  """
+
+  train: float
+  inference: float
+
+
+def cost(config: ConfigDict) -> Cost:
+  """Traces and lowers a config's training step and inference; nothing is compiled or computed."""
+  model = models.build(config)
+  channels = len(config.data.mean)
+  image_shape = (config.data.image_size, config.data.image_size, channels)
+  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
+  state = jax.eval_shape(lambda: state_lib.create(model, optimizer, config, image_shape))
+  micro_batches = config.gradient_accumulation
+  batch = {"image": jax.ShapeDtypeStruct((micro_batches, config.batch_size // micro_batches, *image_shape), jnp.uint8),
+           "label": jax.ShapeDtypeStruct((micro_batches, config.batch_size // micro_batches), jnp.int32)}
+  step = jax.jit(step_lib.make_train_step(model, optimizer, config)).lower(state, batch).cost_analysis()["flops"]
+  one = {"image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
+         "label": jax.ShapeDtypeStruct((32,), jnp.int32), "mask": jax.ShapeDtypeStruct((32,), bool)}
+  inference = jax.jit(step_lib.make_eval_step(model, config)).lower(state.params, state.batch_stats, one)
+  return Cost(step * micro_batches, inference.cost_analysis()["flops"] / 32)  # A loop's body is counted once.
+
+
+def total_cost(config: ConfigDict, one: Cost) -> float:
+  """FLOP of a whole run: its steps and its evaluations, three of each image with BN."""
+  examples = datasets.open_split(config.data, config.data.eval_split).num_examples
+  kinds = 3 if config.batch_norm.enabled else 1
+  population = config.eval.population_batches * config.batch_size if config.batch_norm.enabled else 0
+  evaluations = -(-config.num_steps // config.eval_every)
+  return config.num_steps * one.train + evaluations * (kinds * examples + population) * one.inference
+
+
+def _program(config: ConfigDict) -> str:
+  """Configs of the same program have the same cost; what does not change it much is left out."""
+  model = {name: value for name, value in config.model.items()
+           if name not in ("dropout_rate", "init_scale", "nonlinearity")}
+  return json.dumps([model, config.batch_norm.enabled, config.batch_size, config.data.image_size, config.dtype],
+                    default=str)
+
+
+def measure(config: ConfigDict) -> tuple[float, float]:
+  """(seconds to compile, FLOP a second) of a config's training step on this machine, from five calls on no data."""
+  model = models.build(config)
+  image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
+  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
+  state = jax.jit(lambda: state_lib.create(model, optimizer, config, image_shape))()
+  batches = config.steps_per_call * config.gradient_accumulation
+  size = config.batch_size // config.gradient_accumulation
+  batch = {"image": jnp.zeros((batches, size, *image_shape), jnp.uint8), "label": jnp.zeros((batches, size), jnp.int32)}
+  call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
+  start = time.monotonic()
+  call = jax.jit(call, donate_argnums=0).lower(state, batch).compile()
+  compiled = time.monotonic() - start
+  state = jax.block_until_ready(call(state, batch))
+  start, calls = time.monotonic(), 5
+  for _ in range(calls):
+    state = jax.block_until_ready(call(state, batch))
+  return compiled, calls * config.steps_per_call * cost(config).train / (time.monotonic() - start)
+
+
+def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations: list[plans.Evaluation],
+              root: pathlib.Path, index: int, count: int) -> str:
+  lines = [f"{figure} at the scale {scale}: {len(runs)} runs" + (f" (part {index} of {count})" if count > 1 else "")
+           + f", {len(runs) - len(open_runs)} of them finished" + (f", and {len(evaluations)} evaluations."
+                                                                   if evaluations else ".")]
+  if not open_runs:
+    return "\n".join(lines)
+  costs: dict[str, Cost] = {}
+  for _, config in open_runs:
+    if (program := _program(config)) not in costs:
+      costs[program] = cost(config)
+  compile_seconds, speed = measure(open_runs[0][1])
+  total = 0.0
+  width = max(len(run.name) for run, _ in open_runs)
+  for run, config in open_runs:
+    one = costs[_program(config)]
+    done = run_directory.read_status(root / run.name).get("step", 0) / config.num_steps
+    seconds = compile_seconds + (1 - done) * total_cost(config, one) / speed
+    total += seconds
+    lines.append(f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
+                 f"{one.train / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}"
+                 + (f", {done:.0%} done" if done else ""))
+  lines.append(f"It takes about {tables.duration(total)}, at the {speed / 1e9:.0f} GFLOP/s that "
+               f"{open_runs[0][0].name} reached just now and {compile_seconds:.0f} s to compile each"
+               + (", and the evaluations." if evaluations else "."))
+  return "\n".join(lines)

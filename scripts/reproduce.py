@@ -1,0 +1,48 @@
+"""Makes a figure or table of the paper, or the report of all that was made.
+
+python scripts/reproduce.py figure1 --workdir=runs/paper --data_dir=/data/tfds
+python scripts/reproduce.py figure3 --scale=cifar10 --seeds=3 --workdir=runs/paper [--index=0 --count=4] [--dry_run]
+  figure1, figure2, figure3, figure4, ablation, sweep (of the learning rates behind them). The same command resumes.
+
+python scripts/reproduce.py archive --workdir=runs/paper --output=results
+  copies the small files of finished runs.
+
+python scripts/reproduce.py report --workdir=runs/paper [--output=FOLDER]
+  one page with every figure and claim beside the paper's, from run directories or an archive.
+"""
+
+from absl import flags
+
+from bn_inception import command_line
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are.", required=True)
+_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10 or quickstart; of figure1 mnist or quickstart.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+_SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each experiment.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "In place of the configs' lengths.", lower_bound=1)
+_INDEX = flags.DEFINE_integer("index", 0, "Which part of the runs, with --count.", lower_bound=0)
+_COUNT = flags.DEFINE_integer("count", 1, "Parts that the runs are split into, one a machine.", lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would run, and how long.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the archive, or for the report; by default --workdir.")
+
+WHAT = ("figure1", "figure2", "figure3", "figure4", "ablation", "sweep", "archive", "report")
+
+
+def main(what: str) -> int:
+  if what == "report":
+    from bn_inception.report import page
+    print(page.write(_WORKDIR.value, _OUTPUT.value or _WORKDIR.value))
+    return 0
+  if what == "archive":
+    from bn_inception.experiments import archive
+    print("\n".join(archive.archive(_WORKDIR.value, _OUTPUT.value or "results")))
+    return 0
+  from bn_inception.experiments import execution
+  status = execution.reproduce(
+      what, _WORKDIR.value, scale=_SCALE.value, data_dir=_DATA_DIR.value, seeds=_SEEDS.value,
+      num_steps=_NUM_STEPS.value, index=_INDEX.value, count=_COUNT.value, dry_run=_DRY_RUN.value)
+  return 143 if status == "preempted" else 0  # 128 + SIGTERM: the scheduler's sign to start it again.
+
+
+if __name__ == "__main__":
+  command_line.run(main, choices=WHAT)
