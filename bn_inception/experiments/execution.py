@@ -4,20 +4,19 @@ Runs are made one after the other in this process. Several machines that see the
 `index` and `count`: each takes every count-th run, and evaluations are made by whoever finds their runs finished.
 """
 
-import json
 import logging
 import pathlib
 import time
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, evaluate, models, optim, run_directory, state as state_lib, step as step_lib, train
+from bn_inception import config_checks, evaluate, models, optim, run_directory, state as state_lib, step as step_lib
+from bn_inception import train
 from bn_inception.data import datasets
 from bn_inception.experiments import plans
-from bn_inception.report import tables
+from bn_inception.report import cost, tables
 
 _log = logging.getLogger(__name__)
 
@@ -116,55 +115,6 @@ def _scale(evaluation: plans.Evaluation) -> str:
   return evaluation.name.split("/")[0]
 
 
-# -------------------------------------------------------------------------------------------------------- estimates
-
-
-class Cost(NamedTuple):
-  """XLA's count of operations of one step, by `cost_analysis` of the program before it is partitioned.
-
-  Attributes:
-    train: FLOP of a training step.
-    inference: FLOP of the inference of one image.
-  """
-
-  train: float
-  inference: float
-
-
-def cost(config: ConfigDict) -> Cost:
-  """Traces and lowers a config's training step and inference; nothing is compiled or computed."""
-  model = models.build(config)
-  channels = len(config.data.mean)
-  image_shape = (config.data.image_size, config.data.image_size, channels)
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
-  state = jax.eval_shape(lambda: state_lib.create(model, optimizer, config, image_shape))
-  micro_batches = config.gradient_accumulation
-  batch = {"image": jax.ShapeDtypeStruct((micro_batches, config.batch_size // micro_batches, *image_shape), jnp.uint8),
-           "label": jax.ShapeDtypeStruct((micro_batches, config.batch_size // micro_batches), jnp.int32)}
-  step = jax.jit(step_lib.make_train_step(model, optimizer, config)).lower(state, batch).cost_analysis()["flops"]
-  one = {"image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
-         "label": jax.ShapeDtypeStruct((32,), jnp.int32), "mask": jax.ShapeDtypeStruct((32,), bool)}
-  inference = jax.jit(step_lib.make_eval_step(model, config)).lower(state.params, state.batch_stats, one)
-  return Cost(step * micro_batches, inference.cost_analysis()["flops"] / 32)  # A loop's body is counted once.
-
-
-def total_cost(config: ConfigDict, one: Cost) -> float:
-  """FLOP of a whole run: its steps and its evaluations, three of each image with BN."""
-  examples = datasets.open_split(config.data, config.data.eval_split).num_examples
-  kinds = 3 if config.batch_norm.enabled else 1
-  population = config.eval.population_batches * config.batch_size if config.batch_norm.enabled else 0
-  evaluations = -(-config.num_steps // config.eval_every)
-  return config.num_steps * one.train + evaluations * (kinds * examples + population) * one.inference
-
-
-def _program(config: ConfigDict) -> str:
-  """Configs of the same program have the same cost; what does not change it much is left out."""
-  model = {name: value for name, value in config.model.items()
-           if name not in ("dropout_rate", "init_scale", "nonlinearity")}
-  return json.dumps([model, config.batch_norm.enabled, config.batch_size, config.data.image_size, config.dtype],
-                    default=str)
-
-
 def measure(config: ConfigDict) -> tuple[float, float]:
   """(seconds to compile, FLOP a second) of a config's training step on this machine, from five calls on no data."""
   model = models.build(config)
@@ -182,7 +132,7 @@ def measure(config: ConfigDict) -> tuple[float, float]:
   start, calls = time.monotonic(), 5
   for _ in range(calls):
     state = jax.block_until_ready(call(state, batch))
-  return compiled, calls * config.steps_per_call * cost(config).train / (time.monotonic() - start)
+  return compiled, calls * config.steps_per_call * cost.of(config).train / (time.monotonic() - start)
 
 
 def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations: list[plans.Evaluation],
@@ -192,17 +142,14 @@ def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations:
                                                                    if evaluations else ".")]
   if not open_runs:
     return "\n".join(lines)
-  costs: dict[str, Cost] = {}
-  for _, config in open_runs:
-    if (program := _program(config)) not in costs:
-      costs[program] = cost(config)
   compile_seconds, speed = measure(open_runs[0][1])
   total = 0.0
   width = max(len(run.name) for run, _ in open_runs)
   for run, config in open_runs:
-    one = costs[_program(config)]
+    one = cost.of(config)
+    examples = datasets.open_split(config.data, config.data.eval_split).num_examples
     done = run_directory.read_status(root / run.name).get("step", 0) / config.num_steps
-    seconds = compile_seconds + (1 - done) * total_cost(config, one) / speed
+    seconds = compile_seconds + (1 - done) * cost.total(config, one, examples) / speed
     total += seconds
     lines.append(f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
                  f"{one.train / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}"

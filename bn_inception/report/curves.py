@@ -10,7 +10,7 @@ from bn_inception import run_directory
 
 # Colour-blind safe (Okabe and Ito); one colour a kind of statistics, everywhere.
 _COLOURS = {"train": "#999999", "running": "#0072B2", "population": "#D55E00", "batch": "#009E73"}
-_RUN_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+RUN_COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
 Lines = list[dict[str, float]]
 
@@ -20,15 +20,15 @@ def draw(workdir: pathlib.Path) -> pathlib.Path | None:
   lines = run_directory.read_metrics(workdir)
   if not lines:
     return None
-  figure = _figure()
+  figure = new_figure()
   for axes, metric, label in zip(figure.subplots(1, 2), ("top1", "loss"), ("top-1 accuracy", "cross-entropy (nats)")):
     for kind, colour in _COLOURS.items():
       key = f"train/{metric}" if kind == "train" else f"eval/{kind}/{metric}"
       _plot(axes, lines, key, colour, "training batches" if kind == "train" else f"{kind} statistics")
-    _finish(axes, label)
+    finish_axes(axes, label)
     axes.legend(frameon=False, fontsize=8)
   figure.suptitle(workdir.name)
-  return _save(figure, workdir / "curve.png")
+  return save(figure, workdir / "curve.png")
 
 
 def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
@@ -41,21 +41,21 @@ def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
   Raises:
     FileNotFoundError: if one of them holds no metrics.
   """
-  figure = _figure(10.5)
+  figure = new_figure(10.5)
   left, right = figure.subplots(1, 2)
-  for workdir, colour in zip(workdirs, _RUN_COLOURS * (1 + len(workdirs) // len(_RUN_COLOURS))):
+  for workdir, colour in zip(workdirs, RUN_COLOURS * (1 + len(workdirs) // len(RUN_COLOURS))):
     if not (lines := run_directory.read_metrics(workdir)):
       raise FileNotFoundError(f"{workdir} has no metrics.jsonl with anything in it: give the directory of a run.")
     _plot(left, lines, "eval/running/top1", colour, workdir.name)
     _plot(right, lines, "train/loss", colour, workdir.name)
-  _finish(left, "validation top-1 accuracy")
-  _finish(right, "training cross-entropy (nats)")
+  finish_axes(left, "validation top-1 accuracy")
+  finish_axes(right, "training cross-entropy (nats)")
   # Beside the axes: many curves leave no free corner.
   figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-  return _save(figure, output)
+  return save(figure, output)
 
 
-def _figure(width: float = 9) -> Figure:
+def new_figure(width: float = 9) -> Figure:
   """A figure `width` inches wide, of its own: unlike pyplot's it needs no display and no global state."""
   figure = Figure(figsize=(width, 3.6), layout="constrained")
   FigureCanvasAgg(figure)
@@ -69,13 +69,13 @@ def _plot(axes: Axes, lines: Lines, key: str, colour: str, label: str) -> None:
     axes.plot(*zip(*points), color=colour, marker=marker, markersize=3, linewidth=1.2, label=label)
 
 
-def _finish(axes: Axes, label: str) -> None:
+def finish_axes(axes: Axes, label: str) -> None:
   axes.set(xlabel="steps of 32 examples", ylabel=label)
   axes.grid(alpha=0.3)
   axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
   temporary = path.with_suffix(".partial.png")
   figure.savefig(temporary, dpi=130)
   temporary.replace(path)

@@ -1,0 +1,134 @@
+"""The paper's figures from run directories, in the paper's layout; matplotlib without a display."""
+
+from collections.abc import Sequence
+import pathlib
+import statistics
+
+from matplotlib.axes import Axes
+
+from bn_inception.report import curves, measured, paper
+from bn_inception.report.measured import Result
+
+Experiments = dict[str, list[Result]]
+
+_NAMES = {name: row.name for name, row in paper.FIGURE_3.items()}
+_COLOURS = dict(zip(paper.FIGURE_3, curves.RUN_COLOURS))
+
+
+def _mean_curve(runs: Sequence[Result]) -> tuple[list[float], list[float], list[float], list[float]]:
+  """(steps, mean, least, greatest accuracy) over seeds, at the evaluations that all of them have made."""
+  by_step: dict[float, list[float]] = {}
+  for run in runs:
+    for step, top1 in run.accuracy:
+      by_step.setdefault(step, []).append(top1)
+  steps = sorted(step for step, values in by_step.items() if len(values) == len(runs))
+  values = [by_step[step] for step in steps]
+  return steps, list(map(statistics.fmean, values)), list(map(min, values)), list(map(max, values))
+
+
+def _draw(axes: Axes, runs: Sequence[Result], label: str, colour: str, style: str = "-") -> None:
+  """The mean over seeds, and the range of the seeds as a band."""
+  steps, mean, least, greatest = _mean_curve(runs)
+  axes.plot(steps, mean, style, color=colour, linewidth=1.3, label=label)
+  if len(runs) > 1:
+    axes.fill_between(steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
+
+
+def figure1(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None:
+  """(a) test accuracy with and without BN; (b, c) the percentiles of a typical sigmoid's input, without and with BN."""
+  with_bn, without = experiments.get("mnist_bn"), experiments.get("mnist_plain")
+  if not with_bn or not without or not with_bn[0].accuracy or not without[0].accuracy:
+    return None
+  figure = curves.new_figure(11)
+  accuracy, plain, bn = figure.subplots(1, 3)
+  _draw(accuracy, with_bn, "with BN", "#0072B2")
+  _draw(accuracy, without, "without BN", "#000000", "--")
+  curves.finish_axes(accuracy, "test accuracy")
+  accuracy.set(title="(a)", xlabel="steps of 60 examples", ylim=(0.7, 1.0))
+  accuracy.legend(frameon=False, fontsize=8, loc="lower right")
+  for axes, runs, title in ((plain, without, "(b) without BN"), (bn, with_bn, "(c) with BN")):
+    unit = measured.typical_unit(runs[0])
+    series = measured.sigmoid_inputs(runs[0])[unit]
+    for place, percentile in enumerate((15, 50, 85)):
+      axes.plot([step for step, _ in series], [values[place] for _, values in series],
+                color=("#999999", "#D55E00", "#999999")[place], linewidth=1.2, label=f"{percentile}th percentile")
+    curves.finish_axes(axes, f"input of sigmoid {unit}, last hidden layer")
+    axes.set(title=title, xlabel="steps of 60 examples")
+  limits = [*plain.get_ylim(), *bn.get_ylim()]
+  for axes in (plain, bn):
+    axes.set_ylim(min(limits), max(limits))
+  plain.legend(frameon=False, fontsize=8)
+  return curves.save(figure, output)
+
+
+def figure2(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None:
+  """Validation accuracy of the variants against steps; the runs that fail are dotted."""
+  names = [name for name in paper.FIGURE_3 if any(run.accuracy for run in experiments.get(name, []))]
+  if not names:
+    return None
+  figure = curves.new_figure(9)
+  axes = figure.subplots()
+  for name in names:
+    style = {"inception": "--", "inception_x5": ":", "inception_sigmoid": ":"}.get(name, "-")
+    _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], style)
+  baseline = measured.baseline_maximum(experiments.get("inception", []))
+  if baseline is not None:
+    axes.axhline(baseline[0], color="#999999", linewidth=0.8, label="maximum of Inception")
+  curves.finish_axes(axes, "validation top-1 accuracy")
+  figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
+  return curves.save(figure, output)
+
+
+def ablation(experiments: Experiments, changes: Sequence[str], group_sizes: Sequence[int],
+             output: pathlib.Path) -> pathlib.Path | None:
+  """§4.2.1: maximum accuracy with each change alone, with all up to each, and for each size of the BN groups.
+
+  Args:
+    experiments: the runs of one scale.
+    changes: their names, in the paper's order.
+    group_sizes: m.
+    output: the picture.
+  """
+  alone = {"BN-Baseline": "bn_baseline"} | {name: f"alone/{name}" for name in changes}
+  up_to = {"BN-Baseline": "bn_baseline", changes[0]: f"alone/{changes[0]}",
+           **{f"+ {name}": f"up_to/{name}" for name in changes[1:-1]}, f"+ {changes[-1]} = BN-x5": "bn_x5"}
+  groups = {f"m = {size}": f"group/{size}" for size in group_sizes}
+  if not any(experiments.get(name) for name in [*alone.values(), *groups.values()] if name != "bn_baseline"):
+    return None
+  figure = curves.new_figure(12)
+  for axes, bars, title in zip(figure.subplots(1, 3), (alone, up_to, groups),
+                               ("each change alone", "one after the other", "BN group size")):
+    spreads = {label: measured.over_seeds(experiments.get(name, []), measured.maximum) for label, name in bars.items()}
+    shown = {label: spread for label, spread in spreads.items() if spread is not None}
+    places = range(len(shown))
+    axes.barh(places, [spread.mean for spread in shown.values()], color="#56B4E9",
+              xerr=[spread.deviation or 0 for spread in shown.values()])
+    axes.set_yticks(places, [label.replace("_", " ") for label in shown], fontsize=8)
+    axes.invert_yaxis()
+    curves.finish_axes(axes, "")
+    if shown:
+      least = min(spread.mean for spread in shown.values())
+      axes.set_xlim(left=max(0, least - 0.1))
+    axes.set(title=title, xlabel="maximum validation accuracy")
+  return curves.save(figure, output)
+
+
+def sweep(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None:
+  """Maximum accuracy on held-out training examples against the learning rate."""
+  rates: dict[str, dict[float, measured.Spread]] = {}
+  for name, runs in experiments.items():
+    network, _, point = name.removeprefix("sweep/").partition("/")
+    best = measured.over_seeds(runs, measured.maximum)
+    if name.startswith("sweep/") and point.startswith("rate_") and best is not None:
+      rates.setdefault(network, {})[runs[0].config["learning_rate"]] = best
+  if not rates:
+    return None
+  figure = curves.new_figure(6)
+  axes = figure.subplots()
+  for (network, points), colour in zip(sorted(rates.items()), ("#0072B2", "#000000", "#D55E00")):
+    points = dict(sorted(points.items()))
+    axes.plot(list(points), [spread.mean for spread in points.values()], "o-", color=colour, label=network)
+  curves.finish_axes(axes, "maximum held-out accuracy")
+  axes.set(xscale="log", xlabel="learning rate")
+  axes.legend(frameon=False, fontsize=8)
+  return curves.save(figure, output)

@@ -1,0 +1,149 @@
+"""What runs come to: run directories gathered by experiment, and the numbers the paper gives of such runs.
+
+Validation accuracy is that with running averages, which the paper tracks during training (§3.1). Steps are mini-batches
+of 32, `paper_steps`; for the MNIST network (§4.1) the steps as made.
+"""
+
+from collections.abc import Sequence
+import json
+import pathlib
+import statistics
+from typing import Any, NamedTuple
+
+from bn_inception import run_directory
+
+SCALES = ("imagenet", "cifar10", "mnist", "quickstart")
+
+
+class Result(NamedTuple):
+  """A run directory.
+
+  Attributes:
+    scale, experiment, seed: of its name SCALE/EXPERIMENT/SEED; the seed as 'seed0' or 'member0'.
+    config: config.json.
+    status: status.json.
+    lines: metrics.jsonl.
+  """
+
+  scale: str
+  experiment: str
+  seed: str
+  config: dict[str, Any]
+  status: dict[str, Any]
+  lines: list[dict[str, float]]
+
+  @property
+  def finished(self) -> bool:
+    return self.status.get("status") in ("done", "diverged")
+
+  @property
+  def accuracy(self) -> list[tuple[float, float]]:
+    """(step, validation accuracy) of every evaluation."""
+    unit = "step" if self.config["model"]["name"] == "mnist_mlp" else "paper_steps"
+    return [(line[unit], line["eval/running/top1"]) for line in self.lines if "eval/running/top1" in line]
+
+
+class Spread(NamedTuple):
+  """Values over seeds."""
+
+  values: tuple[float, ...]
+
+  @property
+  def mean(self) -> float:
+    return statistics.fmean(self.values)
+
+  @property
+  def deviation(self) -> float | None:
+    """Sample standard deviation; None for one value."""
+    return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+  @property
+  def error(self) -> float:
+    """Standard error of the mean; 0 for one value, which has none to go by."""
+    return (self.deviation or 0.0) / len(self.values) ** 0.5
+
+
+Results = dict[str, dict[str, list[Result]]]
+
+
+def collect(root: pathlib.Path) -> Results:
+  """All runs below a folder, {scale: {experiment: runs in the order of their seeds}}.
+
+  The folder holds run directories SCALE/EXPERIMENT/SEED at any depth; the same name twice counts once.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+  """
+  if not root.is_dir():
+    raise FileNotFoundError(f"There is no folder {root}: give the --workdir of runs that were made, or their archive.")
+  found: dict[tuple[str, str, str], Result] = {}
+  for path in sorted(root.rglob("config.json")):
+    parts = path.parent.relative_to(root).parts
+    scale_at = next((place for place, part in enumerate(parts) if part in SCALES), None)
+    if scale_at is None or len(parts) < scale_at + 3:
+      continue
+    scale, *experiment, seed = parts[scale_at:]
+    key = (scale, "/".join(experiment), seed)
+    found.setdefault(key, Result(*key, json.loads(path.read_text()), run_directory.read_status(path.parent),
+                                 run_directory.read_metrics(path.parent)))
+  results: Results = {}
+  for (scale, experiment, _), result in sorted(found.items()):
+    results.setdefault(scale, {}).setdefault(experiment, []).append(result)
+  return results
+
+
+def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
+  """(request, metrics) of the finished evaluations of Figure 4 by their name."""
+  found = {}
+  for path in sorted(root.rglob(f"{scale}/figure4/*/metrics.json")):
+    found[path.parent.name] = (json.loads((path.parent / "request.json").read_text()), json.loads(path.read_text()))
+  return found
+
+
+def maximum(result: Result) -> float | None:
+  """The greatest validation accuracy of a run; None before its first evaluation."""
+  return max((top1 for _, top1 in result.accuracy), default=None)
+
+
+def steps_to(result: Result, target: float) -> float | None:
+  """Steps to the first evaluation with at least this accuracy; None if there is none."""
+  return next((step for step, top1 in result.accuracy if top1 >= target), None)
+
+
+def over_seeds(runs: Sequence[Result], function: Any) -> Spread | None:
+  """`function` of every run; None without runs, or where it is None for one of them."""
+  values = tuple(map(function, runs))
+  return None if not values or None in values else Spread(values)
+
+
+def baseline_maximum(runs: Sequence[Result]) -> tuple[float, Spread] | None:
+  """Inception's maximum, the mean over seeds, and the steps at which each run came to its own."""
+  accuracy = over_seeds(runs, maximum)
+  if accuracy is None:
+    return None
+  return accuracy.mean, over_seeds(runs, lambda run: steps_to(run, maximum(run)))
+
+
+def sigmoid_inputs(result: Result) -> dict[int, list[tuple[float, tuple[float, float, float]]]]:
+  """For every recorded unit (step, its 15th, 50th and 85th percentile) at every evaluation (Figure 1b, c)."""
+  units = result.config["eval"]["sigmoid_input_units"]
+  return {unit: [(line["step"], tuple(line[f"eval/sigmoid_input/{unit}/p{p}"] for p in (15, 50, 85)))
+                 for line in result.lines if f"eval/sigmoid_input/{unit}/p50" in line] for unit in units}
+
+
+def movement(series: Sequence[tuple[float, tuple[float, float, float]]]) -> float:
+  """How far a unit's median wanders over training, in units of its mean distance between 15th and 85th percentile."""
+  medians = [percentiles[1] for _, percentiles in series]
+  return (max(medians) - min(medians)) / statistics.fmean(high - low for _, (low, _, high) in series)
+
+
+def widening(series: Sequence[tuple[float, tuple[float, float, float]]]) -> float:
+  """The greatest distance between 15th and 85th percentile over training by the least."""
+  distances = [high - low for _, (low, _, high) in series]
+  return max(distances) / min(distances)
+
+
+def typical_unit(result: Result) -> int:
+  """The recorded unit whose movement is the (lower) median: no other choice of "one typical sigmoid" is made."""
+  units = sigmoid_inputs(result)
+  return sorted(units, key=lambda unit: movement(units[unit]))[(len(units) - 1) // 2]
