@@ -33,7 +33,7 @@ def make_config(digits_dir: str, group_size: int = 8, **overrides) -> ConfigDict
   config.steps_per_call, config.data.cache, config.eval.sigmoid_input_units = 1, False, (0, 99)
   config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 1, 10, 5
   config.eval.population_batches = 2
-  config.momentum = 0.9
+  config.learning_rate, config.momentum = 0.1, 0.9
   for name, value in overrides.items():
     setattr(config, name, value)
   return config

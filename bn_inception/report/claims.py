@@ -90,7 +90,8 @@ def _sooner(claim: str, section: str, paper_value: str, command: str, experiment
       reached = sum(measured.steps_to(run, target) is not None for run in these)
       texts.append(f"{_name(name)} came to {percent(target)} in {reached} of {len(these)} runs")
     else:
-      texts.append(f"{_name(name)} took {describe(spread, steps_text)} to {percent(target)}")
+      goal = "its maximum" if name == "inception" else percent(target)
+      texts.append(f"{_name(name)} took {describe(spread, steps_text)} to {goal}")
   if steps[0] is None and steps[1] is None:
     verdict = UNDECIDED
   elif None in steps:

@@ -1,0 +1,112 @@
+"""Making, cutting, splitting and resuming a plan of tiny runs."""
+
+import json
+
+import jax
+import pytest
+
+from bn_inception import config_checks, run_directory, train
+from bn_inception.experiments import archive, execution, plans
+
+TINY = {"num_steps": 4, "log_every": 2, "eval_every": 2, "checkpoint_every": 2, "steps_per_call": 2,
+        "eval.population_batches": 1}
+
+
+@pytest.fixture(autouse=True)
+def tiny_figure(monkeypatch):
+  """A figure 'tiny' of four runs of four steps."""
+  def tiny(scale, seeds):
+    return plans.Plan([plans._run(scale, f"mnist_{network}", seed, "mnist", f"{network},{scale}", extra=TINY)
+                       for seed in range(seeds) for network in plans.MNIST_NETWORKS])
+  monkeypatch.setitem(plans.FIGURES, "tiny", (tiny, ("quickstart",), 2))
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  monkeypatch.setattr(execution, "measure", lambda config: (1.0, 1e12))
+
+
+@pytest.fixture
+def on_one_device(monkeypatch):
+  """Counts the runs; they are real, on one device."""
+  made = []
+  real = train.train_and_evaluate
+
+  def run(config, workdir):
+    made.append(workdir.relative_to(workdir.parents[2]).as_posix())
+    return real(config, workdir, jax.devices()[:1])
+
+  monkeypatch.setattr(train, "train_and_evaluate", run)
+  return made
+
+
+NAMES = [f"quickstart/mnist_{network}/seed{seed}" for seed in (0, 1) for network in ("bn", "plain")]
+
+
+def test_a_cut_plan_continues_and_a_finished_one_does_nothing(digits_dir, tmp_path, on_one_device, monkeypatch):
+  make = lambda: execution.reproduce("tiny", str(tmp_path), data_dir=digits_dir)
+  with monkeypatch.context() as patch:  # SIGTERM in the second run, after its first call.
+    patch.setattr(train._Preemption, "reached", lambda self, call: len(on_one_device) == 2)
+    assert make() == "preempted"
+  assert run_directory.read_status(tmp_path / NAMES[0])["status"] == "done"
+  assert run_directory.read_status(tmp_path / NAMES[1])["step"] == 2
+  assert make() == "done" and on_one_device == [NAMES[0], NAMES[1], *NAMES[1:]]
+  assert make() == "done" and len(on_one_device) == 5
+  lines = run_directory.read_metrics(tmp_path / NAMES[1])
+  assert [line["step"] for line in lines if "eval/count" in line] == [2, 4]
+
+  written = archive.archive(str(tmp_path), str(tmp_path / "archive"))
+  assert written == [str(tmp_path / "archive" / "figure1" / name) for name in sorted(NAMES)]
+  for name in NAMES:
+    kept = tmp_path / "archive" / "figure1" / name
+    assert sorted(path.name for path in kept.iterdir()) == ["config.json", "metrics.jsonl", "status.json"]
+    assert json.loads((kept / "config.json").read_text())["data"]["dir"] == ""
+    for old, new in zip(run_directory.read_metrics(tmp_path / name), run_directory.read_metrics(kept), strict=True):
+      assert new == pytest.approx(old, rel=1e-5)
+
+
+def test_machines_share_the_runs_without_overlap(monkeypatch, digits_dir, tmp_path):
+  made = []
+  monkeypatch.setattr(train, "train_and_evaluate",
+                      lambda config, workdir: made.append(workdir.parent.name + workdir.name) or {"status": "done"})
+  for index in range(3):
+    execution.reproduce("tiny", str(tmp_path), data_dir=digits_dir, index=index, count=3)
+  assert sorted(made) == sorted(name.replace("quickstart/", "").replace("/", "") for name in NAMES)
+  runs = plans.figure3("cifar10", 3).runs
+  parts = [execution.part(runs, index, 4) for index in range(4)]
+  assert sorted(run.name for part in parts for run in part) == sorted(run.name for run in runs)
+  assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_diverged_runs_are_results_and_longer_ones_go_on(tmp_path):
+  config = plans.Run("x", "mnist", "bn", TINY).config()
+  assert not execution.finished(tmp_path, config)
+  for status, step, expected in (("diverged", 1, True), ("done", 4, True), ("done", 2, False), ("running", 2, False),
+                                 ("preempted", 2, False)):
+    (tmp_path / "status.json").write_text(json.dumps({"status": status, "step": step}))
+    assert execution.finished(tmp_path, config) == expected
+
+
+def test_a_dry_run_makes_nothing_and_says_how_long(digits_dir, tmp_path, caplog):
+  caplog.set_level("INFO")
+  assert execution.reproduce("tiny", str(tmp_path / "runs"), data_dir=digits_dir, dry_run=True) == "planned"
+  assert not (tmp_path / "runs").exists()
+  text = caplog.messages[-1]
+  assert "4 runs, 0 of them finished" in text and all(name in text for name in NAMES)
+  assert "It takes about 4 s, at the 1000 GFLOP/s" in text  # Almost all of it to compile.
+
+
+@pytest.mark.parametrize("arguments,message", [
+    ({"scale": "imagenet"}, "tiny has no scale 'imagenet': choose one of quickstart"),
+    ({"index": 2, "count": 2}, "Part 2 of 2 does not exist"), ({"num_steps": 3}, "num_steps is 3, but steps_per_call")])
+def test_what_cannot_be_made_is_said_before_anything_starts(digits_dir, tmp_path, arguments, message):
+  with pytest.raises(config_checks.ConfigError, match=message):
+    execution.reproduce("tiny", str(tmp_path / "runs"), data_dir=digits_dir, **arguments)
+  assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_of_another_config_is_not_mixed_in(digits_dir, tmp_path):
+  folder = tmp_path / NAMES[1]
+  folder.mkdir(parents=True)
+  config = plans.FIGURES["tiny"][0]("quickstart", 1).runs[1].config()
+  config.data.dir, config.learning_rate = digits_dir, 7.0
+  run_directory.write_config(folder, config)
+  with pytest.raises(config_checks.ConfigError, match=r"seed0 was run with another config .* learning_rate\):"):
+    execution.reproduce("tiny", str(tmp_path), data_dir=digits_dir)

@@ -1,0 +1,116 @@
+"""Verdicts on hand-made runs."""
+
+import pytest
+
+from bn_inception.report import claims, measured
+from bn_inception.report.measured import Spread
+
+COMMAND = {"figure3": "make 3", "figure4": "make 4", "ablation": "make a"}
+
+
+def verdicts(root, scale="cifar10", evaluations=None):
+  rows = claims.inception(measured.collect(root).get(scale, {}), evaluations or {}, COMMAND)
+  return {row.claim: row for row in rows}
+
+
+def find(rows, words):
+  (row,) = (row for claim, row in rows.items() if words in claim)
+  return row
+
+
+@pytest.mark.parametrize("a,b,verdict", [
+    ((0.5,), (0.4,), "confirmed"), ((0.4,), (0.5,), "refuted"), ((0.5,), (0.5,), "undecided"),
+    ((0.50, 0.52), (0.40, 0.42), "confirmed"),  # 0.1 apart, standard error of the difference 0.014.
+    ((0.40, 0.60), (0.39, 0.59), "undecided"), ((0.40, 0.42), (0.50, 0.52), "refuted")])
+def test_greater_asks_for_two_standard_errors(a, b, verdict):
+  assert claims.greater(Spread(a), Spread(b)) == verdict
+
+
+def test_speed_is_counted_to_the_mean_maximum_of_inception(write_run):
+  for seed, top1 in enumerate(([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.42])):
+    write_run(f"cifar10/inception/seed{seed}", top1)
+  for seed, top1 in enumerate(([0.3, 0.45, 0.5, 0.5], [0.411, 0.45, 0.5, 0.6])):
+    root = write_run(f"cifar10/bn_x5/seed{seed}", top1)
+  row = find(verdicts(root), "many times fewer")
+  # 41%: after 400 and 200 steps of 32; Inception's own maxima are after 800 each. 800 / 300.
+  assert "BN-x5 took 300 ± 141 (2 seeds) to 41.0%" in row.measured
+  assert "Inception took 800 ± 0 (2 seeds) to its maximum" in row.measured
+  assert "2.7 times fewer" in row.measured and row.verdict == "confirmed" and row.command == "make 3"
+  assert find(verdicts(root), "BN-x5 beats").verdict == "confirmed"
+  assert find(verdicts(root), "BN alone").verdict == "not measured"
+
+
+def test_a_variant_that_never_gets_there_refutes(write_run):
+  write_run("cifar10/inception/seed0", [0.1, 0.5])
+  root = write_run("cifar10/bn_x5/seed0", [0.1, 0.2])
+  row = find(verdicts(root), "many times fewer")
+  assert row.verdict == "refuted" and "in 0 of 1 runs" in row.measured
+
+
+def test_unfinished_runs_are_not_measured(write_run):
+  write_run("cifar10/inception/seed0", [0.1, 0.5])
+  root = write_run("cifar10/bn_x5/seed0", [0.1, 0.9], status="running")
+  assert {row.verdict for row in verdicts(root).values()} == {"not measured"}
+
+
+@pytest.mark.parametrize("top1,sigmoid,with_bn", [
+    ([0.10, 0.11], "confirmed", "refuted"), ([0.10, 0.128], "confirmed", "refuted"),  # 3 deviations of 1,000 guesses.
+    ([0.10, 0.13], "refuted", "confirmed"), ([0.10, 0.5], "refuted", "confirmed")])
+def test_chance(write_run, top1, sigmoid, with_bn):
+  write_run("cifar10/inception_sigmoid/seed0", top1)
+  rows = verdicts(write_run("cifar10/bn_x5_sigmoid/seed0", top1))
+  assert find(rows, "stays at chance").verdict == sigmoid
+  assert find(rows, "with sigmoid trains").verdict == with_bn
+
+
+@pytest.mark.parametrize("status,top1,verdict,text", [
+    ("diverged", [], "confirmed", "not finite at step"),
+    ("done", [0.1, 0.4], "refuted", "stayed finite and came to 40.0%"),
+    ("done", [0.1, 0.1], "refuted", "they stay at chance")])
+def test_divergence(write_run, status, top1, verdict, text):
+  row = find(verdicts(write_run("cifar10/inception_x5/seed0", top1, status=status)), "breaks Inception")
+  assert row.verdict == verdict and text in row.measured
+
+
+def test_slower_at_first_looks_at_the_first_fifth(write_run):
+  write_run("cifar10/bn_x5/seed0", [0.3, 0.4] + [0.5] * 8)
+  rows = verdicts(write_run("cifar10/bn_x30/seed0", [0.1, 0.2] + [0.9] * 8))
+  row = find(rows, "slower than BN-x5 at first")
+  assert row.verdict == "confirmed" and "15.0%" in row.measured and "35.0%" in row.measured
+  assert find(rows, "BN-x30 ends higher").verdict == "confirmed"
+
+
+def test_crops_and_ensemble():
+  def evaluation(crops, networks, error):
+    return {"crops": crops, "networks": [{}] * networks, "statistics": "running"}, {"top1_error": error}
+  found = {f"member{n}_1crop_running": evaluation(1, 1, 0.30 + n / 100) for n in range(2)}
+  found |= {f"member{n}_10crop_running": evaluation(10, 1, 0.28 + n / 100) for n in range(2)}
+  found |= {"ensemble_1crop_running": evaluation(1, 2, 0.29), "ensemble_10crop_running": evaluation(10, 2, 0.25),
+            "ensemble_1crop_population": evaluation(1, 2, 0.01)}
+  rows = {row.claim: row for row in claims.inception({}, found, COMMAND)}
+  crops, ensemble = find(rows, "Many crops"), find(rows, "ensemble of six")
+  assert crops.verdict == "confirmed" and "30.5% to 28.5%" in crops.measured
+  assert ensemble.verdict == "confirmed" and "28.5% to 25.0%" in ensemble.measured and "28.0%" in ensemble.measured
+  found["ensemble_10crop_running"][1]["top1_error"] = 0.285  # Better than the mean, not than the best.
+  rows = {row.claim: row for row in claims.inception({}, found, COMMAND)}
+  assert find(rows, "ensemble of six").verdict == "refuted"
+
+
+def test_population_statistics_agree_within_a_point(write_run):
+  root = write_run("cifar10/bn_x5/seed0", [0.1, 0.5], population=0.505)
+  assert find(verdicts(root), "Population statistics").verdict == "confirmed"
+  root = write_run("cifar10/bn_x30/seed0", [0.1, 0.5], population=0.52)
+  row = find(verdicts(root), "Population statistics")
+  assert row.verdict == "refuted" and "2.00% apart at most" in row.measured
+
+
+def test_mnist(write_run):
+  level, wandering = [(-1, 0, 1)] * 4, [(-1, 0, 1), (1, 2, 3), (2, 4, 6), (3, 4, 5)]
+  write_run("mnist/mnist_plain/seed0", [0.2, 0.7, 0.8, 0.9], units={0: wandering})
+  root = write_run("mnist/mnist_bn/seed0", [0.8, 0.92, 0.9, 0.95], units={0: level})
+  higher, faster, stable = claims.mnist(measured.collect(root)["mnist"], "make 1")
+  assert (higher.verdict, faster.verdict, stable.verdict) == ("confirmed",) * 3
+  assert "200 (one seed) steps to the 90.00%" in faster.measured and "400 (one seed)" in faster.measured
+  # The median goes from 0 to 4; the mean distance is (2 + 2 + 4 + 2) / 4.
+  assert "wanders over 0.00" in stable.measured and "1.60 (one seed)" in stable.measured
+  assert [claim.verdict for claim in claims.mnist({}, "")] == ["not measured"] * 3
