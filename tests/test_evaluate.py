@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -275,3 +276,32 @@ def test_killed_script_resumes(repository, paths, digits_dir, tmp_path):
   assert f"{before} images are done already" in result.stdout
   assert [line["id"] for line in lines(tmp_path / "out")] == [f"test:{index}" for index in range(1000)]
   assert "1,000 examples" in result.stdout and "top-5 error" in result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_predict_as_one(repository, paths, digits_dir, tmp_path):
+  """Each on its own images, resumed once, beside one process on one device."""
+  arguments = {"data_dir": digits_dir, "split": "test[:101]", "crops": 10}
+  expected = evaluate_checkpoints(paths, str(tmp_path / "alone"), devices=jax.devices()[:1], **arguments)
+  (tmp_path / "together").mkdir()
+  (tmp_path / "together" / "request.json").write_text((tmp_path / "alone" / "request.json").read_text())
+  half = (tmp_path / "alone" / "predictions.jsonl").read_text().splitlines(keepends=True)[:50]
+  (tmp_path / "together" / "predictions.jsonl").write_text("".join(half))
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  started = []
+  for process in range(2):
+    command, options = script(
+        repository, f"--checkpoint={','.join(paths)}", f"--data_dir={digits_dir}", "--split=test[:101]", "--crops=10",
+        f"--output={tmp_path / 'together'}", "--batch_size=60", f"--coordinator=127.0.0.1:{port}", "--processes=2",
+        f"--process_id={process}")
+    options["env"]["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    started.append(subprocess.Popen(command, **options))
+  for process in started:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+  metrics = json.loads((tmp_path / "together" / "metrics.json").read_text())
+  assert metrics == pytest.approx(expected, rel=1e-6) and metrics["count"] == 101
+  for one, two in zip(lines(tmp_path / "together"), lines(tmp_path / "alone"), strict=True):
+    assert one["id"] == two["id"] and one["top5"] == two["top5"]
