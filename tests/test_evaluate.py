@@ -38,7 +38,7 @@ def make_release(folder, seed, names=DIGITS, network="plain", **data):
   config.release = ConfigDict({"source": "a test", "classes": "digits", "statistics": "running", "published": "none"})
   size, channels = config.data.image_size, len(config.data.mean)
   variables = models.build(config).init(jax.random.key(seed), jnp.zeros((1, size, size, channels)), train=False)
-  variables = jax.tree.map(np.asarray, {name: variables[name] for name in ("params", "batch_stats") if name in variables})
+  variables = jax.tree.map(np.asarray, {name: variables.get(name, {}) for name in ("params", "batch_stats")})
   release.write(release.Release(config, variables, names), folder)
   return str(folder)
 
@@ -187,7 +187,8 @@ def test_resumption_predicts_no_example_twice(paths, digits_dir, tmp_path, monke
 def test_another_network_or_question_does_not_continue_an_evaluation(paths, digits_dir, tmp_path):
   arguments = {"data_dir": digits_dir, "split": "test[:10]"}
   evaluate_checkpoints(paths[:1], str(tmp_path / "out"), **arguments)
-  for change, name in (({"crops": 10}, "crops"), ({"split": "test[:11]"}, "split, examples"), ({"folded": True}, "folded")):
+  changes = (({"crops": 10}, "crops"), ({"split": "test[:11]"}, "split, examples"), ({"folded": True}, "folded"))
+  for change, name in changes:
     with pytest.raises(EvaluationError, match=f"another evaluation, which differs in: {name}"):
       evaluate_checkpoints(paths[:1], str(tmp_path / "out"), **arguments | change)
   with pytest.raises(EvaluationError, match="differs in: networks"):
