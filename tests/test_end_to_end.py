@@ -84,5 +84,5 @@ def test_the_six_members_are_an_ensemble(digits_dir, tmp_path):
   # -log is convex: the loss of mean probabilities is at most the mean loss, and less if the members differ.
   assert together["loss"] < np.mean([metrics["loss"] for metrics in alone])
   assert len({metrics["loss"] for metrics in alone}) == 6
-  population = evaluate.evaluate_checkpoints(workdirs, str(tmp_path / "population"), statistics="population", **arguments)
+  population = evaluate.evaluate_checkpoints(workdirs, str(tmp_path / "other"), statistics="population", **arguments)
   assert population["count"] == 300 and population["loss"] != together["loss"]
