@@ -83,6 +83,9 @@ def check_config(config: ConfigDict, devices: int) -> None:
   _one_of("model.name", config.model.name, models.MODELS)
   if config.model.name == "inception":
     _check_inception(config)
+  _names("eval.statistics", config.eval.statistics, ("running", "population", "batch"))
+  if "running" not in config.eval.statistics:
+    raise ConfigError("eval.statistics is without 'running', by which the best checkpoint is chosen: add it.")
   _names("eval.sigmoid_input_units", config.eval.sigmoid_input_units,
          range(config.model.hidden_units) if config.model.name == "mnist_mlp" else ("none, with this network",))
 

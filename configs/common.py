@@ -83,6 +83,7 @@ def base(scale: str) -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.population_batches = 32  # Training mini-batches of batch_size behind Algorithm 2's statistics.
+  config.eval.statistics = ("running", "population", "batch")  # With BN; each takes an evaluation's time.
   config.eval.sigmoid_input_units = ()  # Units of the last hidden layer whose input is followed (§4.1): (0, 1).
 
   if scale == "imagenet":

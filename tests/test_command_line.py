@@ -52,3 +52,15 @@ def test_configs_and_data(repository, tmp_path, override, words):
 def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):
   code, _, error = run(repository, "evaluate", f"--workdir={tmp_path}")
   assert code == 2 and "is not a run directory" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ([], ["figure1", "ablation", "report"]), (["figure5"], ["figure1", "sweep"]), (["figure1", "figure2"], ["one word"]),
+    (["figure1", "--scale=imagenet"], ["figure1 has no scale 'imagenet'", "mnist, quickstart"]),
+    (["figure3", "--count=2", "--index=2"], ["--index from 0 to 1"]), (["sweep", "--seeds=0"], ["seeds"]),
+    (["figure3", "--data_dir=nowhere"], ["cifar10", "tfds build cifar10"]), (["report"], ["no folder"])])
+def test_reproduce(repository, tmp_path, arguments, words):
+  workdir = tmp_path / "runs"
+  code, output, error = run(repository, "reproduce", *arguments, f"--workdir={workdir}")
+  assert code == 2 and not output and not workdir.exists() and "Traceback" not in error
+  assert all(word in error.strip().splitlines()[-1] for word in words), error

@@ -159,7 +159,7 @@ BAD = {
     "momentum": [-0.1, 1.0], "weight_decay": [-1e-4], "ema_decay": [1.0], "auxiliary_loss_weight": [-0.3],
     "batch_norm.epsilon": [0.0], "batch_norm.momentum": [1.0], "batch_norm.group_size": [-32, 24],
     "gradient_accumulation": [0, 3, 64], "steps_per_call": [0, 7, 128], "data.cache": [True],
-    "eval.sigmoid_input_units": [(0,)],
+    "eval.sigmoid_input_units": [(0,)], "eval.statistics": [("running", "moving"), ("population",)],
 }
 
 

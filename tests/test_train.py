@@ -116,6 +116,14 @@ def test_evaluation_alone_repeats_the_run_s_own(finished):
   assert alone == {name: value for name, value in last.items() if name != "paper_steps" and "sigmoid" not in name}
 
 
+def test_evaluation_leaves_out_what_is_not_asked_for(digits_dir, tmp_path, finished):
+  config = make_config(digits_dir)
+  config.eval.statistics = ("running",)
+  metrics = train.train_and_evaluate(config, tmp_path, jax.devices()[:1])["metrics"]
+  reference = run_directory.read_metrics(finished)[-1]
+  assert metrics == {name: value for name, value in reference.items() if not name.startswith(("eval/pop", "eval/bat"))}
+
+
 def test_evaluation_does_not_depend_on_batch_size_or_devices(finished):
   """1,000 is no multiple of 24, 64 or 248; groups of 8 examples stay the same groups."""
   reference = evaluate.evaluate_run(finished, devices=jax.devices()[:1])

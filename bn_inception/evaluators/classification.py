@@ -23,8 +23,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
 
   Returns:
     A function from a TrainState to {"running/top1", "running/top5", "running/loss", the same for "population" and
-    "batch" where the network has BN, "count"}; accuracies in [0, 1], loss in nats. It raises RuntimeError if it did not
-    see each example exactly once.
+    "batch" where the network has BN and `eval.statistics` names them, "count"}; accuracies in [0, 1], loss in nats. It
+    raises RuntimeError if it did not see each example exactly once.
   """
   split = datasets.open_split(config.data, config.data.eval_split)
   # Results are on every device, so that every process can read them.
@@ -34,7 +34,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
   def evaluate(state: TrainState) -> dict[str, float]:
     params = state.evaluated_params
     statistics = {"running": state.batch_stats}
-    if config.batch_norm.enabled:
+    if config.batch_norm.enabled and "population" in config.eval.statistics:
       statistics["population"] = population.over_training_batches(
           batch_statistics_step, params, state.batch_stats, config, mesh)
     results: dict[str, list[Sums]] = {}
@@ -48,7 +48,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
     for batch in device.to_device(batches, sharding.examples(mesh)):
       for kind, batch_stats in statistics.items():
         count(kind, eval_step(params, batch_stats, batch))
-      if config.batch_norm.enabled:
+      if config.batch_norm.enabled and "batch" in config.eval.statistics:
         count("batch", batch_statistics_step(params, state.batch_stats, batch)[0])
 
     metrics = {}

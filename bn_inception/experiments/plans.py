@@ -6,6 +6,7 @@ steps of the ablation are the differences between the files of BN-Baseline and B
 
 from collections.abc import Callable
 import importlib
+import shlex
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -37,8 +38,11 @@ SWEEP_LENGTHS = (0.5, 2.0)  # And the config's own rate at these multiples of th
 # Rates are chosen on examples held out of training; the test split has no part in it.
 HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
 
-# Evaluations of a small network take longer than its training: a fifth of the test split follows the curves.
-CURVE_OVERRIDES = {"cifar10": {"data.eval_split": "test[:20%]"}}
+# Evaluations of a small network take longer than its training: a fifth of the test split follows the curves, by moving
+# averages alone.
+_CURVES = {"cifar10": {"data.eval_split": "test[:20%]", "eval.statistics": ("running",)}}
+# The members of the ensemble are few: they are evaluated seldom, and with all statistics.
+_MEMBERS = {"cifar10": {"data.eval_split": "test[:20%]", "eval_every": 500, "checkpoint_every": 500}}
 CROPS = {"imagenet": 144, "cifar10": 10, "quickstart": 10}  # §4.2.3: 144; small images gain little from so many.
 
 
@@ -72,8 +76,7 @@ class Run(NamedTuple):
 
   def command(self, workdir: str) -> str:
     """The command that makes this run alone."""
-    flags = "".join(f" --config.{path}='{value}'" if isinstance(value, str) else f" --config.{path}={value}"
-                    for path, value in self.overrides.items())
+    flags = "".join(f" --config.{path}={shlex.quote(str(value))}" for path, value in self.overrides.items())
     return (f"python scripts/train.py --config=configs/{self.config_file}.py:{self.argument}{flags} "
             f"--workdir={workdir}/{self.name}")
 
@@ -104,7 +107,7 @@ class Plan(NamedTuple):
 def _run(scale: str, experiment: str, seed: int, config_file: str, argument: str, **overrides: Any) -> Run:
   extra = overrides.pop("extra", {})
   return Run(f"{scale}/{experiment}/seed{seed}", config_file, argument,
-             {"seed": seed, **CURVE_OVERRIDES.get(scale, {}), **overrides, **extra})
+             {"seed": seed, **_CURVES.get(scale, {}), **overrides, **extra})
 
 
 def _variant(scale: str, name: str, seed: int) -> Run:
@@ -163,7 +166,7 @@ def ablation(scale: str, seeds: int) -> Plan:
 def figure4(scale: str, seeds: int) -> Plan:
   """§4.2.3: six networks, one crop, many crops and all together; running and population statistics."""
   del seeds  # Each member has its own.
-  runs = [Run(f"{scale}/ensemble/member{member}", "ensemble", f"{scale},{member}", CURVE_OVERRIDES.get(scale, {}))
+  runs = [Run(f"{scale}/ensemble/member{member}", "ensemble", f"{scale},{member}", _MEMBERS.get(scale, {}))
           for member in range(MEMBERS)]
   names, many = [run.name for run in runs], CROPS[scale]
   evaluations = [Evaluation(f"{scale}/figure4/member{member}_{crops}crop_running", (name,), crops, "running")
@@ -178,13 +181,13 @@ def sweep(scale: str, seeds: int) -> Plan:
   """The learning rates that the configs' own were chosen from, and the length, on held-out training examples."""
   runs = []
   if scale == "mnist":
-    networks = [(f"mnist_{network}", "mnist", f"{network},mnist", {"eval_every": 5_000})
-                for network in MNIST_NETWORKS]
+    networks = [(f"mnist_{network}", "mnist", f"{network},mnist") for network in MNIST_NETWORKS]
   else:
-    networks = [("inception", "inception", scale, {})]
+    networks = [("inception", "inception", scale)]
   for seed in range(seeds):
-    for experiment, config_file, argument, extra in networks:
-      extra = extra | HELD_OUT
+    for experiment, config_file, argument in networks:
+      # Ten evaluations, of a tenth of the training set, are enough to find the best of a few.
+      extra = HELD_OUT | {"eval_every": Run("", config_file, argument, {}).config().num_steps // 10}
       runs += [_run(scale, f"sweep/{experiment}/rate_{rate:g}", seed, config_file, argument, learning_rate=rate,
                     extra=extra) for rate in SWEEP_RATES[scale]]
       if scale != "mnist":  # Figure 1 says how many steps.

@@ -58,9 +58,11 @@ def _count(config: ConfigDict) -> Cost:
 
 
 def total(config: ConfigDict, one: Cost, eval_examples: int) -> float:
-  """FLOP of a whole run: its steps, and its evaluations with all three statistics where it has BN."""
+  """FLOP of a whole run: its steps, and its evaluations with each of `eval.statistics` where it has BN."""
   images = eval_examples
   if config.batch_norm.enabled:
-    images = 3 * eval_examples + config.eval.population_batches * config.batch_size
+    images *= len(config.eval.statistics)
+    if "population" in config.eval.statistics:
+      images += config.eval.population_batches * config.batch_size
   evaluations = -(-config.num_steps // config.eval_every)
   return config.num_steps * one.train + evaluations * images * one.inference

@@ -20,6 +20,8 @@ def test_a_run_is_its_steps_and_evaluations():
   config = mnist.get_config("bn")
   config.num_steps, config.eval_every, config.eval.population_batches = 1_000, 300, 2
   assert cost.total(config, cost.Cost(7.0, 3.0), 500) == 1_000 * 7 + 4 * (3 * 500 + 2 * 60) * 3
+  config.eval.statistics = ("running", "batch")
+  assert cost.total(config, cost.Cost(7.0, 3.0), 500) == 1_000 * 7 + 4 * 2 * 500 * 3
   config.batch_norm.enabled = False
   assert cost.total(config, cost.Cost(7.0, 3.0), 500) == 1_000 * 7 + 4 * 500 * 3
 
