@@ -55,12 +55,6 @@ def greater(a: Spread, b: Spread) -> str:
   return CONFIRMED if difference > 0 else REFUTED
 
 
-def _finished(experiments: Experiments, name: str) -> list[Result]:
-  """The runs of an experiment, if all of them came to an end."""
-  runs = experiments.get(name, [])
-  return runs if all(run.finished for run in runs) else []
-
-
 def _missing(claim: str, section: str, paper_value: str, command: str) -> Claim:
   return Claim(claim, section, paper_value, "", NOT_MEASURED, command)
 
@@ -68,7 +62,7 @@ def _missing(claim: str, section: str, paper_value: str, command: str) -> Claim:
 def _higher(claim: str, section: str, paper_value: str, command: str, experiments: Experiments, a: str,
             b: str) -> Claim:
   """"The maximum of a is higher than that of b.\""""
-  best = [measured.over_seeds(_finished(experiments, name), measured.maximum) for name in (a, b)]
+  best = [measured.over_seeds(experiments.get(name, []), measured.maximum) for name in (a, b)]
   if None in best:
     return _missing(claim, section, paper_value, command)
   return Claim(claim, section, paper_value, f"{describe(best[0])} against {describe(best[1])}", greater(*best), command)
@@ -77,8 +71,8 @@ def _higher(claim: str, section: str, paper_value: str, command: str, experiment
 def _sooner(claim: str, section: str, paper_value: str, command: str, experiments: Experiments, a: str,
             b: str) -> Claim:
   """"a reaches the maximum of Inception in fewer steps than b" (b may be Inception itself)."""
-  baseline = measured.baseline_maximum(_finished(experiments, "inception"))
-  runs = [_finished(experiments, name) for name in (a, b)]
+  baseline = measured.baseline_maximum(experiments.get("inception", []))
+  runs = [experiments.get(name, []) for name in (a, b)]
   if baseline is None or not all(runs):
     return _missing(claim, section, paper_value, command)
   target, own = baseline
@@ -121,7 +115,7 @@ def _stays_at_chance(runs: Sequence[Result]) -> bool:
 def _sigmoid(experiments: Experiments, command: str) -> list[Claim]:
   claims = []
   text, paper_value = "Inception with sigmoid does not train without BN: it stays at chance", "at most 0.1%"
-  runs = _finished(experiments, "inception_sigmoid")
+  runs = experiments.get("inception_sigmoid", [])
   best = measured.over_seeds(runs, measured.maximum)
   if best is None:
     claims.append(_missing(text, "§4.2.2", paper_value, command))
@@ -129,7 +123,7 @@ def _sigmoid(experiments: Experiments, command: str) -> list[Claim]:
     claims.append(Claim(text, "§4.2.2", paper_value, f"{describe(best)}; chance is {percent(_chance(runs[0]))}",
                         CONFIRMED if _stays_at_chance(runs) else REFUTED, command))
   text, paper_value = "With BN the network with sigmoid trains", "69.8%"
-  runs = _finished(experiments, "bn_x5_sigmoid")
+  runs = experiments.get("bn_x5_sigmoid", [])
   best = measured.over_seeds(runs, measured.maximum)
   if best is None:
     claims.append(_missing(text, "§4.2.2", paper_value, command))
@@ -141,7 +135,7 @@ def _sigmoid(experiments: Experiments, command: str) -> list[Claim]:
 
 def _diverges(experiments: Experiments, command: str) -> Claim:
   text, paper_value = "5 times its learning rate breaks Inception without BN", "parameters reach machine infinity"
-  runs = _finished(experiments, "inception_x5")
+  runs = experiments.get("inception_x5", [])
   if not runs:
     return _missing(text, "§4.2.2", paper_value, command)
   diverged = [run for run in runs if run.status["status"] == "diverged"]
@@ -167,7 +161,7 @@ def early(a: Sequence[Result], b: Sequence[Result]) -> tuple[Spread, Spread] | N
 
 def _slower_at_first(experiments: Experiments, command: str) -> Claim:
   text, paper_value = "BN-x30 is slower than BN-x5 at first", "2.7M against 2.1M steps to 72.2%"
-  means = early(_finished(experiments, "bn_x5"), _finished(experiments, "bn_x30"))
+  means = early(experiments.get("bn_x5", []), experiments.get("bn_x30", []))
   if means is None:
     return _missing(text, "§4.2.2", paper_value, command)
   return Claim(text, "§4.2.2", paper_value, "mean accuracy over the first fifth: "
@@ -218,22 +212,31 @@ def _figure4(evaluations: Evaluations, experiments: Experiments, command: str) -
 
 
 def mnist(experiments: Experiments, command: str) -> list[Claim]:
-  """The claims of §4.1."""
-  with_bn, without = _finished(experiments, "mnist_bn"), _finished(experiments, "mnist_plain")
-  claims = [_higher("The network with BN has the higher test accuracy", "§4.1, Figure 1(a)", "a curve", command,
-                    experiments, "mnist_bn", "mnist_plain")]
-  rows = [("The network with BN trains faster", "§4.1, Figure 1(a)", "a curve"),
+  """The claims of §4.1, by the runs that are finished: each network at its best rate, then both at a low one."""
+  experiments = measured.finished(experiments)
+  claims = _mnist(experiments, command, "", "each at its best learning rate")
+  if any(name.endswith("_low_rate") for name in experiments):
+    rate = experiments[next(name for name in experiments if name.endswith("_low_rate"))][0].config["learning_rate"]
+    claims += _mnist(experiments, command, "_low_rate", f"both at the learning rate {rate:g}")
+  return claims
+
+
+def _mnist(experiments: Experiments, command: str, suffix: str, rates: str) -> list[Claim]:
+  with_bn, without = (experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain"))
+  rows = [("The network with BN has the higher test accuracy", "§4.1, Figure 1(a)", "a curve"),
+          ("The network with BN trains faster", "§4.1, Figure 1(a)", "a curve"),
           ("With BN the distribution of a sigmoid's input is more stable", "§4.1, Figure 1(b, c)", "curves")]
+  rows = [(f"{text}, {rates}", section, value) for text, section, value in rows]
+  claims = [_higher(*rows[0], command, experiments, f"mnist_bn{suffix}", f"mnist_plain{suffix}")]
   if not with_bn or not without:
-    return claims + [_missing(*row, command) for row in rows]
+    return claims + [_missing(*row, command) for row in rows[1:]]
   target = measured.over_seeds(without, measured.maximum).mean
   own = measured.over_seeds(without, lambda run: measured.steps_to(run, measured.maximum(run)))
   steps = measured.over_seeds(with_bn, lambda run: measured.steps_to(run, target))
   if steps is None:
-    claims.append(Claim(*rows[0], f"not every run came to the {percent(target)} of the network without", REFUTED,
-                        command))
+    claims.append(Claim(*rows[1], f"not every run came to the {target:.2%} of the network without", REFUTED, command))
   else:
-    claims.append(Claim(*rows[0], f"{describe(steps, steps_text)} steps to the {target:.2%} that the network without "
+    claims.append(Claim(*rows[1], f"{describe(steps, steps_text)} steps to the {target:.2%} that the network without "
                         f"takes {describe(own, steps_text)} for", greater(own, steps), command))
 
   def mean_of_units(function):
@@ -243,8 +246,8 @@ def mnist(experiments: Experiments, command: str) -> list[Claim]:
   widened = [measured.over_seeds(runs, mean_of_units(measured.widening)) for runs in (without, with_bn)]
   ratio = lambda value: f"{value:.2f}"
   claims.append(Claim(
-      *rows[1], f"mean of ten units: the median wanders over {describe(moved[1], ratio)} times the distance between "
-      f"the 15th and 85th percentile, without BN {describe(moved[0], ratio)}; that distance changes "
+      *rows[2], f"mean of the recorded units: the median wanders over {describe(moved[1], ratio)} times the distance "
+      f"between the 15th and 85th percentile, without BN {describe(moved[0], ratio)}; that distance changes "
       f"{describe(widened[1], ratio)}-fold, without BN {describe(widened[0], ratio)}-fold",
       greater(moved[0], moved[1]), command))
   return claims
@@ -254,10 +257,11 @@ def inception(experiments: Experiments, evaluations: Evaluations, command: dict[
   """The claims of the abstract and of §4.2 at one scale.
 
   Args:
-    experiments: the runs of the scale.
+    experiments: the runs of the scale; only finished ones count.
     evaluations: those of Figure 4.
     command: of each figure, {"figure3", "ablation", "figure4"}.
   """
+  experiments = measured.finished(experiments)
   figure3 = command["figure3"]
   higher = lambda text, a, b, value: _higher(text, "§4.2.2, Figure 3", value, figure3, experiments, a, b)
   return [

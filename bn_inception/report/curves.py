@@ -55,9 +55,9 @@ def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
   return save(figure, output)
 
 
-def new_figure(width: float = 9) -> Figure:
-  """A figure `width` inches wide, of its own: unlike pyplot's it needs no display and no global state."""
-  figure = Figure(figsize=(width, 3.6), layout="constrained")
+def new_figure(width: float = 9, height: float = 3.6) -> Figure:
+  """A figure of this size in inches, of its own: unlike pyplot's it needs no display and no global state."""
+  figure = Figure(figsize=(width, height), layout="constrained")
   FigureCanvasAgg(figure)
   return figure
 

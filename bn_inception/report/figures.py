@@ -16,7 +16,8 @@ _COLOURS = dict(zip(paper.FIGURE_3, curves.RUN_COLOURS))
 
 
 def _mean_curve(runs: Sequence[Result]) -> tuple[list[float], list[float], list[float], list[float]]:
-  """(steps, mean, least, greatest accuracy) over seeds, at the evaluations that all of them have made."""
+  """(steps, mean, least, greatest accuracy) over seeds, of finished runs if there are any."""
+  runs = [run for run in runs if run.finished] or runs
   by_step: dict[float, list[float]] = {}
   for run in runs:
     for step, top1 in run.accuracy:
@@ -35,16 +36,27 @@ def _draw(axes: Axes, runs: Sequence[Result], label: str, colour: str, style: st
 
 
 def figure1(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None:
-  """(a) test accuracy with and without BN; (b, c) the percentiles of a typical sigmoid's input, without and with BN."""
-  with_bn, without = experiments.get("mnist_bn"), experiments.get("mnist_plain")
-  if not with_bn or not without or not with_bn[0].accuracy or not without[0].accuracy:
+  """(a) test accuracy with and without BN; (b, c) the percentiles of a typical sigmoid's input, without and with BN.
+
+  The first row has each network at its best rate, the second both at a low one.
+  """
+  rows = {text: runs for suffix, text in (("", "best rate of each"), ("_low_rate", "low rate"))
+          if all(any(run.accuracy for run in these) for these in (runs := [
+              experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain")]))}
+  if not rows:
     return None
-  figure = curves.new_figure(11)
-  accuracy, plain, bn = figure.subplots(1, 3)
+  figure = curves.new_figure(11, 3.6 * len(rows))
+  for axes, (text, (with_bn, without)) in zip(figure.subplots(len(rows), 3, squeeze=False), rows.items()):
+    _figure1_row(axes, text, with_bn, without)
+  return curves.save(figure, output)
+
+
+def _figure1_row(row: Sequence[Axes], text: str, with_bn: Sequence[Result], without: Sequence[Result]) -> None:
+  accuracy, plain, bn = row
   _draw(accuracy, with_bn, "with BN", "#0072B2")
   _draw(accuracy, without, "without BN", "#000000", "--")
   curves.finish_axes(accuracy, "test accuracy")
-  accuracy.set(title="(a)", xlabel="steps of 60 examples", ylim=(0.7, 1.0))
+  accuracy.set(title=f"(a) {text}", xlabel="steps of 60 examples", ylim=(0.7, 1.0))
   accuracy.legend(frameon=False, fontsize=8, loc="lower right")
   for axes, runs, title in ((plain, without, "(b) without BN"), (bn, with_bn, "(c) with BN")):
     unit = measured.typical_unit(runs[0])
@@ -58,7 +70,6 @@ def figure1(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | No
   for axes in (plain, bn):
     axes.set_ylim(min(limits), max(limits))
   plain.legend(frameon=False, fontsize=8)
-  return curves.save(figure, output)
 
 
 def figure2(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None:

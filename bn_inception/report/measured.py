@@ -92,6 +92,12 @@ def collect(root: pathlib.Path) -> Results:
   return results
 
 
+def finished(experiments: dict[str, list[Result]]) -> dict[str, list[Result]]:
+  """The runs that came to their end or diverged, and the experiments that have any."""
+  kept = {name: [run for run in runs if run.finished] for name, runs in experiments.items()}
+  return {name: runs for name, runs in kept.items() if runs}
+
+
 def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
   """(request, metrics) of the finished evaluations of Figure 4 by their name."""
   found = {}

@@ -113,6 +113,7 @@ def _scale(scale: str, experiments: dict[str, list[Result]], evaluations: claims
   parts += picture(
       "figure2", "Figure 2: validation accuracy against steps (§4.2.2)", figures.figure2(experiments, file("figure2")),
       "The paper's order from fast to slow is BN-x5, BN-x30, BN-x5-Sigmoid, BN-Baseline, Inception.")
+  experiments = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
   parts += _figure3(experiments, commands["figure3"])
   parts += picture(
       "ablation", "Ablation: from BN-Baseline to BN-x5 (§4.2.1), and the size of the BN groups",

@@ -52,6 +52,8 @@ def test_unfinished_runs_are_not_measured(write_run):
   write_run("cifar10/inception/seed0", [0.1, 0.5])
   root = write_run("cifar10/bn_x5/seed0", [0.1, 0.9], status="running")
   assert {row.verdict for row in verdicts(root).values()} == {"not measured"}
+  root = write_run("cifar10/bn_x5/seed1", [0.1, 0.6])  # Of two seeds the finished one counts.
+  assert "60.0% (one seed)" in find(verdicts(root), "BN-x5 beats").measured
 
 
 @pytest.mark.parametrize("top1,sigmoid,with_bn", [
@@ -115,3 +117,8 @@ def test_mnist(write_run):
   # The median goes from 0 to 4; the mean distance is (2 + 2 + 4 + 2) / 4.
   assert "wanders over 0.00" in stable.measured and "1.60 (one seed)" in stable.measured
   assert [claim.verdict for claim in claims.mnist({}, "")] == ["not measured"] * 3
+  write_run("mnist/mnist_plain_low_rate/seed0", [0.2, 0.7, 0.8, 0.9], units={0: level})
+  root = write_run("mnist/mnist_bn_low_rate/seed0", [0.2, 0.3, 0.4, 0.5], units={0: wandering})
+  both = claims.mnist(measured.collect(root)["mnist"], "make 1")
+  assert [claim.verdict for claim in both] == ["confirmed"] * 3 + ["refuted"] * 3
+  assert both[3].claim.endswith("both at the learning rate 0.1")
