@@ -40,9 +40,11 @@ def figure1(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | No
 
   The first row has each network at its best rate, the second both at a low one.
   """
-  rows = {text: runs for suffix, text in (("", "best rate of each"), ("_low_rate", "low rate"))
-          if all(any(run.accuracy for run in these) for these in (runs := [
-              experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain")]))}
+  rows = {}
+  for suffix, text in (("", "best rate of each"), ("_low_rate", "low rate")):
+    both = [experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain")]
+    if all(any(run.accuracy for run in runs) for runs in both):
+      rows[text] = both
   if not rows:
     return None
   figure = curves.new_figure(11, 3.6 * len(rows))
