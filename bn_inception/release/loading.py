@@ -75,8 +75,9 @@ def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *,
   Raises:
     ReleaseError: if it cannot be used, in one sentence.
   """
+  release = read(path, symbol)
   try:
-    return build(read(path, symbol), folded=folded)
+    return build(release, folded=folded)
   except ValueError as error:
     raise ReleaseError(f"{path}: {error}") from error
 

@@ -102,8 +102,9 @@ def test_preprocessing_says_what_the_network_does(imported, folder):
 def test_card_tells_what_is_known(imported, folder):
   text = (folder / "README.md").read_text()
   count = sum(leaf.size for leaf in jax.tree.leaves(imported.variables["params"]))
-  for fact in (imported.config.release.source, imported.config.release.published, f"{count:,}", "13.6 million",
-               "running", "n01440764" if imported.labels[0] != "background" else "background", imported.config.data.channel_order.upper(), f"{imported.config.data.num_classes}"):
+  first = imported.labels[0]
+  for fact in (first, imported.config.release.source, imported.config.release.published, f"{count:,}", "13.6 million",
+               "running", imported.config.data.channel_order.upper(), f"{imported.config.data.num_classes}"):
     assert fact in text
 
 
@@ -172,7 +173,7 @@ def test_missing_file_is_an_error(copy, name):
 @pytest.mark.parametrize("content", [b"a\nb\n", b"\n" * 1001, b"\xff" * 100, b"x\n" * 1001, b"x" * 2**23])
 def test_labels_of_another_network_are_an_error(copy, content):
   replace(copy / "labels.txt", content)
-  with pytest.raises(release.ReleaseError, match="labels.txt (names|has|is not|: class)") as error:
+  with pytest.raises(release.ReleaseError, match="labels.txt( names|: class| is| has)") as error:
     release.load(copy)
   assert len(str(error.value)) < 500
 
@@ -238,7 +239,8 @@ def torch_folder(goldens, tmp_path_factory):
     lambda rows: [[rows[0][0], "float31", *rows[0][2:]], *rows[1:]], lambda rows: 3, lambda rows: [[1, 2]],
     lambda rows: [[rows[0][0], "float32", [2**70], None], *rows[1:]], lambda rows: [{}], lambda rows: None,
     lambda rows: [[rows[0][0], "float32", [-64, -3, 7, 7], None], *rows[1:]],
-    lambda rows: [[rows[0][0], "float32", "64", None], *rows[1:]], lambda rows: [[[], "float32", [64], None], *rows[1:]],
+    lambda rows: [[rows[0][0], "float32", "64", None], *rows[1:]],
+    lambda rows: [[[], "float32", [64], None], *rows[1:]],
     lambda rows: [*rows, ["conv2_3x3_bn.num_batches_tracked", "int8", [], 1000]],
     lambda rows: [*rows, ["conv2_3x3_bn.num_batches_tracked", "int64", [2**40], 1]],
     lambda rows: [*rows, ["other_bn.num_batches_tracked", "int64", [], 1]]])
