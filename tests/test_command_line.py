@@ -55,7 +55,8 @@ def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    ([], ["figure1", "ablation", "report"]), (["figure5"], ["figure1", "sweep"]), (["figure1", "figure2"], ["one word"]),
+    ([], ["figure1", "ablation", "report"]), (["figure5"], ["figure1", "sweep"]),
+    (["figure1", "figure2"], ["one word"]),
     (["figure1", "--scale=imagenet"], ["figure1 has no scale 'imagenet'", "mnist, quickstart"]),
     (["figure3", "--count=2", "--index=2"], ["--index from 0 to 1"]), (["sweep", "--seeds=0"], ["seeds"]),
     (["figure3", "--data_dir=nowhere"], ["cifar10", "tfds build cifar10"]), (["report"], ["no folder"])])
