@@ -117,6 +117,12 @@ def test_mnist(write_run):
   # The median goes from 0 to 4; the mean distance is (2 + 2 + 4 + 2) / 4.
   assert "wanders over 0.00" in stable.measured and "1.60 (one seed)" in stable.measured
   assert [claim.verdict for claim in claims.mnist({}, "")] == ["not measured"] * 3
+  # It wanders less, but its distance doubles.
+  mixed = [(-1, 0, 1), (-2, 0, 2), (-1, 0, 1), (-1, 0, 1)]
+  shifting = [(-1, 0, 1), (0, 1, 2), (0, 1, 2), (0, 1, 2)]
+  write_run("quickstart/mnist_plain/seed0", [0.2, 0.7, 0.8, 0.9], units={0: shifting})
+  root = write_run("quickstart/mnist_bn/seed0", [0.2, 0.7, 0.8, 0.9], units={0: mixed})
+  assert claims.mnist(measured.collect(root)["quickstart"], "")[2].verdict == "undecided"
   write_run("mnist/mnist_plain_low_rate/seed0", [0.2, 0.7, 0.8, 0.9], units={0: level})
   root = write_run("mnist/mnist_bn_low_rate/seed0", [0.2, 0.3, 0.4, 0.5], units={0: wandering})
   both = claims.mnist(measured.collect(root)["mnist"], "make 1")
