@@ -24,8 +24,8 @@ from bn_inception.data.records import Records, open_records
 
 _CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 
-# Maps (position, encoded image) to uint8 [size, size, channels], in TensorFlow.
-_ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Maps positions int64 [n] and n serialized records to images uint8 [n, size, size, channels] and labels int64 [n].
+_Decode = Callable[[np.ndarray, list[bytes]], tuple[np.ndarray, np.ndarray]]
 
 
 def train_batches(
@@ -57,7 +57,6 @@ def train_batches(
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   split = datasets.open_split(data_config, data_config.train_split)
-  signed_seed = np.uint64(seed % (1 << 64)).astype(np.int64)  # TensorFlow's seeds are int64; any integer will do here.
 
   def positions_of(step: int) -> np.ndarray:
     return stream.local_positions(
@@ -71,19 +70,29 @@ def train_batches(
   def records_of(positions: np.ndarray) -> np.ndarray:
     return stream.record_at(positions, shard_lengths=split.shard_lengths, seed=seed, shuffle=data_config.shuffle)
 
-  def distort(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    return train_distortions.random_crop_and_flip(
-        encoded,
-        tf.stack([tf.constant(signed_seed), position]),
+  if data_config.interpolation not in train_distortions.INTERPOLATIONS:
+    raise DataError(
+        f"data.interpolation '{data_config.interpolation}' is not known: give one of "
+        f"{', '.join(train_distortions.INTERPOLATIONS)}."
+    )
+
+  def decode(positions: np.ndarray, serialized: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    examples = tf.io.parse_example(serialized, _features(split))
+    images = train_distortions.random_crops(
+        examples[split.image_key],
+        positions,
+        seed=seed,
         size=data_config.image_size,
         channels=split.image_channels,
         crop_area=data_config.crop_area,
         crop_aspect=data_config.crop_aspect,
         flip=data_config.flip,
+        interpolation=data_config.interpolation,
     )
+    return images, examples[split.label_key].numpy()
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
-  batches = _batches(split, positions_of, records_of, distort, data_config.image_size, start_step)
+  batches = _batches(split, positions_of, records_of, decode, data_config.image_size, start_step)
   return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -129,14 +138,15 @@ def eval_batches(
 
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
-  return _batches(opened, positions_of, lambda positions: positions, crop, data_config.image_size, 0, last)
+  decode = _decoder(opened, crop)
+  return _batches(opened, positions_of, lambda positions: positions, decode, data_config.image_size, 0, last)
 
 
 def _batches(
     split: Split,
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
-    to_pixels: _ToPixels,
+    decode: _Decode,
     image_size: int,
     start_step: int,
     stop_step: int | None = None,
@@ -147,7 +157,6 @@ def _batches(
   the shape of positions_of(step); where stop_step is given, positions that the split does not have are padding.
   """
   records = open_records(split)
-  decode = _decoder(split, to_pixels)
   cores = os.cpu_count() or 1
 
   def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
@@ -191,16 +200,20 @@ def _batches(
   return iterate()
 
 
-def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[bytes]], tuple[tf.Tensor, tf.Tensor]]:
-  """A function of positions int64 [n] and n serialized records to images uint8 [n, ...] and labels int64 [n]."""
-  features = {
+def _features(split: Split) -> dict[str, tf.io.FixedLenFeature]:
+  """What a record holds, as TensorFlow parses it."""
+  return {
       split.image_key: tf.io.FixedLenFeature([], tf.string),
       split.label_key: tf.io.FixedLenFeature([], tf.int64),
   }
 
+
+def _decoder(split: Split, to_pixels: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> _Decode:
+  """Makes a decoder of a TensorFlow function of (position, encoded image)."""
+
   @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)], autograph=False)
-  def decode(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    examples = tf.io.parse_example(serialized, features)
+  def graph(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    examples = tf.io.parse_example(serialized, _features(split))
     images = tf.map_fn(
         lambda example: to_pixels(*example),
         (positions, examples[split.image_key]),
@@ -209,12 +222,17 @@ def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[b
     )
     return images, examples[split.label_key]
 
-  decode.get_concrete_function()  # Traced here once, not by several threads.
+  graph.get_concrete_function()  # Traced here once, not by several threads.
+
+  def decode(positions: np.ndarray, serialized: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = graph(positions, serialized)
+    return images.numpy(), labels.numpy()
+
   return decode
 
 
 def _read_and_decode(
-    split: Split, records: Records, decode: Callable, positions: np.ndarray, indices: np.ndarray
+    split: Split, records: Records, decode: _Decode, positions: np.ndarray, indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Images and labels of the records `indices`; an error names the record."""
   serialized = records.read(indices)
@@ -229,10 +247,9 @@ def _read_and_decode(
     for one in range(len(indices)):  # One by one to find it.
       _read_and_decode(split, records, decode, positions[one : one + 1], indices[one : one + 1])
     raise
-  labels = labels.numpy()
   if labels.min() < 0:
     raise DataError(
         f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
         "a split that has labels."
     )
-  return images.numpy(), labels
+  return images, labels

@@ -4,15 +4,17 @@
 `batch`: each mini-batch's own, as in training. They should agree; a gap between them is a finding about the run.
 """
 
-from typing import Any
 from collections.abc import Callable
+import itertools
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from bn_inception import models, population, sharding, step as step_lib
-from bn_inception.data import datasets, device, pipeline
+from bn_inception.data import datasets, device, pipeline, stream
 from bn_inception.state import Sums, TrainState
 
 
@@ -39,7 +41,9 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
 
   def population_statistics(params: Any, batch_stats: Any) -> Any:
     batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size, **process)
-    local = ({"image": b["image"][0], "label": b["label"][0], "mask": b["label"][0] >= 0} for b in batches)
+    positions = (stream.local_positions(step, batch_size=config.batch_size, **process)[0] for step in itertools.count())
+    local = ({"image": b["image"][0], "label": b["label"][0], "mask": b["label"][0] >= 0,
+              "position": position.astype(np.uint32)} for b, position in zip(batches, positions))
     on_device = device.to_device(local, sharding.examples(mesh))
     moments = (batch_statistics_step(params, batch_stats, batch)[1]
                for _, batch in zip(range(config.eval.population_batches), on_device))
