@@ -1,4 +1,4 @@
-"""Measures the host's training pipeline beside others: python scripts/benchmark_input.py --data_dir=DIR [--json=FILE]"""
+"""Measures the host's input pipeline beside others: python scripts/benchmark_input.py --data_dir=DIR [--json=FILE]"""
 
 from absl import flags
 

@@ -3,13 +3,15 @@
 Threads read and decode chunks of a batch, each into its place. An example depends only on (data set, seed, position),
 so batches are the same for any number of threads, and the same whether a run came to a step or resumed there.
 
-The threads are Python's and spend their time inside TensorFlow, without Python's lock. (A tf.data graph that calls back
-into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
+The threads are Python's and spend their time inside TensorFlow and OpenCV, without Python's lock. (A tf.data graph that
+calls back into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
 """
 
 import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import dataclasses
+import functools
 import itertools
 import os
 import weakref
@@ -24,7 +26,8 @@ from bn_inception.data.records import Records, open_records
 
 _CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 
-# Maps positions int64 [n] and n serialized records to images uint8 [n, size, size, channels] and labels int64 [n].
+# Maps positions int64 [n] and n serialized records to images uint8 [n, (crops,) size, size, channels] and labels int64
+# [n].
 _Decode = Callable[[np.ndarray, list[bytes]], tuple[np.ndarray, np.ndarray]]
 
 
@@ -57,6 +60,7 @@ def train_batches(
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   split = datasets.open_split(data_config, data_config.train_split)
+  _check_one_label(split)
 
   def positions_of(step: int) -> np.ndarray:
     return stream.local_positions(
@@ -76,10 +80,14 @@ def train_batches(
         f"{', '.join(train_distortions.INTERPOLATIONS)}."
     )
 
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+  def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    return _parse(split, serialized)
+
   def decode(positions: np.ndarray, serialized: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    examples = tf.io.parse_example(serialized, _features(split))
+    encoded, labels = parse(serialized)
     images = train_distortions.random_crops(
-        examples[split.image_key],
+        encoded,
         positions,
         seed=seed,
         size=data_config.image_size,
@@ -89,10 +97,12 @@ def train_batches(
         flip=data_config.flip,
         interpolation=data_config.interpolation,
     )
-    return images, examples[split.label_key].numpy()
+    return images, labels.numpy()
 
+  parse.get_concrete_function()  # Traced here once, not by several threads.
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
-  batches = _batches(split, positions_of, records_of, decode, data_config.image_size, start_step)
+  image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
+  batches = _batches(split, positions_of, records_of, decode, image_shape, start_step)
   return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -119,27 +129,83 @@ def eval_batches(
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   opened = datasets.open_split(data_config, split)
-  if data_config.eval_resize < data_config.image_size:
+  _check_one_label(opened)
+  size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
+  if resize < size:
     raise DataError(
-        f"data.eval_resize {data_config.eval_resize} is less than data.image_size {data_config.image_size}, so the "
-        "crop does not fit: raise data.eval_resize."
+        f"data.eval_resize {resize} is less than data.image_size {size}, so the crop does not fit: raise "
+        "data.eval_resize."
     )
 
-  def positions_of(step: int) -> np.ndarray:
-    return stream.local_positions(
-        step, batch_size=batch_size, process_index=process_index, process_count=process_count
-    )[0]
+  def crop(encoded: tf.Tensor) -> tf.Tensor:
+    return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)
 
-  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    del position  # Nothing here is random.
-    return evaluation_crops.centre_crop(
-        encoded, size=data_config.image_size, resize=data_config.eval_resize, channels=opened.image_channels
-    )
-
+  positions_of = functools.partial(
+      _eval_positions, batch_size=batch_size, process_index=process_index, process_count=process_count
+  )
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
   decode = _decoder(opened, crop)
-  return _batches(opened, positions_of, lambda positions: positions, decode, data_config.image_size, 0, last)
+  return _batches(opened, positions_of, lambda positions: positions, decode, (size, size, channels), 0, last)
+
+
+def crop_batches(
+    data_config: ConfigDict,
+    split: str,
+    *,
+    crops: int,
+    batch_size: int,
+    first: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """As `eval_batches`, but with 1, 10 or 144 crops of each image, and from example `first` on.
+
+  Each image is decoded once. Labels are not read: an example may have several (see `annotations.read`).
+
+  Yields:
+    `image` uint8 [local, crops, size, size, channels] and `mask` bool [local].
+
+  Raises:
+    DataError: as `eval_batches`.
+  """
+  opened = datasets.open_split(data_config, split)
+  size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
+
+  def crop(encoded: tf.Tensor) -> tf.Tensor:
+    if crops == 1:
+      return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)[None]
+    return evaluation_crops.multi_crop(encoded, size=size, crops=crops, channels=channels)
+
+  positions_of = functools.partial(
+      _eval_positions, first=first, batch_size=batch_size, process_index=process_index, process_count=process_count
+  )
+  positions_of(0)
+  last = -(-(opened.num_examples - first) // batch_size)
+  opened = dataclasses.replace(opened, label_key="")
+  decode = _decoder(opened, crop)
+  batches = _batches(
+      opened, positions_of, lambda positions: positions, decode, (crops, size, size, channels), 0, last,
+      chunk=max(1, _CHUNK // crops),
+  )
+  return ({"image": batch["image"], "mask": batch["mask"]} for batch in batches)
+
+
+def _eval_positions(
+    step: int, *, batch_size: int, process_index: int, process_count: int, first: int = 0
+) -> np.ndarray:
+  """The examples of one host in evaluation batch `step`, int64 [local]; those behind the split's end are padding."""
+  return first + stream.local_positions(
+      step, batch_size=batch_size, process_index=process_index, process_count=process_count
+  )[0]
+
+
+def _check_one_label(split: Split) -> None:
+  if split.several_labels:
+    raise DataError(
+        f"{split.name} has any number of labels an example, which only `scripts/evaluate.py --checkpoint` reads: "
+        "choose a data set with one."
+    )
 
 
 def _batches(
@@ -147,9 +213,10 @@ def _batches(
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
     decode: _Decode,
-    image_size: int,
+    image_shape: tuple[int, ...],
     start_step: int,
     stop_step: int | None = None,
+    chunk: int = _CHUNK,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
@@ -167,14 +234,14 @@ def _batches(
     positions = positions_of(step)
     mask = np.ones(positions.shape, bool) if stop_step is None else positions < split.num_examples
     batch = {
-        "image": np.zeros((*positions.shape, image_size, image_size, split.image_channels), np.uint8),
+        "image": np.zeros((*positions.shape, *image_shape), np.uint8),
         "label": np.zeros(positions.shape, np.int32),
         "mask": mask,
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
     places = np.flatnonzero(mask)
-    chunks = [places[first : first + _CHUNK] for first in range(0, len(places), _CHUNK)]
-    return batch, [pool.submit(fill, flat, chunk, positions.reshape(-1)[chunk]) for chunk in chunks]
+    chunks = [places[first : first + chunk] for first in range(0, len(places), chunk)]
+    return batch, [pool.submit(fill, flat, part, positions.reshape(-1)[part]) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
     pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
@@ -182,7 +249,7 @@ def _batches(
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
     # Enough to keep every core at work while the consumer takes its time over one batch.
-    ahead = 1 + -(-cores * _CHUNK // positions_of(start_step).size)
+    ahead = 1 + -(-cores * chunk // positions_of(start_step).size)
     started = collections.deque()
     try:
       while True:
@@ -191,8 +258,8 @@ def _batches(
         if not started:
           return
         batch, chunks = started.popleft()
-        for chunk in chunks:
-          chunk.result()
+        for part in chunks:
+          part.result()
         yield batch
     finally:
       end_once()
@@ -200,32 +267,30 @@ def _batches(
   return iterate()
 
 
-def _features(split: Split) -> dict[str, tf.io.FixedLenFeature]:
-  """What a record holds, as TensorFlow parses it."""
-  return {
-      split.image_key: tf.io.FixedLenFeature([], tf.string),
-      split.label_key: tf.io.FixedLenFeature([], tf.int64),
-  }
+def _parse(split: Split, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Encoded images string [n] and labels int64 [n] (0 if none are read) of serialized records."""
+  features = {split.image_key: tf.io.FixedLenFeature([], tf.string)}
+  if split.label_key:
+    features[split.label_key] = tf.io.FixedLenFeature([], tf.int64)
+  examples = tf.io.parse_example(serialized, features)
+  encoded = examples[split.image_key]
+  return encoded, examples[split.label_key] if split.label_key else tf.zeros_like(encoded, tf.int64)
 
 
-def _decoder(split: Split, to_pixels: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> _Decode:
-  """Makes a decoder of a TensorFlow function of (position, encoded image)."""
+def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Decode:
+  """Makes a decoder of a TensorFlow function of an encoded image that does not depend on the position."""
 
-  @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)], autograph=False)
-  def graph(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    examples = tf.io.parse_example(serialized, _features(split))
-    images = tf.map_fn(
-        lambda example: to_pixels(*example),
-        (positions, examples[split.image_key]),
-        fn_output_signature=tf.uint8,
-        parallel_iterations=1,  # Chunks are decoded in parallel already.
-    )
-    return images, examples[split.label_key]
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+  def graph(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    encoded, labels = _parse(split, serialized)
+    # One at a time: chunks are decoded in parallel already.
+    return tf.map_fn(to_pixels, encoded, fn_output_signature=tf.uint8, parallel_iterations=1), labels
 
   graph.get_concrete_function()  # Traced here once, not by several threads.
 
   def decode(positions: np.ndarray, serialized: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = graph(positions, serialized)
+    del positions
+    images, labels = graph(serialized)
     return images.numpy(), labels.numpy()
 
   return decode

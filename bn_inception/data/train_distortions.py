@@ -78,6 +78,7 @@ def random_crops(
   ])
   boxes = _random_boxes(shapes, uniforms[:, : 4 * _TRIES].reshape(-1, 4, _TRIES), crop_area, crop_aspect)
   crops = np.empty((len(positions), size, size, channels), np.uint8)
+  resized = np.empty((size, size, channels), np.uint8)
   for row, (source, jpeg, box) in enumerate(zip(sources, is_jpeg, tf.unstack(boxes))):
     if jpeg:
       # The default DCT shifts colours.
@@ -85,22 +86,23 @@ def random_crops(
     else:
       top, left, height, width = boxes[row]
       crop = source.numpy()[top : top + height, left : left + width]
-    resized = resize(crop, size, _METHODS[methods[row]])
-    crops[row] = (cv2.flip(resized, 1) if mirrored[row] else resized).reshape(size, size, channels)
+    resize(crop, _METHODS[methods[row]], out=resized if mirrored[row] else crops[row])
+    if mirrored[row]:
+      cv2.flip(resized, 1, dst=crops[row])
   return crops
 
 
-def resize(pixels: np.ndarray, size: int, method: int) -> np.ndarray:
-  """Resizes uint8 [H, W, channels] to a square with one of OpenCV's methods; [size, size] of one channel.
+def resize(pixels: np.ndarray, method: int, out: np.ndarray) -> None:
+  """Resizes uint8 [H, W, channels] to the size of `out` with one of OpenCV's methods.
 
-  A new pixel's centre lies where it lies in the image: at ((i + 0.5) H / size - 0.5). Results are within one level of
-  the exact ones.
+  A new pixel's centre lies where it lies in the image: at ((i + 0.5) H / new height - 0.5). Results are within one
+  level of the exact ones.
   """
-  height, width = pixels.shape[:2]
-  if method == cv2.INTER_AREA and (height > size) != (width > size):
+  (height, width), (new_height, new_width) = pixels.shape[:2], out.shape[:2]
+  if method == cv2.INTER_AREA and (height > new_height) != (width > new_width):
     # OpenCV averages areas only if neither side grows, and interpolates both sides otherwise.
-    pixels = cv2.resize(pixels, (min(width, size), min(height, size)), interpolation=method)
-  return cv2.resize(pixels, (size, size), interpolation=method)
+    pixels = cv2.resize(pixels, (min(width, new_width), min(height, new_height)), interpolation=method)
+  cv2.resize(pixels, (new_width, new_height), dst=out, interpolation=method)
 
 
 def _uniforms(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
