@@ -24,11 +24,11 @@ from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import Records, open_records
 
-_CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
+_CHUNK = 64  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 
-# Maps positions int64 [n] and n serialized records to images uint8 [n, (crops,) size, size, channels] and labels int64
-# [n].
-_Decode = Callable[[np.ndarray, list[bytes]], tuple[np.ndarray, np.ndarray]]
+# Of positions int64 [n] and n serialized records it fills images uint8 [n, (crops,) size, size, channels], given last,
+# and returns labels int64 [n].
+_Decode = Callable[[np.ndarray, list[bytes], np.ndarray], np.ndarray]
 
 
 def train_batches(
@@ -80,26 +80,25 @@ def train_batches(
         f"{', '.join(train_distortions.INTERPOLATIONS)}."
     )
 
-  @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-  def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    return _parse(split, serialized)
+  # A concrete function: traced here once, not by several threads, and quicker to call.
+  parse = tf.function(functools.partial(_parse, split), autograph=False).get_concrete_function(
+      tf.TensorSpec([None], tf.string)
+  )
 
-  def decode(positions: np.ndarray, serialized: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    encoded, labels = parse(serialized)
-    images = train_distortions.random_crops(
+  def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
+    encoded, labels = parse(tf.constant(serialized))
+    train_distortions.random_crops(
         encoded,
         positions,
+        images,
         seed=seed,
-        size=data_config.image_size,
-        channels=split.image_channels,
         crop_area=data_config.crop_area,
         crop_aspect=data_config.crop_aspect,
         flip=data_config.flip,
         interpolation=data_config.interpolation,
     )
-    return images, labels.numpy()
+    return labels.numpy()
 
-  parse.get_concrete_function()  # Traced here once, not by several threads.
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
   batches = _batches(split, positions_of, records_of, decode, image_shape, start_step)
@@ -226,9 +225,9 @@ def _batches(
   records = open_records(split)
   cores = os.cpu_count() or 1
 
-  def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
-    images, labels = _read_and_decode(split, records, decode, positions, records_of(positions))
-    batch["image"][places], batch["label"][places] = images, labels
+  def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray) -> None:
+    indices = records_of(positions)
+    batch["label"][places] = _read_and_decode(split, records, decode, positions, indices, batch["image"][places])
 
   def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
@@ -239,12 +238,13 @@ def _batches(
         "mask": mask,
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
-    places = np.flatnonzero(mask)
-    chunks = [places[first : first + chunk] for first in range(0, len(places), chunk)]
+    # What is padding stands at the end.
+    chunks = [slice(first, min(first + chunk, mask.sum())) for first in range(0, mask.sum(), chunk)]
     return batch, [pool.submit(fill, flat, part, positions.reshape(-1)[part]) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
-    pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    # One more than cores, for while another waits for Python's lock.
+    pool = concurrent.futures.ThreadPoolExecutor(cores + 1, thread_name_prefix="decode")
     # Runs once: here below or, if the iterator is still in use then, at exit.
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
@@ -288,21 +288,22 @@ def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Deco
 
   graph.get_concrete_function()  # Traced here once, not by several threads.
 
-  def decode(positions: np.ndarray, serialized: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+  def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
     del positions
-    images, labels = graph(serialized)
-    return images.numpy(), labels.numpy()
+    pixels, labels = graph(serialized)
+    images[:] = pixels
+    return labels.numpy()
 
   return decode
 
 
 def _read_and_decode(
-    split: Split, records: Records, decode: _Decode, positions: np.ndarray, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Images and labels of the records `indices`; an error names the record."""
+    split: Split, records: Records, decode: _Decode, positions: np.ndarray, indices: np.ndarray, images: np.ndarray
+) -> np.ndarray:
+  """Fills `images` from the records `indices` and returns the labels; an error names the record."""
   serialized = records.read(indices)
   try:
-    images, labels = decode(positions, serialized)
+    labels = decode(positions, serialized, images)
   except tf.errors.OpError as error:
     if len(indices) == 1:
       raise DataError(
@@ -310,11 +311,12 @@ def _read_and_decode(
           "prepare the data set again."
       ) from error
     for one in range(len(indices)):  # One by one to find it.
-      _read_and_decode(split, records, decode, positions[one : one + 1], indices[one : one + 1])
+      here = slice(one, one + 1)
+      _read_and_decode(split, records, decode, positions[here], indices[here], images[here])
     raise
   if labels.min() < 0:
     raise DataError(
         f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
         "a split that has labels."
     )
-  return images, labels
+  return labels

@@ -1,7 +1,8 @@
 """How many training images a second the host prepares, beside other pipelines on the same records and cores.
 
 The pipelines run in turns, several rounds, each from a new start with a warm-up that does not count; no two at a time.
-Ours reads its records from the files; the others get them from memory, which is to their advantage.
+Ours reads its records from the files; the others get the same records from memory (torchvision's even parsed), which is
+to their advantage.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 
 from bn_inception.data import color_distortions, datasets, pipeline
 from bn_inception.data.host_tf import tf
@@ -61,14 +61,15 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   if max_records < whole.num_examples:
     data.train_split = f"{data.train_split}[:{max_records}]"
   split = datasets.open_split(data, data.train_split)
-  encoded, labels = _encoded(split)
+  serialized = open_records(split).read(range(split.num_examples))
+  encoded = list(_parse(split, serialized)["image"].numpy())
   cores = len(os.sched_getaffinity(0))
   size = data.image_size
 
   pipelines: dict[str, Callable[[], Batches]] = {
       OURS: lambda: (b["image"] for b in pipeline.train_batches(data, seed=config.seed, batch_size=batch_size)),
-      DECODE: lambda: _decode_only(encoded, batch_size),
-      FLAX: lambda: _flax_style(encoded, labels, size, batch_size),
+      DECODE: lambda: _decode_only(split, serialized, batch_size),
+      FLAX: lambda: _flax_style(split, serialized, size, batch_size),
   }
   if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
     from bn_inception.report import torchvision_loader  # pylint: disable=g-import-not-at-top  (optional packages)
@@ -108,13 +109,11 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   return result
 
 
-def _encoded(split: datasets.Split) -> tuple[list[bytes], np.ndarray]:
-  """All image files of a split, and the labels."""
-  examples = tf.io.parse_example(
-      open_records(split).read(range(split.num_examples)),
-      {split.image_key: tf.io.FixedLenFeature([], tf.string), split.label_key: tf.io.FixedLenFeature([], tf.int64)},
-  )
-  return list(examples[split.image_key].numpy()), examples[split.label_key].numpy()
+def _parse(split: datasets.Split, serialized: Any) -> dict[str, tf.Tensor]:
+  """`image` (encoded) and `label` of one or several records."""
+  types = {split.image_key: tf.string, split.label_key: tf.int64}
+  example = tf.io.parse_example(serialized, {key: tf.io.FixedLenFeature([], dtype) for key, dtype in types.items()})
+  return {"image": example[split.image_key], "label": example[split.label_key]}
 
 
 def _measure(start: Callable[[], Batches], batch_size: int) -> tuple[float, float]:
@@ -136,17 +135,17 @@ def _cpu_seconds() -> float:
   return usage.ru_utime + usage.ru_stime
 
 
-def _decode_only(encoded: list[bytes], batch_size: int) -> Batches:
-  """The limit: every image decoded whole, and dropped."""
+def _decode_only(split: datasets.Split, serialized: list[bytes], batch_size: int) -> Batches:
+  """The limit: every record parsed, its image decoded whole, and dropped."""
 
-  def decode(image: tf.Tensor) -> tf.Tensor:
-    return tf.image.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")[0, 0]
+  def decode(record: tf.Tensor) -> tf.Tensor:
+    return tf.image.decode_jpeg(_parse(split, record)["image"], channels=3, dct_method="INTEGER_ACCURATE")[0, 0]
 
-  files = tf.data.Dataset.from_tensor_slices(encoded).repeat()
-  return iter(files.map(decode, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE))
+  records = tf.data.Dataset.from_tensor_slices(serialized).repeat()
+  return iter(records.map(decode, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE))
 
 
-def _flax_style(encoded: list[bytes], labels: np.ndarray, size: int, batch_size: int) -> Batches:
+def _flax_style(split: datasets.Split, serialized: list[bytes], size: int, batch_size: int) -> Batches:
   """What google/flax's examples/imagenet/input_pipeline.py does, written anew.
 
   TensorFlow's sampled box, crop decoded with the default DCT, bicubic, flip, and float32 normalized on the host.
@@ -163,9 +162,12 @@ def _flax_style(encoded: list[bytes], labels: np.ndarray, size: int, batch_size:
     pixels = tf.image.random_flip_left_right(tf.ensure_shape(pixels, [size, size, 3]))
     return (pixels - tf.constant([123.675, 116.28, 103.53])) / tf.constant([58.395, 57.12, 57.375])
 
-  examples = tf.data.Dataset.from_tensor_slices({"image": encoded, "label": labels})
-  examples = examples.repeat().shuffle(16 * batch_size, seed=0)
-  examples = examples.map(lambda e: {"image": train_image(e["image"]), "label": e["label"]}, tf.data.AUTOTUNE)
+  def train_example(record: tf.Tensor) -> dict[str, tf.Tensor]:
+    example = _parse(split, record)
+    return {"image": train_image(example["image"]), "label": example["label"]}
+
+  records = tf.data.Dataset.from_tensor_slices(serialized).repeat().shuffle(16 * batch_size, seed=0)
+  examples = records.map(train_example, tf.data.AUTOTUNE)
   options = tf.data.Options()
   options.threading.private_threadpool_size = 48
   options.threading.max_intra_op_parallelism = 1
