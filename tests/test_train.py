@@ -26,7 +26,7 @@ def make_config(digits_dir: str, group_size: int = 8, **overrides) -> ConfigDict
   """MNIST network, 20 steps of 32 with distortions, in BN groups; every event at another step."""
   config = mnist.get_config("bn,quickstart")
   config.data.dir = digits_dir
-  config.data.crop_area, config.data.interpolation, config.data.photometric_strength = (0.6, 1.0), "random", 1.0
+  config.data.crop_area, config.data.interpolation, config.data.photometric_strength = (0.6, 1.0), "random", 0.3
   config.batch_size = config.eval.batch_size = BATCH
   config.batch_norm.group_size = group_size
   config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 1, 10, 5

@@ -5,16 +5,21 @@ Ours reads its records from the files; the others get the same records from memo
 to their advantage.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import datetime
 import importlib.util
 import json
 import logging
+import math
 import os
 import pathlib
+import pickle
 import platform
 import resource
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from typing import Any
 
@@ -36,8 +41,6 @@ OURS, DECODE, FLAX, TORCH = (
 )
 _ROUNDS, _SECONDS, _WARM_UP_BATCHES = 7, 4.0, 12
 _PASSES, _IMAGES_PER_PASS = 3, 5_000
-
-Batches = Iterator[Any]
 
 
 def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_path: str | None) -> dict[str, Any]:
@@ -66,25 +69,23 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   cores = len(os.sched_getaffinity(0))
   size = data.image_size
 
-  pipelines: dict[str, Callable[[], Batches]] = {
-      OURS: lambda: (b["image"] for b in pipeline.train_batches(data, seed=config.seed, batch_size=batch_size)),
-      DECODE: lambda: _decode_only(split, serialized, batch_size),
-      FLAX: lambda: _flax_style(split, serialized, size, batch_size),
+  measure = {
+      OURS: lambda: _measure(pipeline.train_batches(data, seed=config.seed, batch_size=batch_size), batch_size),
+      DECODE: lambda: _measure(_decode_only(split, serialized, batch_size), batch_size),
+      FLAX: lambda: _measure(_flax_style(split, serialized, size, batch_size), batch_size),
   }
   if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-    from bn_inception.report import torchvision_loader  # pylint: disable=g-import-not-at-top  (optional packages)
-
-    pipelines[TORCH] = lambda: torchvision_loader.batches(encoded, size=size, batch_size=batch_size, workers=cores)
+    measure[TORCH] = lambda: _measure_torchvision(encoded, size, batch_size, cores)
   else:
     _log.info("%s: not measured, torch and torchvision are not installed.", TORCH)
 
   load = os.getloadavg()[0]
   memory = _memory(data, config.seed, split.num_examples, batch_size)
-  measured = {name: [] for name in pipelines}
-  names = list(pipelines)
+  measured = {name: [] for name in measure}
+  names = list(measure)
   for number in range(_ROUNDS):
     for name in names[number % len(names) :] + names[: number % len(names)]:  # None is always first.
-      measured[name].append(_measure(pipelines[name], batch_size))
+      measured[name].append(measure[name]())
     _log.info("Round %d of %d: %s images/s", number + 1, _ROUNDS,
               ", ".join(f"{runs[-1][0]:,.0f} ({name.split(':')[0].split(' ')[0]})" for name, runs in measured.items()))
 
@@ -116,18 +117,25 @@ def _parse(split: datasets.Split, serialized: Any) -> dict[str, tf.Tensor]:
   return {"image": example[split.image_key], "label": example[split.label_key]}
 
 
-def _measure(start: Callable[[], Batches], batch_size: int) -> tuple[float, float]:
-  """Images a second, and images for each second of processor time of this process, from a new start."""
-  batches = start()
+def _measure(batches: Iterator[Any], batch_size: int) -> tuple[float, float]:
+  """Images a second, and images for each second of processor time of this process."""
   for _ in range(_WARM_UP_BATCHES):
     next(batches)
   count, usage, begin = 0, _cpu_seconds(), time.monotonic()
   while (elapsed := time.monotonic() - begin) < _SECONDS:
     next(batches)
     count += batch_size
-  used = _cpu_seconds() - usage
-  del batches  # Ends its threads and processes.
-  return count / elapsed, count / used
+  return count / elapsed, count / (_cpu_seconds() - usage)
+
+
+def _measure_torchvision(encoded: list[bytes], size: int, batch_size: int, workers: int) -> tuple[float, float]:
+  """As `_measure`, in processes of its own, whose processor time is not known here."""
+  with tempfile.NamedTemporaryFile() as file:
+    pathlib.Path(file.name).write_bytes(pickle.dumps(encoded))
+    arguments = (file.name, size, batch_size, workers, _WARM_UP_BATCHES, _SECONDS)
+    command = [sys.executable, "-m", "bn_inception.report.torchvision_loader", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+  return float(result.stdout), math.nan
 
 
 def _cpu_seconds() -> float:
@@ -135,7 +143,7 @@ def _cpu_seconds() -> float:
   return usage.ru_utime + usage.ru_stime
 
 
-def _decode_only(split: datasets.Split, serialized: list[bytes], batch_size: int) -> Batches:
+def _decode_only(split: datasets.Split, serialized: list[bytes], batch_size: int) -> Iterator[Any]:
   """The limit: every record parsed, its image decoded whole, and dropped."""
 
   def decode(record: tf.Tensor) -> tf.Tensor:
@@ -145,7 +153,7 @@ def _decode_only(split: datasets.Split, serialized: list[bytes], batch_size: int
   return iter(records.map(decode, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE))
 
 
-def _flax_style(split: datasets.Split, serialized: list[bytes], size: int, batch_size: int) -> Batches:
+def _flax_style(split: datasets.Split, serialized: list[bytes], size: int, batch_size: int) -> Iterator[Any]:
   """What google/flax's examples/imagenet/input_pipeline.py does, written anew.
 
   TensorFlow's sampled box, crop decoded with the default DCT, bicubic, flip, and float32 normalized on the host.
@@ -203,11 +211,12 @@ def _photometric_ms(seed: int, size: int) -> float:
 
 def _summary(runs: list[tuple[float, float]], cores: int) -> dict[str, Any]:
   rates = [rate for rate, _ in runs]
+  per_cpu_second = statistics.median(per_cpu for _, per_cpu in runs)
   return {
       "images_per_second": {"median": round(statistics.median(rates)), "least": round(min(rates)),
                             "most": round(max(rates))},
       "images_per_second_and_core": round(statistics.median(rates) / cores),
-      "images_per_cpu_second": round(statistics.median(per_cpu for _, per_cpu in runs)),
+      "images_per_cpu_second": None if math.isnan(per_cpu_second) else round(per_cpu_second),
   }
 
 
@@ -222,8 +231,7 @@ def _table(result: dict[str, Any]) -> str:
            f"|{'-' * 44}|---------:|----------------:|-------:|-------------:|--------:|"]
   for name, row in result["pipelines"].items():
     rate, ratio = row["images_per_second"], result["ratios"].get(f"ours / {name}")
-    # The worker processes' time is not this process's.
-    cpu = "" if name == TORCH else f"{row['images_per_cpu_second']:,}"
+    cpu = f"{row['images_per_cpu_second']:,}" if row["images_per_cpu_second"] else ""
     lines.append(f"| {name:42} | {rate['median']:8,} | {rate['least']:6,} - {rate['most']:6,} | "
                  f"{row['images_per_second_and_core']:6,} | {cpu:>12} | {f'{ratio:.2f}x' if ratio else '':>7} |")
   memory = ", ".join(f"{entry['resident']:,.0f} MB after {entry['epochs']} epochs" for entry in result["memory_mb"])
