@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,18 +27,18 @@ from tests.data.conftest import prepare_pictures  # noqa: F401
 DIGITS = tuple(map(str, range(10)))
 
 
-def make_release(folder, seed, names=DIGITS, network="plain", **data):
+def make_release(folder, seed, names=DIGITS, classes=10, network="plain", **data):
   """A network with random weights, large enough to have an opinion."""
   config = mnist.get_config(f"{network},quickstart").copy_and_resolve_references()
   config.data.binary = False
-  config.data.num_classes = len(names)
+  config.data.num_classes = classes
   config.data.update(data)
   config.model.init_std = 0.4
   config.model.hidden_units = 12
   config.release = ConfigDict({"source": "a test", "classes": "digits", "statistics": "running", "published": "none"})
   size, channels = config.data.image_size, len(config.data.mean)
   variables = models.build(config).init(jax.random.key(seed), jnp.zeros((1, size, size, channels)), train=False)
-  variables = jax.tree.map(np.asarray, {name: variables[name] for name in ("params", "batch_stats") if name in variables})
+  variables = jax.tree.map(np.asarray, {name: variables.get(name, {}) for name in ("params", "batch_stats")})
   release.write(release.Release(config, variables, names), folder)
   return str(folder)
 
@@ -186,7 +187,8 @@ def test_resumption_predicts_no_example_twice(paths, digits_dir, tmp_path, monke
 def test_another_network_or_question_does_not_continue_an_evaluation(paths, digits_dir, tmp_path):
   arguments = {"data_dir": digits_dir, "split": "test[:10]"}
   evaluate_checkpoints(paths[:1], str(tmp_path / "out"), **arguments)
-  for change, name in (({"crops": 10}, "crops"), ({"split": "test[:11]"}, "split, examples"), ({"folded": True}, "folded")):
+  changes = (({"crops": 10}, "crops"), ({"split": "test[:11]"}, "split, examples"), ({"folded": True}, "folded"))
+  for change, name in changes:
     with pytest.raises(EvaluationError, match=f"another evaluation, which differs in: {name}"):
       evaluate_checkpoints(paths[:1], str(tmp_path / "out"), **arguments | change)
   with pytest.raises(EvaluationError, match="differs in: networks"):
@@ -201,8 +203,7 @@ def test_what_does_not_fit_is_said_before_anything_is_written(paths, digits_dir,
   other_names = make_release(tmp_path / "names", 2, names=("cat", *DIGITS[1:]))
   with pytest.raises(EvaluationError, match=r"names has no output for 0 of digits:1.0.0 \(1 of 10 classes"):
     evaluate_checkpoints([other_names], out, data_dir=digits_dir)
-  unnamed = make_release(tmp_path / "few", 2, names=DIGITS[:4])
-  (tmp_path / "few" / "labels.txt").unlink(missing_ok=True)
+  unnamed = make_release(tmp_path / "few", 2, names=(), classes=4)
   image = Image.fromarray(np.zeros((28, 28, 3), np.uint8))
   image.save(tmp_path / "image.png")
   folder = prepare_pictures([(tmp_path / "image.png").read_bytes()], [0])
@@ -275,3 +276,32 @@ def test_killed_script_resumes(repository, paths, digits_dir, tmp_path):
   assert f"{before} images are done already" in result.stdout
   assert [line["id"] for line in lines(tmp_path / "out")] == [f"test:{index}" for index in range(1000)]
   assert "1,000 examples" in result.stdout and "top-5 error" in result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_predict_as_one(repository, paths, digits_dir, tmp_path):
+  """Each on its own images, resumed once, beside one process on one device."""
+  arguments = {"data_dir": digits_dir, "split": "test[:101]", "crops": 10}
+  expected = evaluate_checkpoints(paths, str(tmp_path / "alone"), devices=jax.devices()[:1], **arguments)
+  (tmp_path / "together").mkdir()
+  (tmp_path / "together" / "request.json").write_text((tmp_path / "alone" / "request.json").read_text())
+  half = (tmp_path / "alone" / "predictions.jsonl").read_text().splitlines(keepends=True)[:50]
+  (tmp_path / "together" / "predictions.jsonl").write_text("".join(half))
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  started = []
+  for process in range(2):
+    command, options = script(
+        repository, f"--checkpoint={','.join(paths)}", f"--data_dir={digits_dir}", "--split=test[:101]", "--crops=10",
+        f"--output={tmp_path / 'together'}", "--batch_size=60", f"--coordinator=127.0.0.1:{port}", "--processes=2",
+        f"--process_id={process}")
+    options["env"]["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    started.append(subprocess.Popen(command, **options))
+  for process in started:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, output + errors
+  metrics = json.loads((tmp_path / "together" / "metrics.json").read_text())
+  assert metrics == pytest.approx(expected, rel=1e-6) and metrics["count"] == 101
+  for one, two in zip(lines(tmp_path / "together"), lines(tmp_path / "alone"), strict=True):
+    assert one["id"] == two["id"] and one["top5"] == two["top5"]

@@ -5,9 +5,11 @@ in both orders come with TensorFlow Datasets and are read from its files, withou
 """
 
 import importlib.util
+import os
 import pathlib
 
 from bn_inception.release.errors import ReleaseError
+from bn_inception.release.released import Release
 
 # Class 0 of TF-slim's networks, which no image of ImageNet belongs to.
 BACKGROUND = "background"
@@ -72,3 +74,11 @@ def check(names: tuple[str, ...], num_classes: int, source: str) -> None:
       problem = problem or "has a name that a line cannot hold"
       raise ReleaseError(f"{source}: class {number} of {num_classes} {problem} ({name!r}): each needs its own.")
     seen.add(name)
+
+
+def with_labels(release: Release, path: str | os.PathLike) -> Release:
+  """The release with the names in a file, see `read`, in place of those it has."""
+  names = read(pathlib.Path(path), release.config.data.num_classes)
+  config = release.config.copy_and_resolve_references()
+  config.release.classes = "as whoever imported it has named them"
+  return release._replace(config=config, labels=names)

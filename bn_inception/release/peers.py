@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception.models import inception
-from bn_inception.release import assemble, labels, mxnet_graph
+from bn_inception.release import assemble, labels, mxnet_graph, torch_file
 from bn_inception.release.assemble import Tensors
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.mxnet_file import Node
@@ -168,17 +168,27 @@ def check_torch_layout(layout: tuple[TorchTensor, ...], shapes: dict[str, assemb
     shapes: of its variables, by flat name.
 
   Raises:
-    ReleaseError: if not each of its tensors is there once, in the right size.
+    ReleaseError: if not each of its tensors is there once, in the right size. The sentence lacks the file's name.
   """
+  for row in layout:
+    if row.dtype not in torch_file.DTYPE_NAMES or not all(type(size) is int and size >= 0 for size in row.shape):
+      raise ReleaseError(f"its torch_state_dict has the impossible tensor {row}")
   sources = _torch_sources(_torch_head([row.name for row in layout]))
   sizes = {name: math.prod(shapes.get(variable, (0,))) for name, variable in sources.items()}
-  wrong = [row.name for row in layout if (
-      row.name not in _TORCH_COUNTERS or math.prod(row.shape) != 1 or np.dtype(row.dtype).kind != "i"
-      if row.count is not None else sizes.get(row.name) != math.prod(row.shape) or np.dtype(row.dtype).kind != "f")]
+  wrong = []
+  for row in layout:
+    if row.count is None:
+      fits = np.dtype(row.dtype).kind == "f" and math.prod(row.shape) == sizes.get(row.name)
+    else:
+      fits = (row.name in _TORCH_COUNTERS and np.dtype(row.dtype).kind == "i" and math.prod(row.shape) == 1
+              and type(row.count) is int and abs(row.count) <= np.iinfo(row.dtype).max)
+    if not fits:
+      wrong.append(row.name)
   names = {row.name for row in layout}
   wrong += sorted(sources.keys() - names)
   if wrong or len(names) != len(layout):
-    raise ReleaseError(f"its torch_state_dict is not that of its network ({', '.join(wrong[:3])})")
+    raise ReleaseError(f"its torch_state_dict is not that of its network: {', '.join(map(str, wrong[:3])) or 'a name'} "
+                       "is wrong or there twice")
 
 
 # ------------------------------------------------------------------------------------------------------------ TF-slim
