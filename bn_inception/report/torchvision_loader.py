@@ -1,8 +1,8 @@
 """A PyTorch DataLoader with torchvision's RandomResizedCrop, to measure against; both packages are optional.
 
 The transforms are those of the ImageNet example in pytorch/examples. A program of its own, because PyTorch and
-TensorFlow do not always bear each other in one process: `python -m bn_inception.report.torchvision_loader FILE SIZE BATCH_SIZE
-WORKERS WARM_UP_BATCHES SECONDS` prints images a second. FILE is a pickled list of encoded images.
+TensorFlow do not always bear each other in one process: `python -m bn_inception.report.torchvision_loader FILE SIZE
+BATCH_SIZE WORKERS WARM_UP_BATCHES SECONDS` prints images a second. FILE is a pickled list of encoded images.
 """
 
 import io
