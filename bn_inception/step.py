@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import optax
 
 from bn_inception import batch_norm
+from bn_inception.data import color_distortions
 from bn_inception.data.preprocessing import normalize
 from bn_inception.state import Sums, TrainState, classification_sums
 
@@ -17,9 +18,17 @@ Batch = dict[str, jax.Array]
 
 
 def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
-  """uint8 [..., H, W, C] to the float32 input of the network."""
+  """Pixels [..., H, W, C], uint8 or float from 0 to 255, to the float32 input of the network."""
   return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary,
                    channel_order=config.data.channel_order)
+
+
+def preprocess_for_training(config: ConfigDict, images: jax.Array, positions: jax.Array) -> jax.Array:
+  """uint8 [B, H, W, C] at `positions` (uint32 [B]) of the training stream to input with photometric distortions."""
+  if config.data.photometric_strength:
+    images = color_distortions.distort(
+        images, positions, seed=config.seed, strength=config.data.photometric_strength)
+  return preprocess(config, images)
 
 
 def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
@@ -27,13 +36,14 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
   """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
 
   Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A]}, A the micro-batches whose gradients are
-  accumulated. BN groups are those of the whole batch, since no group is split over micro-batches.
+  accumulated. BN groups are those of the whole batch, since no group is split over micro-batches. Step t has the
+  positions t * B ... t * B + B - 1 of the training stream in this order (data/stream.py).
   """
   has_batch_norm = config.batch_norm.enabled
 
-  def loss_and_aux(params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array):
+  def loss_and_aux(params: Any, state: TrainState, inputs: jax.Array, labels: jax.Array, key: jax.Array):
     variables = {"params": params, "batch_stats": state.batch_stats}
-    logits, updates = model.apply(variables, preprocess(config, images), train=True, rngs={"dropout": key},
+    logits, updates = model.apply(variables, inputs, train=True, rngs={"dropout": key},
                                   mutable=["batch_moments", "auxiliary"])
     cross_entropy = lambda logits: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
     auxiliary = sum(cross_entropy(logits) for logits in jax.tree.leaves(updates.get("auxiliary", {})))
@@ -41,13 +51,15 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
     return loss, (updates.get("batch_moments", {}), classification_sums(logits, labels))
 
   def train_step(state: TrainState, batch: Batch) -> TrainState:
-    micro_batches = batch["label"].shape[0]
+    micro_batches, micro_batch_size = batch["label"].shape
     # No state but the step: a resumed run draws what an uninterrupted one would have drawn.
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
     def gradients(index: jax.Array, images: jax.Array, labels: jax.Array):
       key = jax.random.fold_in(step_key, index)
-      grads, aux = jax.grad(loss_and_aux, has_aux=True)(state.params, state, images, labels, key)
+      first = (state.step.astype(jnp.uint32) * micro_batches + index.astype(jnp.uint32)) * micro_batch_size
+      inputs = preprocess_for_training(config, images, first + jnp.arange(micro_batch_size, dtype=jnp.uint32))
+      grads, aux = jax.grad(loss_and_aux, has_aux=True)(state.params, state, inputs, labels, key)
       return grads, *aux
 
     if micro_batches == 1:
@@ -98,13 +110,17 @@ def make_batch_statistics_step(model: nn.Module,
                                config: ConfigDict) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
   """Makes the forward pass with the batch's own statistics and without dropout, weights frozen.
 
-  Its arguments are those of the evaluation step (the running averages are passed but not used); it returns the sums and
+  Its arguments are those of the evaluation step (the running averages are passed but not used). A batch with a
+  "position" (uint32 [B]) is of the training stream, and distorted as in training. It returns the sums and
   `batch_moments`, whose groups hold unmasked examples only.
   """
   def batch_statistics_step(params: Any, batch_stats: Any, batch: Batch) -> tuple[Sums, Any]:
-    logits, updates = model.apply(
-        {"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]), train=True,
-        mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
+    if "position" in batch:
+      inputs = preprocess_for_training(config, batch["image"], batch["position"])
+    else:
+      inputs = preprocess(config, batch["image"])
+    logits, updates = model.apply({"params": params, "batch_stats": batch_stats}, inputs, train=True,
+                                  mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
     return classification_sums(logits, batch["label"], batch["mask"]), updates["batch_moments"]
 
   return batch_statistics_step

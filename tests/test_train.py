@@ -26,7 +26,7 @@ def make_config(digits_dir: str, group_size: int = 8, **overrides) -> ConfigDict
   """MNIST network, 20 steps of 32 with distortions, in BN groups; every event at another step."""
   config = mnist.get_config("bn,quickstart")
   config.data.dir = digits_dir
-  config.data.crop_area = (0.6, 1.0)
+  config.data.crop_area, config.data.interpolation, config.data.photometric_strength = (0.6, 1.0), "random", 0.3
   config.batch_size = config.eval.batch_size = BATCH
   config.batch_norm.group_size = group_size
   config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 1, 10, 5
@@ -89,7 +89,7 @@ def test_a_run_leaves_what_a_reader_looks_for(finished):
 
 
 def test_it_learns(finished):
-  assert losses(finished)[-1] < 0.75 * losses(finished)[0]
+  assert np.mean(losses(finished)[-5:]) < 0.85 * losses(finished)[0]
 
 
 def test_latest_and_best_are_kept(finished):
@@ -294,7 +294,7 @@ def test_options_of_the_loop_together(digits_dir, tmp_path):
   """bfloat16, accumulation, Polyak averaging and a profile: the run learns and leaves a profile."""
   config = make_config(digits_dir, dtype="bfloat16", gradient_accumulation=2, ema_decay=0.9, profile_at_step=5)
   metrics = train.train_and_evaluate(config, tmp_path, jax.devices()[:2])["metrics"]
-  assert losses(tmp_path)[-1] < 0.75 * losses(tmp_path)[0] and metrics["eval/count"] == 1000
+  assert np.mean(losses(tmp_path)[-5:]) < 0.85 * losses(tmp_path)[0] and metrics["eval/count"] == 1000
   assert list(tmp_path.rglob("*.xplane.pb"))
 
 

@@ -3,8 +3,8 @@
 Threads read and decode chunks of a batch, each into its place. An example depends only on (data set, seed, position),
 so batches are the same for any number of threads, and the same whether a run came to a step or resumed there.
 
-The threads are Python's and spend their time inside TensorFlow, without Python's lock. (A tf.data graph that calls back
-into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
+The threads are Python's and spend their time inside TensorFlow and OpenCV, without Python's lock. (A tf.data graph that
+calls back into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
 """
 
 import collections
@@ -24,10 +24,11 @@ from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import Records, open_records
 
-_CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
+_CHUNK = 64  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 
-# Maps (position, encoded image) to uint8 [(crops,) size, size, channels], in TensorFlow.
-_ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+# Of positions int64 [n] and n serialized records it fills images uint8 [n, (crops,) size, size, channels], given last,
+# and returns labels int64 [n].
+_Decode = Callable[[np.ndarray, list[bytes], np.ndarray], np.ndarray]
 
 
 def train_batches(
@@ -60,7 +61,6 @@ def train_batches(
   """
   split = datasets.open_split(data_config, data_config.train_split)
   _check_one_label(split)
-  signed_seed = np.uint64(seed % (1 << 64)).astype(np.int64)  # TensorFlow's seeds are int64; any integer will do here.
 
   def positions_of(step: int) -> np.ndarray:
     return stream.local_positions(
@@ -74,20 +74,34 @@ def train_batches(
   def records_of(positions: np.ndarray) -> np.ndarray:
     return stream.record_at(positions, shard_lengths=split.shard_lengths, seed=seed, shuffle=data_config.shuffle)
 
-  def distort(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    return train_distortions.random_crop_and_flip(
+  if data_config.interpolation not in train_distortions.INTERPOLATIONS:
+    raise DataError(
+        f"data.interpolation '{data_config.interpolation}' is not known: give one of "
+        f"{', '.join(train_distortions.INTERPOLATIONS)}."
+    )
+
+  # A concrete function: traced here once, not by several threads, and quicker to call.
+  parse = tf.function(functools.partial(_parse, split), autograph=False).get_concrete_function(
+      tf.TensorSpec([None], tf.string)
+  )
+
+  def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
+    encoded, labels = parse(tf.constant(serialized))
+    train_distortions.random_crops(
         encoded,
-        tf.stack([tf.constant(signed_seed), position]),
-        size=data_config.image_size,
-        channels=split.image_channels,
+        positions,
+        images,
+        seed=seed,
         crop_area=data_config.crop_area,
         crop_aspect=data_config.crop_aspect,
         flip=data_config.flip,
+        interpolation=data_config.interpolation,
     )
+    return labels.numpy()
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
-  batches = _batches(split, positions_of, records_of, distort, image_shape, start_step)
+  batches = _batches(split, positions_of, records_of, decode, image_shape, start_step)
   return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
 
 
@@ -122,8 +136,7 @@ def eval_batches(
         "data.eval_resize."
     )
 
-  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    del position  # Nothing here is random.
+  def crop(encoded: tf.Tensor) -> tf.Tensor:
     return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)
 
   positions_of = functools.partial(
@@ -131,7 +144,8 @@ def eval_batches(
   )
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
-  return _batches(opened, positions_of, lambda positions: positions, crop, (size, size, channels), 0, last)
+  decode = _decoder(opened, crop)
+  return _batches(opened, positions_of, lambda positions: positions, decode, (size, size, channels), 0, last)
 
 
 def crop_batches(
@@ -157,8 +171,7 @@ def crop_batches(
   opened = datasets.open_split(data_config, split)
   size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
 
-  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    del position
+  def crop(encoded: tf.Tensor) -> tf.Tensor:
     if crops == 1:
       return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)[None]
     return evaluation_crops.multi_crop(encoded, size=size, crops=crops, channels=channels)
@@ -169,8 +182,9 @@ def crop_batches(
   positions_of(0)
   last = -(-(opened.num_examples - first) // batch_size)
   opened = dataclasses.replace(opened, label_key="")
+  decode = _decoder(opened, crop)
   batches = _batches(
-      opened, positions_of, lambda positions: positions, crop, (crops, size, size, channels), 0, last,
+      opened, positions_of, lambda positions: positions, decode, (crops, size, size, channels), 0, last,
       chunk=max(1, _CHUNK // crops),
   )
   return ({"image": batch["image"], "mask": batch["mask"]} for batch in batches)
@@ -197,7 +211,7 @@ def _batches(
     split: Split,
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
-    to_pixels: _ToPixels,
+    decode: _Decode,
     image_shape: tuple[int, ...],
     start_step: int,
     stop_step: int | None = None,
@@ -209,12 +223,11 @@ def _batches(
   the shape of positions_of(step); where stop_step is given, positions that the split does not have are padding.
   """
   records = open_records(split)
-  decode = _decoder(split, to_pixels)
   cores = os.cpu_count() or 1
 
-  def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
-    images, labels = _read_and_decode(split, records, decode, positions, records_of(positions))
-    batch["image"][places], batch["label"][places] = images, labels
+  def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray) -> None:
+    indices = records_of(positions)
+    batch["label"][places] = _read_and_decode(split, records, decode, positions, indices, batch["image"][places])
 
   def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
@@ -225,12 +238,13 @@ def _batches(
         "mask": mask,
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
-    places = np.flatnonzero(mask)
-    chunks = [places[first : first + chunk] for first in range(0, len(places), chunk)]
+    # What is padding stands at the end.
+    chunks = [slice(first, min(first + chunk, mask.sum())) for first in range(0, mask.sum(), chunk)]
     return batch, [pool.submit(fill, flat, part, positions.reshape(-1)[part]) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
-    pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    # One more than cores, for while another waits for Python's lock.
+    pool = concurrent.futures.ThreadPoolExecutor(cores + 1, thread_name_prefix="decode")
     # Runs once: here below or, if the iterator is still in use then, at exit.
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
@@ -253,34 +267,43 @@ def _batches(
   return iterate()
 
 
-def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[bytes]], tuple[tf.Tensor, tf.Tensor]]:
-  """A function of positions int64 [n] and n serialized records to images uint8 [n, ...] and labels int64 [n]."""
+def _parse(split: Split, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Encoded images string [n] and labels int64 [n] (0 if none are read) of serialized records."""
   features = {split.image_key: tf.io.FixedLenFeature([], tf.string)}
   if split.label_key:
     features[split.label_key] = tf.io.FixedLenFeature([], tf.int64)
+  examples = tf.io.parse_example(serialized, features)
+  encoded = examples[split.image_key]
+  return encoded, examples[split.label_key] if split.label_key else tf.zeros_like(encoded, tf.int64)
 
-  @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)], autograph=False)
-  def decode(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    examples = tf.io.parse_example(serialized, features)
-    images = tf.map_fn(
-        lambda example: to_pixels(*example),
-        (positions, examples[split.image_key]),
-        fn_output_signature=tf.uint8,
-        parallel_iterations=1,  # Chunks are decoded in parallel already.
-    )
-    return images, examples[split.label_key] if split.label_key else tf.zeros_like(positions)
 
-  decode.get_concrete_function()  # Traced here once, not by several threads.
+def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Decode:
+  """Makes a decoder of a TensorFlow function of an encoded image that does not depend on the position."""
+
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+  def graph(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    encoded, labels = _parse(split, serialized)
+    # One at a time: chunks are decoded in parallel already.
+    return tf.map_fn(to_pixels, encoded, fn_output_signature=tf.uint8, parallel_iterations=1), labels
+
+  graph.get_concrete_function()  # Traced here once, not by several threads.
+
+  def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
+    del positions
+    pixels, labels = graph(serialized)
+    images[:] = pixels
+    return labels.numpy()
+
   return decode
 
 
 def _read_and_decode(
-    split: Split, records: Records, decode: Callable, positions: np.ndarray, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Images and labels of the records `indices`; an error names the record."""
+    split: Split, records: Records, decode: _Decode, positions: np.ndarray, indices: np.ndarray, images: np.ndarray
+) -> np.ndarray:
+  """Fills `images` from the records `indices` and returns the labels; an error names the record."""
   serialized = records.read(indices)
   try:
-    images, labels = decode(positions, serialized)
+    labels = decode(positions, serialized, images)
   except tf.errors.OpError as error:
     if len(indices) == 1:
       raise DataError(
@@ -288,12 +311,12 @@ def _read_and_decode(
           "prepare the data set again."
       ) from error
     for one in range(len(indices)):  # One by one to find it.
-      _read_and_decode(split, records, decode, positions[one : one + 1], indices[one : one + 1])
+      here = slice(one, one + 1)
+      _read_and_decode(split, records, decode, positions[here], indices[here], images[here])
     raise
-  labels = labels.numpy()
   if labels.min() < 0:
     raise DataError(
         f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
         "a split that has labels."
     )
-  return images.numpy(), labels
+  return labels

@@ -23,6 +23,7 @@ def fixture_data(digits_dir: str) -> ConfigDict:
   return ConfigDict({
       "name": "digits", "dir": digits_dir, "train_split": "train", "eval_split": "test", "shuffle": "global",
       "image_size": 28, "eval_resize": 28, "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "interpolation": "random",
   })
 
 
@@ -148,6 +149,7 @@ def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
       "name": "imagenet2012:5.*.*", "dir": str(shared / "data" / "tfds"), "train_split": "train[:60%]",
       "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "crop_area": (0.08, 1.0),
       "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "interpolation": "random",
   })
   whole = take(pipeline.train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
   assert whole["image"].shape == (6, 1, 64, 224, 224, 3)
@@ -168,6 +170,8 @@ def test_what_cannot_work_is_said_at_once(data: ConfigDict) -> None:
     pipeline.eval_batches(data, "test", batch_size=32, process_count=3)
   with pytest.raises(DataError, match="data.shuffle 'all'"):
     pipeline.train_batches(ConfigDict({**data, "shuffle": "all"}), seed=0, batch_size=32)
+  with pytest.raises(DataError, match="data.interpolation 'lanczos'"):
+    pipeline.train_batches(ConfigDict({**data, "interpolation": "lanczos"}), seed=0, batch_size=32)
   with pytest.raises(DataError, match="data.eval_resize 20"):
     pipeline.eval_batches(ConfigDict({**data, "eval_resize": 20}), "test", batch_size=32)
 
@@ -192,6 +196,7 @@ def test_a_bad_example_is_named(
   data = ConfigDict({
       "name": "pictures", "dir": str(prepare_pictures(images, labels)), "train_split": "train", "shuffle": "none",
       "image_size": 8, "eval_resize": 8, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
+      "interpolation": "bilinear",
   })
   # TFDS stores examples in an order of its own.
   (bad,) = (row for row, e in enumerate(stored_pictures(data)) if e["label"] == -1 or e["image"] == b"no image")
