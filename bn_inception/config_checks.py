@@ -68,6 +68,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
                       "steps for the profile.")
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
+  _one_of("data.on_error", config.data.on_error, ("fail", "skip"))
   _one_of("data.channel_order", config.data.channel_order, ("rgb", "bgr"))
   _one_of("model.name", config.model.name, models.MODELS)
   if config.model.name == "inception":

@@ -5,24 +5,37 @@ so batches are the same for any number of threads, and the same whether a run ca
 
 The threads are Python's and spend their time inside TensorFlow, without Python's lock. (A tf.data graph that calls back
 into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
+
+A record that is damaged or cannot be decoded ends the run, unless `data.on_error` is "skip". Then in training the next
+good record in stored order stands in for it, distorted as its position in the stream says: batches and BN groups stay
+full, and what a position holds still depends on nothing else, so that hosts, threads and resuming change nothing. In
+evaluation nothing stands in; its place is masked and counted. A file that cannot be read (a disk or network fault,
+which may pass) always ends the run: skipping would make the batches depend on when it happened.
 """
 
 import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import contextlib
 import itertools
+import logging
 import os
 import weakref
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception.data import datasets, evaluation_crops, stream, train_distortions
+from bn_inception.data import datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import Records, open_records
+from bn_inception.data.records import BadRecordError, Records, open_records
+
+_log = logging.getLogger(__name__)
+
+ON_ERROR = ("fail", "skip")
 
 _CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
+_STALL_SECONDS = 30.0  # A batch that takes longer is reported, again after twice as long, and so on.
 
 # Maps (position, encoded image) to uint8 [size, size, channels], in TensorFlow.
 _ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -50,7 +63,8 @@ def train_batches(
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [micro_batches, local, size, size, channels] and `label` int32 [micro_batches, local], where
+    `image` uint8 [micro_batches, local, size, size, channels], `label` int32 [micro_batches, local] and `skipped` bool
+    [micro_batches, local] (True: another record stands in for a bad one), where
     local = batch_size / micro_batches / process_count.
 
   Raises:
@@ -83,8 +97,10 @@ def train_batches(
     )
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
-  batches = _batches(split, positions_of, records_of, distort, data_config.image_size, start_step)
-  return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
+  batches = _batches(
+      split, positions_of, records_of, distort, data_config.image_size, data_config.on_error, start_step
+  )
+  return ({key: batch[key] for key in ("image", "label", "skipped")} for batch in batches)
 
 
 def eval_batches(
@@ -103,8 +119,9 @@ def eval_batches(
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [local, size, size, channels], `label` int32 [local] and `mask` bool [local] (False: padding), where
-    local = batch_size / process_count.
+    `image` uint8 [local, size, size, channels], `label` int32 [local], `mask` bool [local] (False: padding or skipped)
+    and `skipped` bool [local] (True: a bad record), where local = batch_size / process_count. Over the split `mask` and
+    `skipped` together are True as often as it has examples.
 
   Raises:
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
@@ -129,7 +146,9 @@ def eval_batches(
 
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
-  return _batches(opened, positions_of, lambda positions: positions, crop, data_config.image_size, 0, last)
+  return _batches(
+      opened, positions_of, lambda positions: positions, crop, data_config.image_size, data_config.on_error, 0, last
+  )
 
 
 def _batches(
@@ -138,21 +157,32 @@ def _batches(
     records_of: Callable[[np.ndarray], np.ndarray],
     to_pixels: _ToPixels,
     image_size: int,
+    on_error: str,
     start_step: int,
     stop_step: int | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
-  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label` and `mask` begin with
-  the shape of positions_of(step); where stop_step is given, positions that the split does not have are padding.
+  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label`, `mask` and `skipped`
+  begin with the shape of positions_of(step); where stop_step is given, positions that the split does not have are
+  padding, and nothing stands in for a bad record.
   """
-  records = open_records(split)
-  decode = _decoder(split, to_pixels)
+  if on_error not in ON_ERROR:
+    raise DataError(f"data.on_error '{on_error}' is not known: give one of {', '.join(ON_ERROR)}.")
+  if split.file_format == "fake":
+    read_fake = fake.reader((image_size, image_size, split.image_channels), split.num_classes)
+    waiting_for = lambda: None
+    read = lambda positions, indices: (*read_fake(indices), np.zeros(len(indices), bool))
+  else:
+    records = open_records(split)
+    read, waiting_for = _reader(split, records, to_pixels, on_error, stop_step is None), records.waiting_for
   cores = os.cpu_count() or 1
 
   def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
-    images, labels = _read_and_decode(split, records, decode, positions, records_of(positions))
-    batch["image"][places], batch["label"][places] = images, labels
+    images, labels, skipped = read(positions, records_of(positions))
+    batch["image"][places], batch["label"][places], batch["skipped"][places] = images, labels, skipped
+    if stop_step is not None:
+      batch["mask"][places] = ~skipped
 
   def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
@@ -161,6 +191,7 @@ def _batches(
         "image": np.zeros((*positions.shape, image_size, image_size, split.image_channels), np.uint8),
         "label": np.zeros(positions.shape, np.int32),
         "mask": mask,
+        "skipped": np.zeros(positions.shape, bool),
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
     places = np.flatnonzero(mask)
@@ -183,7 +214,7 @@ def _batches(
           return
         batch, chunks = started.popleft()
         for chunk in chunks:
-          chunk.result()
+          _wait(chunk, waiting_for)
         yield batch
     finally:
       end_once()
@@ -191,7 +222,19 @@ def _batches(
   return iterate()
 
 
-def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[bytes]], tuple[tf.Tensor, tf.Tensor]]:
+def _wait(chunk: concurrent.futures.Future, waiting_for: Callable[[], str | None]) -> None:
+  """Waits for a part of a batch, and says what it waits for when that takes long; raises what the part raised."""
+  patience, waited = _STALL_SECONDS, 0.0
+  while not concurrent.futures.wait([chunk], timeout=patience).done:
+    waited, patience = waited + patience, 2 * patience
+    _log.warning(
+        "No batch for %.0f s: waiting for %s. Is its file system responding?", waited,
+        waiting_for() or "the processor, which decodes images",
+    )
+  chunk.result()
+
+
+def _decoder(split: Split, to_pixels: _ToPixels) -> tf.types.experimental.ConcreteFunction:
   """A function of positions int64 [n] and n serialized records to images uint8 [n, ...] and labels int64 [n]."""
   features = {
       split.image_key: tf.io.FixedLenFeature([], tf.string),
@@ -209,30 +252,62 @@ def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[b
     )
     return images, examples[split.label_key]
 
-  decode.get_concrete_function()  # Traced here once, not by several threads.
-  return decode
+  return decode.get_concrete_function()  # Traced here once, not by several threads.
 
 
-def _read_and_decode(
-    split: Split, records: Records, decode: Callable, positions: np.ndarray, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Images and labels of the records `indices`; an error names the record."""
-  serialized = records.read(indices)
-  try:
-    images, labels = decode(positions, serialized)
-  except tf.errors.OpError as error:
-    if len(indices) == 1:
-      raise DataError(
-          f"Record {indices[0]} of {split.name} {split.split} cannot be decoded ({error.message.splitlines()[0]}): "
-          "prepare the data set again."
+def _reader(
+    split: Split, records: Records, to_pixels: _ToPixels, on_error: str, stand_in: bool
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """A function of positions and records, int64 [n], to images uint8 [n, ...], labels int32 [n] and `skipped` bool [n].
+
+  It raises BadRecordError, or with on_error="skip" marks the record and names it once in the log. Then its image is
+  that of the next good record, or (stand_in=False) zeros.
+  """
+  decode = _decoder(split, to_pixels)
+  blank = np.zeros((1, *decode.structured_outputs[0].shape[1:]), np.uint8)
+  named = set()
+
+  def read_good(positions: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    serialized = records.read(indices)
+    try:
+      images, labels = (tensor.numpy() for tensor in decode(tf.constant(positions), tf.constant(serialized)))
+    except tf.errors.InvalidArgumentError as error:
+      if len(indices) > 1:  # Not known which of them it is; `read` finds it.
+        raise BadRecordError("A record cannot be decoded.") from error
+      raise BadRecordError(
+          f"{records.describe(indices[0], serialized[0])} cannot be decoded ({error.message.splitlines()[0]}): "
+          "prepare the data set again, or set data.on_error=skip."
       ) from error
-    for one in range(len(indices)):  # One by one to find it.
-      _read_and_decode(split, records, decode, positions[one : one + 1], indices[one : one + 1])
-    raise
-  labels = labels.numpy()
-  if labels.min() < 0:
-    raise DataError(
-        f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
-        "a split that has labels."
-    )
-  return images.numpy(), labels
+    if (unknown := (labels < 0) | (labels >= split.num_classes)).any():
+      place = unknown.argmax()
+      raise DataError(
+          f"{records.describe(indices[place], serialized[place])} has no label of the {split.num_classes} there are "
+          f"(it is {labels[place]}): choose a split that has labels."
+      )
+    return images, labels
+
+  def read_one(position: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    try:
+      return *read_good(position, index), False
+    except BadRecordError as error:
+      if on_error == "fail":
+        raise
+      if index[0] not in named:
+        named.add(index[0])
+        _log.warning("Skipped, as data.on_error says: %s", error)
+    if stand_in:
+      for distance in range(1, len(records)):
+        with contextlib.suppress(BadRecordError):
+          return *read_good(position, (index + distance) % len(records)), True
+      raise DataError(f"No record of {split.name} {split.split} can be used: prepare the data set again.")
+    return blank, np.zeros(1, np.int64), True
+
+  def read(positions: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    try:
+      return *read_good(positions, indices), np.zeros(len(indices), bool)
+    except BadRecordError:
+      singles = [read_one(positions[i : i + 1], indices[i : i + 1]) for i in range(len(indices))]
+    images, labels, skipped = zip(*singles)
+    return np.concatenate(images), np.concatenate(labels), np.array(skipped)
+
+  return read

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+import numpy as np
 
 from bn_inception import models, population, sharding, step as step_lib
 from bn_inception.data import datasets, device, pipeline
@@ -24,8 +25,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
 
   Returns:
     A function from a TrainState to {"running/top1", "running/top5", "running/loss", the same for "population" and
-    "batch" where the network has BN, "count"}; accuracies in [0, 1], loss in nats. It raises RuntimeError if it did not
-    see each example exactly once.
+    "batch" where the network has BN, "count", "skipped_examples"}; accuracies in [0, 1] over the examples counted, loss
+    in nats. It raises RuntimeError if it did not see or skip each example exactly once, or skipped all.
   """
   split = datasets.open_split(config.data, config.data.eval_split)
   statistics_config = config.copy_and_resolve_references()
@@ -39,7 +40,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
 
   def population_statistics(params: Any, batch_stats: Any) -> Any:
     batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size, **process)
-    local = ({"image": b["image"][0], "label": b["label"][0], "mask": b["label"][0] >= 0} for b in batches)
+    local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones_like(batch["skipped"][0])}
+             for batch in batches)
     on_device = device.to_device(local, sharding.examples(mesh))
     moments = (batch_statistics_step(params, batch_stats, batch)[1]
                for _, batch in zip(range(config.eval.population_batches), on_device))
@@ -69,11 +71,14 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
     for kind, sums in results.items():
       sums = jax.device_get(sums)
       seen = sum(int(s.count) for s in sums)
-      if seen != split.num_examples:
-        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split}, which has "
-                           f"{split.num_examples}: its result is not to be trusted.")
+      skipped = sum(int(s.skipped) for s in sums)
+      if seen + skipped != split.num_examples:
+        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but it "
+                           f"has {split.num_examples}: its result is not to be trusted.")
+      if not seen:
+        raise RuntimeError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
       for name in ("top1", "top5", "loss"):
         metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / seen
-    return metrics | {"count": split.num_examples}
+    return metrics | {"count": seen, "skipped_examples": skipped}
 
   return evaluate

@@ -22,7 +22,8 @@ def fixture_data(digits_dir: str) -> ConfigDict:
   """`config.data` of the digits, with every distortion on."""
   return ConfigDict({
       "name": "digits", "dir": digits_dir, "train_split": "train", "eval_split": "test", "shuffle": "global",
-      "image_size": 28, "eval_resize": 28, "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "image_size": 28, "eval_resize": 28, "on_error": "fail",
+      "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3), "flip": True,
   })
 
 
@@ -146,7 +147,7 @@ def test_evaluation_sees_every_example_once(data: ConfigDict, hosts: int, batch_
 def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
   data = ConfigDict({
       "name": "imagenet2012:5.*.*", "dir": str(shared / "data" / "tfds"), "train_split": "train[:60%]",
-      "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "crop_area": (0.08, 1.0),
+      "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "on_error": "fail", "crop_area": (0.08, 1.0),
       "crop_aspect": (3 / 4, 4 / 3), "flip": True,
   })
   whole = take(pipeline.train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
@@ -191,7 +192,8 @@ def test_a_bad_example_is_named(
     images[6] = b"no image"
   data = ConfigDict({
       "name": "pictures", "dir": str(prepare_pictures(images, labels)), "train_split": "train", "shuffle": "none",
-      "image_size": 8, "eval_resize": 8, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
+      "image_size": 8, "eval_resize": 8, "on_error": "fail", "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0),
+      "flip": False,
   })
   # TFDS stores examples in an order of its own.
   (bad,) = (row for row, e in enumerate(stored_pictures(data)) if e["label"] == -1 or e["image"] == b"no image")
@@ -201,7 +203,8 @@ def test_a_bad_example_is_named(
     batches = pipeline.eval_batches(data, "train", batch_size=4)
   for _ in range(bad // 4):
     next(batches)
-  with pytest.raises(DataError, match=f"Record {bad} of pictures:2.3.4 train {problem}") as caught:
+  words = rf"Record {bad} of pictures:2.3.4 train \(number {bad} in .*tfrecord-00000-of-00001\) {problem}"
+  with pytest.raises(DataError, match=words) as caught:
     next(batches)
   assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
