@@ -360,7 +360,8 @@ def _finish(
   for split, count in counts.items():
     opened = datasets.open_split(ConfigDict({"name": name, "dir": str(work / "complete")}), split)
     if len(open_records(opened)) != count:  # It has checked each file against the data set's own statement.
-      raise DataError(f"{work} has {opened.num_examples:,} {split} examples instead of {count:,}: remove it, run again.")
+      problem = f"{opened.num_examples:,} {split} examples instead of {count:,}"
+      raise DataError(f"{work} has {problem}: remove it and run this again.")
     _log.info("%s: %s examples in %d files.", split, f"{count:,}", len(opened.files))
   target.parent.mkdir(parents=True, exist_ok=True)
   (work / "complete" / target.relative_to(data_dir)).rename(target)
@@ -371,7 +372,9 @@ def _finish(
 def _check_space(folder: pathlib.Path, needed: int) -> None:
   free = shutil.disk_usage(folder).free
   if free < needed:
-    raise DataError(f"{folder.parent} has {_size(free)} free, and {_size(needed)} are needed: choose another --data_dir.")
+    raise DataError(
+        f"{folder.parent} has {_size(free)} free, and {_size(needed)} are needed: choose another --data_dir."
+    )
 
 
 def _read_json(path: pathlib.Path) -> dict:

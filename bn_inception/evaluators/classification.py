@@ -73,8 +73,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
       seen = sum(int(s.count) for s in sums)
       skipped = sum(int(s.skipped) for s in sums)
       if seen + skipped != split.num_examples:
-        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but it "
-                           f"has {split.num_examples}: its result is not to be trusted.")
+        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
+                           f"it has {split.num_examples}: its result is not to be trusted.")
       if not seen:
         raise RuntimeError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
       for name in ("top1", "top5", "loss"):
