@@ -5,7 +5,7 @@ import logging
 import os
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
@@ -35,15 +35,27 @@ def run(main: Callable[[], int | None]) -> None:
   def call(_):
     from bn_inception import checkpoint, config_checks  # Heavy: only once the flags are known to be good.
     from bn_inception.data.datasets import DataError
+    from bn_inception.evaluators.predictions_file import EvaluationError
     from bn_inception.release import ReleaseError
     try:
       _join_processes()
       sys.exit(main())
-    except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, ReleaseError,
-            FileNotFoundError) as error:
+    except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, EvaluationError,
+            ReleaseError, FileNotFoundError) as error:
       fail(str(error))
 
   app.run(call, flags_parser=_parse_flags)
+
+
+def one_of(first: str, of_first: Sequence[str], second: str, of_second: Sequence[str]) -> None:
+  """Ends the program unless exactly one of two flags is given, and no flag that goes with the other one."""
+  given = {name: flags.FLAGS[name].present for name in (first, second, *of_first, *of_second)}
+  if given[first] == given[second]:
+    fail(f"Give either --{first} or --{second}.")
+  other, of_other = (second, of_second) if given[first] else (first, of_first)
+  for name in of_other:
+    if given[name]:
+      fail(f"--{name} goes with --{other}.")
 
 
 def fail(sentence: str) -> None:

@@ -1,14 +1,28 @@
-"""Evaluation of a checkpoint of a run, with the data and the network of the run's own config."""
+"""Evaluation of what was trained: a checkpoint of a run in all its statistics, or any networks on any data set."""
 
+from collections.abc import Sequence
+import hashlib
+import json
 import logging
+import os
 import pathlib
+import time
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+import numpy as np
 
-from bn_inception import checkpoint, config_checks, models, optim, run_directory, sharding, state as state_lib
-from bn_inception.data import datasets
-from bn_inception.evaluators import classification
+from bn_inception import checkpoint, config_checks, models, optim, release, run_directory, sharding
+from bn_inception import state as state_lib
+from bn_inception.data import annotations, datasets, pipeline
+from bn_inception.data.records import open_records
+from bn_inception.evaluators import classification, prediction, predictions_file
+from bn_inception.evaluators.predictions_file import EvaluationError
 from bn_inception.report import tables
+
+_PROGRESS_SECONDS = 10
 
 _log = logging.getLogger(__name__)
 
@@ -55,3 +69,165 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
   _log.info("%s", tables.evaluation(step, metrics))
   return {"step": step} | metrics
 
+
+
+def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, data_dir: str | None = None,
+                         dataset: str | None = None, split: str | None = None, crops: int = 1,
+                         batch_size: int | None = None, statistics: str = "running", folded: bool = False,
+                         devices: list[jax.Device] | None = None) -> dict[str, float]:
+  """Evaluates a network, or the ensemble of several, and writes the prediction of every example.
+
+  Class probabilities are averaged over crops and networks (§4.2.3). Evaluation that was killed continues where it
+  stopped, when it is called again with the same arguments.
+
+  Args:
+    paths: of each network a run directory, a release folder or the file of a peer.
+    output: the folder of the evaluation; None: evaluations/ and what it is of.
+    data_dir: TFDS data_dir; None: that of the first network's config.
+    dataset: 'NAME[/CONFIG][:VERSION]'; None: the one that the networks were made for.
+    split: None: the set's validation or test split, or the one that the networks' configs name.
+    crops: of each image, 1, 10 or 144 (see `evaluation_crops`).
+    batch_size: crops that pass a network at a time; None: 64 for each device.
+    statistics: of run directories, "running" or "population".
+    folded: with BN folded into the convolutions.
+    devices: what to run on; None: all devices of all processes.
+
+  Returns:
+    `predictions_file.metrics`, also written to metrics.json.
+
+  Raises:
+    EvaluationError, ReleaseError, DataError, ConfigError, CheckpointError: one sentence on what cannot be used.
+  """
+  mesh = sharding.make_mesh(devices)
+  releases = [_read(path, statistics, data_dir) for path in paths]
+  data = _common_data(paths, releases, data_dir, dataset)
+  opened = datasets.open_split(data, split or _split_name(data, dataset))
+  networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
+  request = {
+      "networks": [{"path": path, "sha256": _digest(one.variables)} for path, one in zip(paths, releases)],
+      "data": opened.name, "split": opened.split, "examples": opened.num_examples, "crops": crops,
+      "image_size": data.image_size, "folded": folded, "statistics": statistics}
+  folder = pathlib.Path(output or _default_output(paths, opened, crops))
+  writes = jax.process_index() == 0
+  done = predictions_file.resume(folder, request) if writes else 0
+  done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
+  _log.info("%s: %s images of %s %s, %d crop%s, %d network%s%s.", folder, f"{opened.num_examples:,}", opened.name,
+            opened.split, crops, "s"[:crops > 1], len(networks), "s"[:len(networks) > 1],
+            f", {done:,} images are done already" if done else "")
+
+  batch_size = batch_size or 64 * mesh.size
+  local_images = prediction.images_per_batch(batch_size, crops)
+  batches = pipeline.crop_batches(
+      data, opened.split, crops=crops, batch_size=local_images * jax.process_count(), first=done,
+      process_index=jax.process_index(), process_count=jax.process_count())
+  records = open_records(opened)
+  progress = _Progress(done, opened.num_examples)
+  # Float32 is what it says, on accelerators too.
+  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+    for predicted in prediction.predict(networks, batches, mesh, batch_size):
+      indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
+      if writes:
+        predictions_file.append(folder, annotations.read(opened, records, indices),
+                                predicted.probabilities[:len(indices)], predicted.mask[:len(indices)])
+      done += len(indices)
+      progress.report(done)
+  if not writes:
+    return {}
+  metrics = predictions_file.metrics(folder, opened.num_examples)
+  run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
+  _log.info("%s", tables.comparison(request, metrics, [one.config.release.published for one in releases]))
+  return metrics
+
+
+def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:
+  if run_directory.config_path(pathlib.Path(path)).exists() and (pathlib.Path(path) / "checkpoints").is_dir():
+    return release.from_run(path, statistics=statistics, data_dir=data_dir)
+  return release.read(path)
+
+
+def _common_data(paths: Sequence[str], releases: Sequence[release.Release], data_dir: str | None,
+                 dataset: str | None) -> ConfigDict:
+  """The `config.data` that all networks can share."""
+  first = releases[0].config.data
+  for path, other in zip(paths, releases):
+    for name in ("image_size", "eval_resize", *([] if dataset else ["name"])):
+      if other.config.data[name] != first[name]:
+        raise EvaluationError(
+            f"{paths[0]} and {path} do not see the same images, their data.{name} are {first[name]} and "
+            f"{other.config.data[name]}: " + ("give --dataset." if name == "name" else "evaluate them apart."))
+  data = first.copy_and_resolve_references()
+  data.name, data.dir = dataset or data.name, data_dir or data.dir
+  return data
+
+
+def _split_name(data: ConfigDict, dataset: str | None) -> str:
+  names = datasets.split_names(data)
+  wanted = ("validation", "test") if dataset else (data.eval_split,)
+  found = next((name for name in wanted if name in names), None)
+  if dataset and found is None:
+    raise EvaluationError(f"{dataset} has no split that is called validation or test: give --split as one of "
+                          f"{', '.join(names)}.")
+  return found or data.eval_split
+
+
+def _network(path: str, one: release.Release, split: datasets.Split, folded: bool) -> prediction.Network:
+  """A release as a network on one data set; see `prediction.Network`."""
+  model, variables, preprocess = release.build(one, folded=folded)
+  columns = _columns(path, one, split)
+  image = jax.ShapeDtypeStruct((1, one.config.data.image_size, one.config.data.image_size, split.image_channels),
+                               np.uint8)
+  try:
+    jax.eval_shape(lambda images: model.apply(variables, preprocess(images), train=False), image)
+  except Exception as error:  # Whatever the layers raise, the images do not fit them.
+    raise EvaluationError(f"{path} does not take the images of {split.name}, which have {split.image_channels} "
+                          f"channel{'s'[:split.image_channels > 1]}: choose another data set.") from error
+  settings = {name: one.config[name] for name in ("model", "batch_norm", "data", "dtype")}
+  program = ConfigDict(settings).to_json_best_effort(sort_keys=True) + f" folded={folded} {columns.tolist()}"
+  return prediction.Network(model, variables, preprocess, columns, program)
+
+
+def _columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
+  """The output of a network for each class of the data set, found by the classes' names."""
+  if one.labels:
+    outputs = {name: output for output, name in enumerate(one.labels)}
+    if missing := [name for name in split.label_names if name not in outputs]:
+      raise EvaluationError(f"{path} has no output for {missing[0]} of {split.name} ({len(missing)} of "
+                            f"{split.num_classes} classes are not among its own): choose a data set of its classes.")
+    return np.array([outputs[name] for name in split.label_names])
+  if one.config.data.num_classes != split.num_classes:
+    raise EvaluationError(f"{path} has {one.config.data.num_classes} outputs, whose names it does not tell, and "
+                          f"{split.name} has {split.num_classes} classes: import it with --labels.")
+  _log.warning("%s does not tell the names of its outputs; they are taken to be in the order of %s.", path, split.name)
+  return np.arange(split.num_classes)
+
+
+def _digest(variables: Any) -> str:
+  """SHA-256 of the variables' bytes."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(variables):
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
+
+
+def _default_output(paths: Sequence[str], split: datasets.Split, crops: int) -> str:
+  names = [os.path.basename(os.path.normpath(path)).removesuffix(".xz") for path in paths]
+  name = names[0] if len(names) == 1 else f"{len(names)}-networks"
+  return os.path.join("evaluations", f"{name}-{split.name.replace('/', '-').replace(':', '-')}-{split.split}-"
+                                     f"{crops}-crop{'s'[:crops > 1]}")
+
+
+class _Progress:
+  """A line of the log every few seconds: how far, how fast, how long still."""
+
+  def __init__(self, done: int, total: int):
+    self._start = self._last = time.monotonic()
+    self._first, self._total = done, total
+
+  def report(self, done: int) -> None:
+    now = time.monotonic()
+    if now - self._last < _PROGRESS_SECONDS:
+      return
+    self._last = now
+    speed = (done - self._first) / (now - self._start)
+    _log.info("%s/%s images  %.1f images/s  %s left", f"{done:,}", f"{self._total:,}", speed,
+              tables.duration((self._total - done) / speed))

@@ -1,21 +1,47 @@
-"""Evaluates a checkpoint of a run: python scripts/evaluate.py --workdir=runs/quickstart [--step=400]"""
+"""Evaluates a run, or any released network or ensemble of them.
+
+python scripts/evaluate.py --workdir=runs/quickstart [--step=400]
+  with running, population and batch statistics, on the run's own data; writes nothing.
+
+python scripts/evaluate.py --checkpoint=PATH[,PATH...] [--data_dir=DIR] [--crops=144] [--output=DIR]
+  PATH: a run directory, a release folder, or a PyTorch, TensorFlow, MXNet or Caffe file. Class probabilities are
+  averaged over crops and networks; each example's prediction is written, and the same command resumes.
+"""
 
 from absl import flags
 
 from bn_inception import command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "In place of the run's data.dir.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "In place of the run's eval.batch_size.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.")
+_STEP = flags.DEFINE_integer("step", None, "With --workdir: step of the checkpoint; the newest by default.")
 _POPULATION_BATCHES = flags.DEFINE_integer(
-    "population_batches", None, "In place of the run's eval.population_batches.", lower_bound=1)
+    "population_batches", None, "With --workdir: in place of the run's eval.population_batches.", lower_bound=1)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data_dir, in place of the network's own data.dir.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images that pass a network at a time.", lower_bound=1)
+
+_CHECKPOINT = flags.DEFINE_list("checkpoint", None, "Networks, of more than one the ensemble.")
+_DATASET = flags.DEFINE_string(
+    "dataset", None, "NAME[/CONFIG][:VERSION] in TFDS: imagenet2012, imagenet_v2, imagenet2012_real, ...; by default the "
+    "one that the networks were made for.")
+_SPLIT = flags.DEFINE_string("split", None, "By default validation or test.")
+_CROPS = flags.DEFINE_enum("crops", "1", ["1", "10", "144"], "Crops of each image.")
+_STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of run directories.")
+_FOLDED = flags.DEFINE_bool("folded", False, "Fold BN into the convolutions: faster, the same to float32 rounding.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions; by default one in evaluations/.")
+_OF_CHECKPOINT = ("dataset", "split", "crops", "statistics", "folded", "output")
+_OF_WORKDIR = ("step", "population_batches")
 
 
 def main() -> None:
-  from bn_inception.evaluate import evaluate_run
-  evaluate_run(_WORKDIR.value, _STEP.value, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value,
-               population_batches=_POPULATION_BATCHES.value)
+  from bn_inception import evaluate
+  command_line.one_of("workdir", _OF_WORKDIR, "checkpoint", _OF_CHECKPOINT)
+  if _WORKDIR.value:
+    evaluate.evaluate_run(_WORKDIR.value, _STEP.value, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value,
+                          population_batches=_POPULATION_BATCHES.value)
+  else:
+    evaluate.evaluate_checkpoints(
+        _CHECKPOINT.value, _OUTPUT.value, data_dir=_DATA_DIR.value, dataset=_DATASET.value, split=_SPLIT.value,
+        crops=int(_CROPS.value), batch_size=_BATCH_SIZE.value, statistics=_STATISTICS.value, folded=_FOLDED.value)
 
 
 if __name__ == "__main__":

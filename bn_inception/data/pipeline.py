@@ -17,6 +17,8 @@ import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
+import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -37,7 +39,7 @@ ON_ERROR = ("fail", "skip")
 _CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 _STALL_SECONDS = 30.0  # A batch that takes longer is reported, again after twice as long, and so on.
 
-# Maps (position, encoded image) to uint8 [size, size, channels], in TensorFlow.
+# Maps (position, encoded image) to uint8 [(crops,) size, size, channels], in TensorFlow.
 _ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -71,6 +73,7 @@ def train_batches(
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   split = datasets.open_split(data_config, data_config.train_split)
+  _check_one_label(split)
   signed_seed = np.uint64(seed % (1 << 64)).astype(np.int64)  # TensorFlow's seeds are int64; any integer will do here.
 
   def positions_of(step: int) -> np.ndarray:
@@ -97,9 +100,8 @@ def train_batches(
     )
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
-  batches = _batches(
-      split, positions_of, records_of, distort, data_config.image_size, data_config.on_error, start_step
-  )
+  image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
+  batches = _batches(split, positions_of, records_of, distort, image_shape, data_config.on_error, start_step)
   return ({key: batch[key] for key in ("image", "label", "skipped")} for batch in batches)
 
 
@@ -127,28 +129,85 @@ def eval_batches(
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
   """
   opened = datasets.open_split(data_config, split)
-  if data_config.eval_resize < data_config.image_size:
+  _check_one_label(opened)
+  size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
+  if resize < size:
     raise DataError(
-        f"data.eval_resize {data_config.eval_resize} is less than data.image_size {data_config.image_size}, so the "
-        "crop does not fit: raise data.eval_resize."
+        f"data.eval_resize {resize} is less than data.image_size {size}, so the crop does not fit: raise "
+        "data.eval_resize."
     )
-
-  def positions_of(step: int) -> np.ndarray:
-    return stream.local_positions(
-        step, batch_size=batch_size, process_index=process_index, process_count=process_count
-    )[0]
 
   def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
     del position  # Nothing here is random.
-    return evaluation_crops.centre_crop(
-        encoded, size=data_config.image_size, resize=data_config.eval_resize, channels=opened.image_channels
-    )
+    return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)
 
+  positions_of = functools.partial(
+      _eval_positions, batch_size=batch_size, process_index=process_index, process_count=process_count
+  )
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
   return _batches(
-      opened, positions_of, lambda positions: positions, crop, data_config.image_size, data_config.on_error, 0, last
+      opened, positions_of, lambda positions: positions, crop, (size, size, channels), data_config.on_error, 0, last
   )
+
+
+def crop_batches(
+    data_config: ConfigDict,
+    split: str,
+    *,
+    crops: int,
+    batch_size: int,
+    first: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+  """As `eval_batches`, but with 1, 10 or 144 crops of each image, and from example `first` on.
+
+  Each image is decoded once. Labels are not read: an example may have several (see `annotations.read`).
+
+  Yields:
+    `image` uint8 [local, crops, size, size, channels], `mask` and `skipped` bool [local].
+
+  Raises:
+    DataError: as `eval_batches`.
+  """
+  opened = datasets.open_split(data_config, split)
+  size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
+
+  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
+    del position
+    if crops == 1:
+      return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)[None]
+    return evaluation_crops.multi_crop(encoded, size=size, crops=crops, channels=channels)
+
+  positions_of = functools.partial(
+      _eval_positions, first=first, batch_size=batch_size, process_index=process_index, process_count=process_count
+  )
+  positions_of(0)
+  last = -(-(opened.num_examples - first) // batch_size)
+  opened = dataclasses.replace(opened, label_key="")
+  batches = _batches(
+      opened, positions_of, lambda positions: positions, crop, (crops, size, size, channels), data_config.on_error, 0,
+      last, chunk=max(1, _CHUNK // crops),
+  )
+  return ({key: batch[key] for key in ("image", "mask", "skipped")} for batch in batches)
+
+
+def _eval_positions(
+    step: int, *, batch_size: int, process_index: int, process_count: int, first: int = 0
+) -> np.ndarray:
+  """The examples of one host in evaluation batch `step`, int64 [local]; those behind the split's end are padding."""
+  return first + stream.local_positions(
+      step, batch_size=batch_size, process_index=process_index, process_count=process_count
+  )[0]
+
+
+def _check_one_label(split: Split) -> None:
+  if split.several_labels:
+    raise DataError(
+        f"{split.name} has any number of labels an example, which only `scripts/evaluate.py --checkpoint` reads: "
+        "choose a data set with one."
+    )
 
 
 def _batches(
@@ -156,10 +215,11 @@ def _batches(
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
     to_pixels: _ToPixels,
-    image_size: int,
+    image_shape: tuple[int, ...],
     on_error: str,
     start_step: int,
     stop_step: int | None = None,
+    chunk: int = _CHUNK,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
@@ -170,7 +230,7 @@ def _batches(
   if on_error not in ON_ERROR:
     raise DataError(f"data.on_error '{on_error}' is not known: give one of {', '.join(ON_ERROR)}.")
   if split.file_format == "fake":
-    read_fake = fake.reader((image_size, image_size, split.image_channels), split.num_classes)
+    read_fake = fake.reader(image_shape, split.num_classes)
     waiting_for = lambda: None
     read = lambda positions, indices: (*read_fake(indices), np.zeros(len(indices), bool))
   else:
@@ -188,15 +248,15 @@ def _batches(
     positions = positions_of(step)
     mask = np.ones(positions.shape, bool) if stop_step is None else positions < split.num_examples
     batch = {
-        "image": np.zeros((*positions.shape, image_size, image_size, split.image_channels), np.uint8),
+        "image": np.zeros((*positions.shape, *image_shape), np.uint8),
         "label": np.zeros(positions.shape, np.int32),
         "mask": mask,
         "skipped": np.zeros(positions.shape, bool),
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
     places = np.flatnonzero(mask)
-    chunks = [places[first : first + _CHUNK] for first in range(0, len(places), _CHUNK)]
-    return batch, [pool.submit(fill, flat, chunk, positions.reshape(-1)[chunk]) for chunk in chunks]
+    chunks = [places[first : first + chunk] for first in range(0, len(places), chunk)]
+    return batch, [pool.submit(fill, flat, part, positions.reshape(-1)[part]) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
     pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
@@ -204,7 +264,7 @@ def _batches(
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
     # Enough to keep every core at work while the consumer takes its time over one batch.
-    ahead = 1 + -(-cores * _CHUNK // positions_of(start_step).size)
+    ahead = 1 + -(-cores * chunk // positions_of(start_step).size)
     started = collections.deque()
     try:
       while True:
@@ -213,8 +273,8 @@ def _batches(
         if not started:
           return
         batch, chunks = started.popleft()
-        for chunk in chunks:
-          _wait(chunk, waiting_for)
+        for part in chunks:
+          _wait(part, waiting_for)
         yield batch
     finally:
       end_once()
@@ -222,24 +282,23 @@ def _batches(
   return iterate()
 
 
-def _wait(chunk: concurrent.futures.Future, waiting_for: Callable[[], str | None]) -> None:
+def _wait(part: concurrent.futures.Future, waiting_for: Callable[[], str | None]) -> None:
   """Waits for a part of a batch, and says what it waits for when that takes long; raises what the part raised."""
   patience, waited = _STALL_SECONDS, 0.0
-  while not concurrent.futures.wait([chunk], timeout=patience).done:
+  while not concurrent.futures.wait([part], timeout=patience).done:
     waited, patience = waited + patience, 2 * patience
     _log.warning(
         "No batch for %.0f s: waiting for %s. Is its file system responding?", waited,
         waiting_for() or "the processor, which decodes images",
     )
-  chunk.result()
+  part.result()
 
 
 def _decoder(split: Split, to_pixels: _ToPixels) -> tf.types.experimental.ConcreteFunction:
   """A function of positions int64 [n] and n serialized records to images uint8 [n, ...] and labels int64 [n]."""
-  features = {
-      split.image_key: tf.io.FixedLenFeature([], tf.string),
-      split.label_key: tf.io.FixedLenFeature([], tf.int64),
-  }
+  features = {split.image_key: tf.io.FixedLenFeature([], tf.string)}
+  if split.label_key:
+    features[split.label_key] = tf.io.FixedLenFeature([], tf.int64)
 
   @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)], autograph=False)
   def decode(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -250,7 +309,7 @@ def _decoder(split: Split, to_pixels: _ToPixels) -> tf.types.experimental.Concre
         fn_output_signature=tf.uint8,
         parallel_iterations=1,  # Chunks are decoded in parallel already.
     )
-    return images, examples[split.label_key]
+    return images, examples[split.label_key] if split.label_key else tf.zeros_like(positions)
 
   return decode.get_concrete_function()  # Traced here once, not by several threads.
 

@@ -145,7 +145,7 @@ def _check_archive(path: pathlib.Path, split: str) -> int:
 
 
 def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.Path, split: str, count: int) -> None:
-  """Runs the unmodified TFDS builder on the archive of one split; moves its files to `complete`, its facts to a JSON."""
+  """Runs the unmodified TFDS builder on one archive; moves the files to `complete`, what TFDS says of them to a JSON."""
   folder = work / split
   archives = folder / "archives"
   archives.mkdir(parents=True)

@@ -74,14 +74,15 @@ class Records:
     return records
 
   def describe(self, index: int, record: bytes = b"") -> str:
-    """Names a record: its index, its file and place there, and its `file_name` if `record` is whole and has one."""
+    """Names a record: its index, the data set's own name of it if `record` is whole and has one, its file and place."""
     (shard,), (row,) = self._places(np.asarray([index], np.int64))
     name = ""
     with contextlib.suppress(message.DecodeError):
-      features = tf.train.Example.FromString(record).features.feature
-      if "file_name" in features:
-        name = f"{b''.join(features['file_name'].bytes_list.value).decode(errors='replace')}, "
-    return f"Record {index} of {self._split.name} {self._split.split} ({name}number {row} in {self._split.files[shard]})"
+      feature = tf.train.Example.FromString(record).features.feature.get(self._split.id_key)
+      if feature and feature.bytes_list.value:
+        name = feature.bytes_list.value[0].decode(errors="replace") + ", "
+    place = f"{name}number {row} in {self._split.files[shard]}"
+    return f"Record {index} of {self._split.name} {self._split.split} ({place})"
 
   def waiting_for(self) -> str | None:
     """What the read under way for the longest time reads, and for how long; None if there is none."""

@@ -5,7 +5,7 @@
 
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.folder import write
-from bn_inception.release.loading import load, read
+from bn_inception.release.loading import build, load, read
 from bn_inception.release.peers import Release
 
-__all__ = ["Release", "ReleaseError", "load", "read", "write"]
+__all__ = ["Release", "ReleaseError", "build", "load", "read", "write"]

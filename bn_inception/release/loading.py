@@ -71,12 +71,22 @@ def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *,
   Raises:
     ReleaseError: if it cannot be used, in one sentence.
   """
-  config, variables = read(path, symbol)
-  model, variables = models.build(config), jax.tree.map(jnp.asarray, variables)
+  try:
+    return build(read(path, symbol), folded=folded)
+  except ValueError as error:
+    raise ReleaseError(f"{path}: {error}") from error
+
+
+def build(release: Release, *,
+          folded: bool = False) -> tuple[nn.Module, dict[str, Any], Callable[[jax.Array], jax.Array]]:
+  """The network of a release; arguments and results as of `load`.
+
+  Raises:
+    ValueError: if it is to be folded and cannot be.
+  """
+  config, variables = release.config, jax.tree.map(jnp.asarray, release.variables)
+  model = models.build(config)
   if folded and config.batch_norm.enabled:
-    try:
-      variables = layers.fold_batch_norm(variables, epsilon=config.batch_norm.epsilon)
-    except ValueError as error:
-      raise ReleaseError(f"{path}: {error}") from error
+    variables = layers.fold_batch_norm(variables, epsilon=config.batch_norm.epsilon)
     model = model.clone(norm=None)
   return model, variables, functools.partial(step.preprocess, config)

@@ -1,7 +1,9 @@
 """What a run says on the terminal: what will run, how far it is, what came out."""
 
+from collections.abc import Sequence
 import math
 import pathlib
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -9,10 +11,12 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception.data.datasets import Split
+from bn_inception.report import paper
 from bn_inception.state import TrainState
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+  """"40 s", "12 min", "3.5 h"."""
   if seconds < 90:
     return f"{seconds:.0f} s"
   if seconds < 5400:
@@ -50,7 +54,7 @@ def progress(config: ConfigDict, step: int, metrics: dict[str, float]) -> str:
   speed = metrics["train/images_per_second"]
   left = (config.num_steps - step) * config.batch_size / speed
   return (f"step {step:,}/{config.num_steps:,}  loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.1%}  "
-          f"{speed:,.0f} images/s  {_time(left)} left"
+          f"{speed:,.0f} images/s  {duration(left)} left"
           + (f"  {skipped:,.0f} examples skipped" if (skipped := metrics["train/skipped_examples"]) else ""))
 
 
@@ -64,6 +68,33 @@ def evaluation(step: int, metrics: dict[str, float]) -> str:
     if f"eval/{kind}/top1" in metrics:
       top1, top5, loss = (metrics[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss"))
       lines.append(f"  {kind:11}{top1:8.2%}  {top5:8.2%}  {loss:7.4f}")
+  return "\n".join(lines)
+
+
+def comparison(request: dict[str, Any], metrics: dict[str, float], published: Sequence[str]) -> str:
+  """An evaluation of released networks beside the paper's rows (Figure 4) and what is published of the networks.
+
+  Args:
+    request: what was evaluated, as in request.json.
+    metrics: what came out, as in metrics.json.
+    published: for each network, a sentence on its published accuracy.
+  """
+  networks, crops = request["networks"], request["crops"]
+  name = networks[0]["path"] if len(networks) == 1 else f"ensemble of {len(networks)}"
+  rows = [paper.ErrorRow(name, crops, len(networks), metrics["top1_error"], metrics["top5_error"])]
+  if request["data"].startswith("imagenet2012:"):
+    rows += [row._replace(name=f"the paper: {row.name}") for row in paper.FIGURE_4 if row.crops]
+  width = max(len(row.name) for row in rows)
+  percent = lambda error: "" if error is None else f"{error:.2%}"
+  lines = [f"{request['data']} {request['split']}, {metrics['count']:,} examples:",
+           f"  {'':{width}}   crops  networks  top-1 error  top-5 error"]
+  lines += [f"  {row.name:{width}}  {row.crops:6}  {row.networks:8}  {percent(row.top1_error):>11}  "
+            f"{percent(row.top5_error):>11}" for row in rows]
+  if metrics["skipped"]:
+    lines.append(f"  {metrics['skipped']:,} examples could not be read and are not counted.")
+  if metrics["without_label"]:
+    lines.append(f"  {metrics['without_label']:,} examples have no label and are not counted.")
+  lines += [f"  Published for {network['path']}: {text}." for network, text in zip(networks, published)]
   return "\n".join(lines)
 
 

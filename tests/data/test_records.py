@@ -32,7 +32,7 @@ def write(folder: pathlib.Path, file_format: str) -> Split:
   return Split(
       name="set:1.0.0", split="train", num_examples=18, num_classes=2, label_names=("a", "b"), file_format=file_format,
       files=tuple(files), shard_starts=(0, 0, 0), shard_lengths=LENGTHS, file_lengths=LENGTHS, image_key="image",
-      label_key="label", image_channels=3,
+      label_key="label", several_labels=False, id_key="", image_channels=3,
   )
 
 

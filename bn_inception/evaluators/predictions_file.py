@@ -1,0 +1,127 @@
+"""The predictions of an evaluation, one example a line, as they are made: what it resumes from and what it counts.
+
+A folder holds `request.json` (what is evaluated), `predictions.jsonl` and, at the end, `metrics.json`.
+"""
+
+from collections.abc import Sequence
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from bn_inception import run_directory
+from bn_inception.data.annotations import Annotation
+
+REQUEST, PREDICTIONS, METRICS = "request.json", "predictions.jsonl", "metrics.json"
+
+
+class EvaluationError(ValueError):
+  """An evaluation that cannot be made; the text is one sentence that says what is wrong and what to do."""
+
+
+def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
+  """Makes the folder, or finds how far the same evaluation came in it.
+
+  Args:
+    folder: of the evaluation.
+    request: all that its results depend on.
+
+  Returns:
+    How many examples are predicted already. A last line that was cut by a kill is removed.
+
+  Raises:
+    EvaluationError: if the folder holds something else, or another evaluation.
+  """
+  if not (folder / REQUEST).exists():
+    if folder.exists() and (not folder.is_dir() or any(path.stem != REQUEST for path in folder.iterdir())):
+      raise EvaluationError(f"{folder} exists and holds no evaluation: give another --output.")
+    folder.mkdir(parents=True, exist_ok=True)
+    run_directory.replace_file(folder / REQUEST, json.dumps(request, indent=2) + "\n")
+    return 0
+  before = json.loads((folder / REQUEST).read_text())
+  if changed := [name for name in request if before.get(name) != request[name]]:
+    raise EvaluationError(f"{folder} holds another evaluation, which differs in: {', '.join(changed)}; give another "
+                          "--output or remove it.")
+  path = folder / PREDICTIONS
+  if not path.exists():
+    return 0
+  content = path.read_bytes()
+  whole = content.rfind(b"\n") + 1
+  if whole < len(content):
+    os.truncate(path, whole)
+  return content.count(b"\n")
+
+
+def append(folder: pathlib.Path, annotations: Sequence[Annotation], probabilities: np.ndarray,
+           mask: np.ndarray) -> None:
+  """Writes the predictions of some examples.
+
+  A line holds `id`, `label` (a list, in data sets with any number of labels), `top5` (classes, the likeliest first; of
+  equal ones the lower number), `probability` (of those) and `label_probability`. A prediction that is not finite has
+  an empty `top5`, so that it is wrong; an example whose image could not be read has `skipped` instead of all this.
+
+  Args:
+    folder: of the evaluation.
+    annotations: of the examples.
+    probabilities: float64 [examples, classes].
+    mask: bool [examples]; False: skipped.
+  """
+  lines = []
+  for annotation, row, is_read in zip(annotations, probabilities, mask, strict=True):
+    line = {"id": annotation.id, "label": annotation.label}
+    if is_read:
+      finite = bool(np.isfinite(row).all())
+      top5 = np.argsort(-row, kind="stable")[:5].tolist() if finite else []
+      line |= {"top5": top5, "probability": [_rounded(row[label]) for label in top5],
+               "label_probability": _rounded(row[annotation.label].sum()) if finite else 0.0}
+    else:
+      line["skipped"] = True
+    lines.append(json.dumps(line) + "\n")
+  with (folder / PREDICTIONS).open("a") as file:
+    file.write("".join(lines))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def metrics(folder: pathlib.Path, num_examples: int) -> dict[str, float]:
+  """What the lines of all examples come to.
+
+  Returns:
+    {"top1_error", "top5_error", "loss" (nats, the mean of -log of the label's probability; not with several labels),
+    "count" (the examples that these are means over), "skipped", "without_label"}. With several labels a prediction is
+    right if it is one of them, and examples without any do not count (Beyer et al., 2020).
+
+  Raises:
+    RuntimeError: if there is not exactly one line for each of `num_examples` examples.
+  """
+  seen = top1 = top5 = skipped = without_label = 0
+  loss, several_labels = 0.0, False
+  with (folder / PREDICTIONS).open() as file:
+    for line in map(json.loads, file):
+      seen += 1
+      several_labels = isinstance(line["label"], list)
+      labels = line["label"] if several_labels else [line["label"]]
+      if "skipped" in line:
+        skipped += 1
+      elif not labels:
+        without_label += 1
+      else:
+        top1 += any(label in line["top5"][:1] for label in labels)
+        top5 += any(label in line["top5"] for label in labels)
+        loss -= math.log(line["label_probability"]) if line["label_probability"] else -math.inf
+  if seen != num_examples:
+    raise RuntimeError(f"{folder / PREDICTIONS} has {seen} lines for {num_examples} examples: its result is not to be "
+                       "trusted.")
+  count = seen - skipped - without_label
+  if not count:
+    raise EvaluationError(f"No example could be counted: {skipped} were skipped and {without_label} have no label.")
+  result = {"top1_error": 1 - top1 / count, "top5_error": 1 - top5 / count, "count": count, "skipped": skipped,
+            "without_label": without_label}
+  return result if several_labels else result | {"loss": loss / count}
+
+
+def _rounded(probability: np.floating) -> float:
+  return float(f"{probability:.7g}")
