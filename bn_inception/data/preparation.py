@@ -84,7 +84,7 @@ def _prepare_imagenet(source: pathlib.Path, data_dir: pathlib.Path, name: str) -
     for split, archive in _ARCHIVES.items():
       size = (source / archive).stat().st_size
       done = _read_json(work / f"{split}.json")
-      if done and done["archive_bytes"] == size:
+      if done and done["archive"] == _identity(source / archive):
         _log.info("%s: finished by an earlier run, %s examples.", split, f"{done['examples']:,}")
         counts[split] = done["examples"]
         continue
@@ -120,6 +120,11 @@ def _check_archive(path: pathlib.Path, split: str) -> int:
   labels = set(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
   again = f"get it again from https://image-net.org/download-images, or give the right --source: {path}"
   try:
+    with path.open("rb") as file:
+      # Python's tarfile takes a file that is cut within a header for one that ends there. A whole one ends in empty blocks.
+      file.seek(-min(1024, path.stat().st_size), os.SEEK_END)
+      if any(file.read()):
+        raise tarfile.ReadError("its end is missing")
     with tarfile.open(path, "r:") as archive:
       if split == "validation":
         members = sorted(archive.getmembers(), key=lambda member: member.name)
@@ -127,7 +132,7 @@ def _check_archive(path: pathlib.Path, split: str) -> int:
         for number, member in enumerate(members, 1):
           if member.name != f"ILSVRC2012_val_{number:08d}.JPEG":
             raise DataError(
-                f"Image {number} of the validation archive is called {member.name}, so the labels would not fit: {again}."
+                f"Image {number} of the validation archive is called {member.name}, so labels would not fit: {again}."
             )
         count = sum(member.isfile() for member in members)
       else:
@@ -145,7 +150,7 @@ def _check_archive(path: pathlib.Path, split: str) -> int:
 
 
 def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.Path, split: str, count: int) -> None:
-  """Runs the unmodified TFDS builder on one archive; moves the files to `complete`, what TFDS says of them to a JSON."""
+  """Runs the unmodified TFDS builder on one archive; its files go to `complete`, what TFDS says of them to a JSON."""
   folder = work / split
   archives = folder / "archives"
   archives.mkdir(parents=True)
@@ -156,9 +161,9 @@ def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.P
       first = next(member for member in whole if member.isfile())
       with tarfile.open(archives / _ARCHIVES["validation"], "w:") as one:
         one.addfile(first, whole.extractfile(first))
-  archive_bytes = (source / _ARCHIVES[split]).stat().st_size
+  identity = _identity(source / _ARCHIVES[split])
   tfds.disable_progress_bar()
-  with _progress(split, folder, archive_bytes):
+  with _progress(split, folder, (source / _ARCHIVES[split]).stat().st_size):
     builder = tfds.builder(_IMAGENET, data_dir=folder)
     with contextlib.redirect_stdout(None):  # TFDS prints that it downloads.
       builder.download_and_prepare(
@@ -174,11 +179,14 @@ def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.P
   for path in prepared.iterdir():
     if path.name.startswith(f"imagenet2012-{split}.") or path.name in ("features.json", "label.labels.txt"):
       path.replace(complete / path.name)
-  _write_json(
-      work / f"{split}.json", {"examples": examples, "archive_bytes": archive_bytes, "dataset_info": info}
-  )
+  _write_json(work / f"{split}.json", {"examples": examples, "archive": identity, "dataset_info": info})
   shutil.rmtree(folder)
   _log.info("%s: %s examples prepared.", split, f"{examples:,}")
+
+
+def _identity(archive: pathlib.Path) -> list[int]:
+  """Changes if the archive does: its length and the time of its last change."""
+  return [archive.stat().st_size, archive.stat().st_mtime_ns]
 
 
 def _discard_split(work: pathlib.Path, complete: pathlib.Path, split: str) -> None:
