@@ -287,10 +287,9 @@ def _wait(part: concurrent.futures.Future, waiting_for: Callable[[], str | None]
   patience, waited = _STALL_SECONDS, 0.0
   while not concurrent.futures.wait([part], timeout=patience).done:
     waited, patience = waited + patience, 2 * patience
-    _log.warning(
-        "No batch for %.0f s: waiting for %s. Is its file system responding?", waited,
-        waiting_for() or "the processor, which decodes images",
-    )
+    reading = waiting_for()
+    reason = f"{reading}: is its file system responding?" if reading else "the processor, which decodes images."
+    _log.warning("No batch for %.0f s: waiting for %s", waited, reason)
   part.result()
 
 
@@ -333,9 +332,10 @@ def _reader(
     except tf.errors.InvalidArgumentError as error:
       if len(indices) > 1:  # Not known which of them it is; `read` finds it.
         raise BadRecordError("A record cannot be decoded.") from error
+      reason = error.message.partition("\n\t [[")[0].splitlines()[-1].rstrip(".")  # Behind where in the graph it was.
       raise BadRecordError(
-          f"{records.describe(indices[0], serialized[0])} cannot be decoded ({error.message.splitlines()[0]}): "
-          "prepare the data set again, or set data.on_error=skip."
+          f"{records.describe(indices[0], serialized[0])} cannot be decoded ({reason}): prepare the data set again, or "
+          "set data.on_error=skip."
       ) from error
     if (unknown := (labels < 0) | (labels >= split.num_classes)).any():
       place = unknown.argmax()

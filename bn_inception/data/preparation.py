@@ -121,7 +121,7 @@ def _check_archive(path: pathlib.Path, split: str) -> int:
   again = f"get it again from https://image-net.org/download-images, or give the right --source: {path}"
   try:
     with path.open("rb") as file:
-      # Python's tarfile takes a file that is cut within a header for one that ends there. A whole one ends in empty blocks.
+      # A whole archive ends in empty blocks. Python's tarfile takes one that is cut within a header for a whole one.
       file.seek(-min(1024, path.stat().st_size), os.SEEK_END)
       if any(file.read()):
         raise tarfile.ReadError("its end is missing")

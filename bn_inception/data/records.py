@@ -100,8 +100,8 @@ class Records:
 
   def _read_shard(self, shard: int, indices: np.ndarray, rows: np.ndarray) -> list[bytes]:
     path = self._split.files[shard]
-    self._reading[threading.get_ident()] = (
-        time.monotonic(), f"{'record' if len(rows) == 1 else 'records'} {', '.join(map(str, rows))} of {path}")
+    what = f"record {rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "") + f" of {path}"
+    self._reading[threading.get_ident()] = (time.monotonic(), what)
     try:
       return self._shards[shard].read(rows.tolist())
     except OSError as error:  # Nothing is known about the record: the disk or the network is at fault.

@@ -223,17 +223,16 @@ def test_real_archives_interrupted_on_the_way(
   with open(source / "manifest.tsv", newline="") as file:
     manifest = list(csv.DictReader(file, delimiter="\t"))
   originals = tfds.builder_from_directory(shared / "data/tfds/imagenet2012/5.1.0").as_dataset(split="train")
-  originals = {e["file_name"].decode(): e["image"] for e in originals.as_numpy_iterator()}
+  originals = {e["file_name"].decode().split("_")[0]: e["image"] for e in originals.as_numpy_iterator()}
   for split in ("train", "validation"):
     expected = {row["file"]: row for row in manifest if row["split"] == split}
     found = examples(tmp_path, split)
     assert found.keys() == expected.keys() and len(found) == 80
     for name, example in found.items():
-      assert LABELS[example["label"]] == expected[name]["wnid"]
-      original = originals.get(expected[name]["source"])
-      if original is not None and original.shape == example["image"].shape:
-        difference = np.abs(example["image"].astype(float) - original).mean()
-        assert difference < (6 if expected[name]["special"] else 3), (name, difference)
+      wnid = expected[name]["wnid"]
+      assert LABELS[example["label"]] == wnid
+      # The same photographs, encoded once more: wrong colours would differ by tens of levels.
+      assert np.abs(example["image"].astype(float) - originals[wnid]).mean() < 4, name
 
 
 # TFRecord to ArrayRecord.
