@@ -329,10 +329,10 @@ def damage(digits_dir: str, root: pathlib.Path) -> dict[str, list[int]]:
 
 def test_bad_records_end_a_run_or_are_counted_by_it(digits_dir, tmp_path):
   damaged = damage(digits_dir, tmp_path / "data")
-  config = make_config(str(tmp_path / "data"), batch_size=250, log_every=7)
+  config = make_config(str(tmp_path / "data"), batch_size=250, log_every=5)
   config.batch_norm.group_size = 125
   config.eval.batch_size = 250
-  with pytest.raises(DataError, match=r"Record \d+ of digits:1.0.0 train \(number \d+ in .*\) cannot be decoded \(Could not parse"):
+  with pytest.raises(DataError, match=r"Record \d+ of digits:1.0.0 train \(number \d+ in .*\) cannot be .* parse"):
     train.train_and_evaluate(config, tmp_path / "fails", jax.devices()[:1])
   config.data.on_error = "skip"
   train.train_and_evaluate(config, tmp_path / "straight", jax.devices()[:1])
@@ -344,7 +344,7 @@ def test_bad_records_end_a_run_or_are_counted_by_it(digits_dir, tmp_path):
     else:
       assert (line["eval/count"], line["eval/skipped_examples"]) == (997, 3)
   assert lines[-2]["train/skipped_examples"] >= 4
-  # Also where a run goes on; on two devices by rounding only.
+  # Also where a run goes on.
   config.num_steps = 10
   train.train_and_evaluate(config, tmp_path / "resumed", jax.devices()[:1])
   config.num_steps = STEPS
