@@ -14,8 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import checkpoint, config_checks, models, optim, release, run_directory, sharding
-from bn_inception import state as state_lib
+from bn_inception import config_checks, release, restore, run_directory, sharding
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.data.records import open_records
 from bn_inception.evaluators import classification, prediction, predictions_file
@@ -54,17 +53,9 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh):
     config_checks.check_config(config, mesh.size)
-    split = datasets.open_split(config.data, config.data.eval_split)
-    config_checks.check_data(config, split)
-    # The whole state is restored, so its checksum is checked too.
-    optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, split.num_examples))
-    image_shape = (config.data.image_size, config.data.image_size, split.image_channels)
-    like = state_lib.abstract(lambda: state_lib.create(models.build(config), optimizer, config, image_shape),
-                              sharding.replicated(mesh))
-    with checkpoint.open_manager(workdir) as manager:
-      if step is None:
-        step = checkpoint.newest_step(manager)
-      state = checkpoint.restore(manager, like, step)
+    config_checks.check_data(config, datasets.open_split(config.data, config.data.eval_split))
+    state = restore.restore(workdir, config, mesh, step)
+    step = int(state.step)
     metrics = {f"eval/{name}": value for name, value in classification.make_evaluator(config, mesh)(state).items()}
   _log.info("%s", tables.evaluation(step, metrics))
   return {"step": step} | metrics

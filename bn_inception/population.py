@@ -1,12 +1,55 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import batch_norm
+from bn_inception import batch_norm, models, sharding, step
+from bn_inception.data import device, pipeline
+from bn_inception.state import Sums
+
+BatchStatisticsStep = Callable[[Any, Any, step.Batch], tuple[Sums, Any]]
+
+
+def batch_statistics_step(config: ConfigDict, mesh: Mesh) -> BatchStatisticsStep:
+  """Compiles `step.make_batch_statistics_step` for the batches of any size of a config, see `over_training_batches`."""
+  statistics_config = config.copy_and_resolve_references()
+  statistics_config.batch_norm.group_size = config.batch_norm.group_size or config.batch_size
+  # Results are on every device, so that every process can read them.
+  return jax.jit(step.make_batch_statistics_step(models.build(statistics_config), config),
+                 out_shardings=sharding.replicated(mesh))
+
+
+def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch_stats: Any, config: ConfigDict,
+                          mesh: Mesh) -> Any:
+  """Population statistics over the config's first `eval.population_batches` training batches.
+
+  Args:
+    compiled_step: from `batch_statistics_step`.
+    params, batch_stats: of the network; the latter is not used but for its shapes.
+    config, mesh: of the run.
+
+  Returns:
+    The `batch_stats` collection, on every device.
+
+  Raises:
+    DataError: if the training data cannot be read.
+  """
+  batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size,
+                                   process_index=jax.process_index(), process_count=jax.process_count())
+  # No example is padding: where one was skipped, another stands in.
+  local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones_like(batch["skipped"][0])}
+           for batch in batches)
+  on_device = device.to_device(local, sharding.examples(mesh))
+  moments = (compiled_step(params, batch_stats, batch)[1]
+             for _, batch in zip(range(config.eval.population_batches), on_device))
+  statistics = population_statistics(moments)
+  on_device.close()
+  return jax.device_put(statistics, sharding.replicated(mesh))
 
 
 def population_statistics(moments: Iterable[Any]) -> Any:
@@ -23,8 +66,8 @@ def population_statistics(moments: Iterable[Any]) -> Any:
     ValueError: if there is no step.
   """
   total = None
-  for step in moments:
-    sums = batch_norm.map_layers(_sums, jax.device_get(step))
+  for moments_of_step in moments:
+    sums = batch_norm.map_layers(_sums, jax.device_get(moments_of_step))
     total = sums if total is None else jax.tree.map(np.add, total, sums)
   if total is None:
     raise ValueError("Population statistics need at least one mini-batch, and none came.")

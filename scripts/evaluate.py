@@ -21,8 +21,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images that pass a netwo
 
 _CHECKPOINT = flags.DEFINE_list("checkpoint", None, "Networks, of more than one the ensemble.")
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "NAME[/CONFIG][:VERSION] in TFDS: imagenet2012, imagenet_v2, imagenet2012_real, ...; by default the "
-    "one that the networks were made for.")
+    "dataset", None, "NAME[/CONFIG][:VERSION] in TFDS: imagenet2012, imagenet_v2, imagenet2012_real, ...; by default "
+    "the one that the networks were made for.")
 _SPLIT = flags.DEFINE_string("split", None, "By default validation or test.")
 _CROPS = flags.DEFINE_enum("crops", "1", ["1", "10", "144"], "Crops of each image.")
 _STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of run directories.")

@@ -8,14 +8,19 @@ from bn_inception import command_line
 
 _SOURCE = flags.DEFINE_string("source", None, "PyTorch, TensorFlow, MXNet or Caffe file, also as .xz.", required=True)
 _SYMBOL = flags.DEFINE_string("symbol", None, "MXNet's -symbol.json; by default the one beside --source.")
+_LABELS = flags.DEFINE_string("labels", None, "File with the name of each output, one a line; of ImageNet networks "
+                              "that are known it is not needed.")
 _OUTPUT = flags.DEFINE_string("output", None, "Release folder to write.", required=True)
 
 
 def main() -> None:
   from bn_inception import release
   imported = release.read(_SOURCE.value, _SYMBOL.value)
+  if _LABELS.value:
+    imported = release.with_labels(imported, _LABELS.value)
   release.write(imported, pathlib.Path(_OUTPUT.value))
-  print(f"{_OUTPUT.value}: {imported.config.release.source}, {imported.config.data.num_classes} classes")
+  print(f"{_OUTPUT.value}: {imported.config.release.source}, {imported.config.data.num_classes} classes, "
+        f"{'named' if imported.labels else 'whose names are not known (--labels=FILE gives them)'}")
 
 
 if __name__ == "__main__":

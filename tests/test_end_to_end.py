@@ -6,7 +6,7 @@ import pytest
 
 from bn_inception import evaluate, models, optim, run_directory, sharding, state as state_lib, step as step_lib, train
 from bn_inception.data import pipeline
-from configs import bn_x5
+from configs import bn_x5, ensemble
 
 pytestmark = pytest.mark.slow
 
@@ -64,3 +64,25 @@ def test_inception_trains_alike_on_one_and_four_devices(digits_dir):
   for name in ("params", "batch_stats"):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), getattr(one, name),
                  getattr(four, name))
+
+
+def test_the_six_members_are_an_ensemble(digits_dir, tmp_path):
+  """§4.2.3: larger initial weights, dropout, BN per activation; trained a little, evaluated together and alone."""
+  workdirs = []
+  for member in ensemble.MEMBERS:
+    config = ensemble.get_config(f"quickstart,{member}")
+    config.data.dir, config.model.width, config.num_steps = digits_dir, 0.05, 40
+    config.learning_rate = 0.1
+    config.eval_every = config.checkpoint_every = 40
+    workdirs.append(str(tmp_path / member))
+    assert train.train_and_evaluate(config, workdirs[-1], jax.devices()[:1])["status"] == "done"
+  arguments = {"split": "test[:300]", "crops": 10, "devices": jax.devices()[:1]}
+  alone = [evaluate.evaluate_checkpoints([workdir], str(tmp_path / f"alone{number}"), **arguments)
+           for number, workdir in enumerate(workdirs)]
+  together = evaluate.evaluate_checkpoints(workdirs, str(tmp_path / "together"), **arguments)
+  assert together["count"] == 300
+  # -log is convex: the loss of mean probabilities is at most the mean loss, and less if the members differ.
+  assert together["loss"] < np.mean([metrics["loss"] for metrics in alone])
+  assert len({metrics["loss"] for metrics in alone}) == 6
+  population = evaluate.evaluate_checkpoints(workdirs, str(tmp_path / "other"), statistics="population", **arguments)
+  assert population["count"] == 300 and population["loss"] != together["loss"]

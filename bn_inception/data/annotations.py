@@ -13,7 +13,7 @@ class Annotation(NamedTuple):
 
   Attributes:
     id: the data set's own name of it (of ImageNet the file name), else 'SPLIT:INDEX'.
-    label: the right class; in data sets with any number of labels (imagenet2012_real) a list of them, also an empty one.
+    label: the right class; a list of any length where an example may have several (imagenet2012_real).
   """
 
   id: str

@@ -4,13 +4,11 @@
 `batch`: each mini-batch's own, as in training. They should agree; a gap between them is a finding about the run.
 """
 
-from typing import Any
 from collections.abc import Callable
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from bn_inception import models, population, sharding, step as step_lib
 from bn_inception.data import datasets, device, pipeline
@@ -29,38 +27,24 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
     in nats. It raises RuntimeError if it did not see or skip each example exactly once, or skipped all.
   """
   split = datasets.open_split(config.data, config.data.eval_split)
-  statistics_config = config.copy_and_resolve_references()
-  statistics_config.batch_norm.group_size = config.batch_norm.group_size or config.batch_size
-  model = models.build(statistics_config)
-  replicated = sharding.replicated(mesh)
   # Results are on every device, so that every process can read them.
-  eval_step = jax.jit(step_lib.make_eval_step(model, config), out_shardings=replicated)
-  batch_statistics_step = jax.jit(step_lib.make_batch_statistics_step(model, config), out_shardings=replicated)
-  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-
-  def population_statistics(params: Any, batch_stats: Any) -> Any:
-    batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size, **process)
-    local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones_like(batch["skipped"][0])}
-             for batch in batches)
-    on_device = device.to_device(local, sharding.examples(mesh))
-    moments = (batch_statistics_step(params, batch_stats, batch)[1]
-               for _, batch in zip(range(config.eval.population_batches), on_device))
-    statistics = population.population_statistics(moments)
-    on_device.close()
-    return jax.device_put(statistics, replicated)
+  eval_step = jax.jit(step_lib.make_eval_step(models.build(config), config), out_shardings=sharding.replicated(mesh))
+  batch_statistics_step = population.batch_statistics_step(config, mesh)
 
   def evaluate(state: TrainState) -> dict[str, float]:
     params = state.evaluated_params
     statistics = {"running": state.batch_stats}
     if config.batch_norm.enabled:
-      statistics["population"] = population_statistics(params, state.batch_stats)
+      statistics["population"] = population.over_training_batches(
+          batch_statistics_step, params, state.batch_stats, config, mesh)
     results: dict[str, list[Sums]] = {}
 
     def count(kind: str, sums: Sums) -> None:
       sharding.one_program_at_a_time(mesh, sums)
       results.setdefault(kind, []).append(sums)
 
-    batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size, **process)
+    batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size,
+                                    process_index=jax.process_index(), process_count=jax.process_count())
     for batch in device.to_device(batches, sharding.examples(mesh)):
       for kind, batch_stats in statistics.items():
         count(kind, eval_step(params, batch_stats, batch))

@@ -1,6 +1,7 @@
 """The layers the paper's networks are made of: g(BN(W u)) and local response normalization."""
 
 import functools
+import re
 from typing import Any
 from collections.abc import Callable
 
@@ -108,27 +109,36 @@ def fold_batch_norm(variables: dict[str, Any], *, epsilon: float) -> dict[str, A
   """Variables of a network with BN as those of the same network without (`batch_norm.enabled = False`).
 
   Args:
-    variables: {"params", "batch_stats"} of a network of units with members `conv` and `bn`.
+    variables: {"params", "batch_stats"} of a network in which `bn` normalizes the output of its neighbour `conv`
+      (ConvUnit) and `bn1` that of `hidden1` (MnistMlp).
     epsilon: of its BN layers.
 
   Returns:
-    {"params"} with every BN folded into the convolution before it (Algorithm 2, line 11).
+    {"params"} with every BN folded into the affine map before it (Algorithm 2, line 11).
 
   Raises:
     ValueError: for BN per activation, which no convolution can hold.
   """
   def walk(params: dict[str, Any], statistics: dict[str, Any], path: str) -> dict[str, Any]:
-    if "bn" not in params:
-      return {name: walk(node, statistics.get(name, {}), f"{path}/{name}") if isinstance(node, dict) else node
-              for name, node in params.items()}
-    beta, statistics = params["bn"]["beta"], statistics["bn"]
+    norms = {name: re.sub("^(conv|hidden)", "bn", name) for name in params}
+    norms = {name: norm for name, norm in norms.items() if norm != name and norm in params}
+    folded = {}
+    for name, node in params.items():
+      if name in norms:
+        folded[name] = fold(node, params[norms[name]], statistics[norms[name]], path)
+      elif name not in norms.values():
+        folded[name] = walk(node, statistics.get(name, {}), f"{path}/{name}") if isinstance(node, dict) else node
+    return folded
+
+  def fold(affine: dict[str, jax.Array], norm: dict[str, jax.Array], statistics: dict[str, jax.Array], path: str):
+    beta = norm["beta"]
     if beta.ndim != 1:
       raise ValueError(f"{path[1:]} has BN per activation, which cannot be folded into a convolution: "
                        "evaluate this network unfolded.")
     kernel, bias = batch_norm.fold(
-        params["conv"]["kernel"], params["conv"].get("bias"), statistics["mean"], statistics["var"],
-        params["bn"].get("gamma", jnp.ones_like(beta)), beta, epsilon=epsilon)
-    return {name: node for name, node in params.items() if name != "bn"} | {"conv": {"kernel": kernel, "bias": bias}}
+        affine["kernel"], affine.get("bias"), statistics["mean"], statistics["var"],
+        norm.get("gamma", jnp.ones_like(beta)), beta, epsilon=epsilon)
+    return {"kernel": kernel, "bias": bias}
 
   return {"params": walk(variables["params"], variables["batch_stats"], "")}
 

@@ -1,43 +1,71 @@
-"""The model card of a release folder: README.md, written from the config and the shapes alone."""
+"""The model card of a release folder: README.md, written from what else is in the folder."""
 
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from bn_inception.release import assemble
 
 
-def card(config: ConfigDict) -> str:
-  """Markdown text for a config with its `release` part."""
+def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | None) -> str:
+  """Markdown text for a config with its `release` part, the names of its outputs and what was measured."""
   shapes = assemble.expected_shapes(config)
   trainable = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
   statistics = sum(map(math.prod, shapes.values())) - trainable
   data, release = config.data, config.release
-  return f"""# Inception-BN: {release.source}
+  rows = {"source": release.source}
+  if "step" in release:
+    rows |= {"step": f"{release.step:,}", "revision of the code": release.revision}
+  if config.ema_decay and "step" in release:
+    rows["weights"] = f"their moving average over steps, decay {config.ema_decay:g}"
+  rows["image"] = f"shorter side resized to {data.eval_resize}, centre crop {data.image_size}x{data.image_size} pixels"
+  if data.binary:
+    rows["input"] = "1 for pixels of at least 128, 0 for others"
+  else:
+    means, stds = len(set(data.mean)) > 1, len(set(data.std)) > 1
+    rows["input"] = (f"(pixel - mean) / std, pixels 0 to 255; mean {_numbers(data.mean)}{' (RGB)' * means}, "
+                     f"std {_numbers(data.std)}{' (RGB)' * stds}")
+  if len(data.mean) == 3:
+    rows["order of the channels"] = data.channel_order.upper()
+  rows |= {
+      "classes": f"{data.num_classes}: {release.classes}",
+      "names of the classes": f"`labels.txt`: {labels[0]}, ... {labels[-1]}" if labels else "not known",
+      "BN statistics": release.statistics + (f", epsilon {config.batch_norm.epsilon:g}" * config.batch_norm.enabled),
+      "trainable parameters": f"{trainable:,}, and {statistics:,} moving statistics",
+      "published accuracy": release.published, "measured accuracy": _measured(metrics)}
+  table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
+  paper = """
+The paper states 13.6 million parameters. No reading of its Figure 5 and no released network that is known reaches that
+number: they have 11.18 to 11.30 million, and why is not known.
+""" if config.model.name == "inception" and config.model.width == 1 else ""
+  title = "Inception-BN" if config.model.name == "inception" else "The MNIST network of the paper's §4.1"
+  training = ("" if "step" in release else " Its fields about training (learning rate, weight decay and the like) are "
+              "those of\nthis project's configs, not of whoever trained this network.")
+  images = "RGB [B, H, W, 3]" if len(data.mean) == 3 else "gray [B, H, W, 1]"
+  return f"""# {title}: {release.source}
 
 | | |
 |---|---|
-| source | {release.source} |
-| input | {data.image_size}x{data.image_size} pixels, 0 to 255, as {data.channel_order.upper()} |
-| preprocessing | (pixel - mean) / std, RGB mean {_numbers(data.mean)}, std {_numbers(data.std)} |
-| classes | {data.num_classes}: {release.classes} |
-| BN statistics | {release.statistics}, epsilon {config.batch_norm.epsilon:g} |
-| trainable parameters | {trainable:,}, and {statistics:,} moving statistics |
-| published accuracy | {release.published} |
-
-The paper states 13.6 million parameters. No reading of its Figure 5 and no released network that is known reaches that
-number: they have 11.18 to 11.30 million, and why is not known.
-
-`config.json` holds every setting of the network and of its preprocessing; its fields about training (learning rate,
-weight decay and the like) are those of this project's configs unless the network was trained here. Use:
+{table}
+{paper}
+`config.json` holds every setting of the network and of its preprocessing; the latter also stands in
+`preprocessing.json`.{training} Use:
 
 ```python
 from bn_inception import release
 model, variables, preprocess = release.load("this folder")
-logits = model.apply(variables, preprocess(images), train=False)  # images: uint8 RGB [B, H, W, 3]
+logits = model.apply(variables, preprocess(images), train=False)  # images: uint8 {images}
 ```
 """
 
 
+def _measured(metrics: dict[str, Any] | None) -> str:
+  if not metrics:
+    return "none"
+  return (f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%} on all {metrics['count']:,} examples of "
+          f"{metrics['data']}: `{metrics['command']}`")
+
+
 def _numbers(values: tuple[float, ...]) -> str:
-  return ", ".join(f"{value:g}" for value in values)
+  return ", ".join(f"{value:g}" for value in (values if len(set(values)) > 1 else values[:1]))

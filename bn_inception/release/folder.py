@@ -1,26 +1,43 @@
-"""The release folder, this project's own format: model.safetensors, config.json and README.md.
+"""The release folder, this project's own format. Loading needs nothing else.
 
-The weights' names are the paths in the variables ("params/inception_3a/1x1/conv/kernel"). Loading needs nothing else.
+  model.safetensors   the variables; their names are their paths ("params/inception_3a/1x1/conv/kernel"). What was
+                      imported from PyTorch has in its metadata how the state dict is laid out (`torch_state_dict`)
+  config.json         every setting of network and preprocessing; `release` says where it comes from and which BN
+                      statistics it has
+  preprocessing.json  from the pixels of a photograph to the input; follows from config.json
+  labels.txt          the names of the outputs in order, one a line; empty where not known
+  metrics.json        top1, top5 and loss on `count` examples of `data`, and the `command` that gives them; {} if
+                      nothing was measured with these weights
+  README.md           the model card, for people
+
+The files must belong together: a folder in which one is missing or contradicts another is not read.
 """
 
 import json
+import math
 import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import flax
+from ml_collections import ConfigDict
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from bn_inception import config_checks, run_directory
-from bn_inception.release import assemble, source_file
+from bn_inception.release import assemble, labels, peers, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.peers import Release
+from bn_inception.release.released import Release, TorchTensor
 
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_WEIGHTS, _CONFIG, _LABELS, _METRICS = "model.safetensors", "config.json", "labels.txt", "metrics.json"
+_PREPROCESSING, _CARD = "preprocessing.json", "README.md"
+_TORCH_LAYOUT = "torch_state_dict"
+_STATISTICS = ("running", "population", "none")
+_MAX_JSON_BYTES = 2**20
 
 
 def is_folder(path: pathlib.Path) -> bool:
@@ -28,27 +45,35 @@ def is_folder(path: pathlib.Path) -> bool:
   return (path / _WEIGHTS).is_file() and (path / _CONFIG).is_file()
 
 
-def write(release: Release, path: pathlib.Path) -> None:
+def write(release: Release, path: str | os.PathLike) -> None:
   """Writes a release folder: whole, or not at all.
 
   Raises:
-    ReleaseError: if there is something in its place already, or it cannot be written.
+    ReleaseError: if there is something in its place already, it cannot be written, or its labels are not those of its
+      network.
   """
+  path = pathlib.Path(path)
   if path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise ReleaseError(f"{path} exists already: give another --output or remove it.")
+  if release.labels:
+    labels.check(release.labels, release.config.data.num_classes, "The release")
+  config = release.config.copy_and_resolve_references()
+  config.data.dir = ""  # Where data lies on this machine is no part of it.
   flat = flax.traverse_util.flatten_dict(release.variables, sep="/")
-  files = {_WEIGHTS: safetensors.numpy.save({name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}),
-           _CONFIG: (json.dumps(json.loads(release.config.to_json()), indent=2) + "\n").encode(),
-           "README.md": card(release.config).encode()}
+  metadata = {_TORCH_LAYOUT: json.dumps(release.torch_layout)} if release.torch_layout else None
+  flat = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
+  files = {_WEIGHTS: safetensors.numpy.save(flat, metadata),
+           _CONFIG: _to_json(json.loads(config.to_json())),
+           _PREPROCESSING: _to_json(preprocessing(config)),
+           _LABELS: "".join(f"{name}\n" for name in release.labels).encode(),
+           _METRICS: _to_json(release.metrics or {}),
+           _CARD: card(config, release.labels, release.metrics).encode()}
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     for name, content in files.items():
-      with (temporary / name).open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+      write_file(temporary / name, content)
     temporary.chmod(0o755)  # mkdtemp lets only its owner read.
     temporary.replace(path)
   except OSError as error:
@@ -56,6 +81,32 @@ def write(release: Release, path: pathlib.Path) -> None:
   finally:
     if temporary is not None and temporary.exists():
       shutil.rmtree(temporary)
+
+
+def write_file(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file through to the disk.
+
+  Raises:
+    OSError: if that fails.
+  """
+  with path.open("wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _to_json(tree: dict[str, Any]) -> bytes:
+  return (json.dumps(tree, indent=2) + "\n").encode()
+
+
+def preprocessing(config: ConfigDict) -> dict[str, Any]:
+  """What preprocessing.json says: from the pixels of a photograph to the input of the network."""
+  data = config.data
+  colours = "rgb" if len(data.mean) == 3 else "gray"  # Also where the input's channels are in another order.
+  return {
+      "resize_shorter_side": data.eval_resize, "crop_size": data.image_size, "interpolation": "bilinear, antialiased",
+      "layout": "NHWC", "pixel_range": [0, 255], "binary": data.binary,
+      f"mean_{colours}": list(data.mean), f"std_{colours}": list(data.std), "channel_order": data.channel_order}
 
 
 def read(path: pathlib.Path) -> Release:
@@ -79,14 +130,67 @@ def read(path: pathlib.Path) -> Release:
   if different:
     raise ReleaseError(f"{path / _WEIGHTS} does not hold the network of its config.json: {', '.join(different[:3])} "
                        f"{'differs' if len(different) == 1 else 'differ'}, {len(different)} in all.")
-  return Release(config, flax.traverse_util.unflatten_dict(flat, sep="/"))
+  if _read_json(path / _PREPROCESSING) != preprocessing(config):
+    raise ReleaseError(f"{path / _PREPROCESSING} is not the preprocessing of its config.json.")
+  return Release(config, flax.traverse_util.unflatten_dict(flat, sep="/"), _read_labels(path, config),
+                 _read_metrics(path), _read_torch_layout(path, content, shapes))
 
 
-def _read_config(path: pathlib.Path):
+def _read_config(path: pathlib.Path) -> ConfigDict:
   try:
     config = run_directory.read_config(path)
     config_checks.check_config(config, devices=1)
-    card(config)  # The fields that only a release has.
+    card(config, (), None)  # The fields that only a release has.
+    if config.release.statistics not in _STATISTICS:
+      raise ValueError(f"release.statistics is none of {', '.join(_STATISTICS)}")
     return config
   except Exception as error:  # As above.
     raise ReleaseError(f"{path / _CONFIG} is not the config of a release ({type(error).__name__}: {error}).") from error
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+      raise ReleaseError(f"{path} has {path.stat().st_size:,} bytes, and more than {_MAX_JSON_BYTES:,} are not read.")
+    tree = json.loads(path.read_text("utf-8"))
+  except OSError as error:
+    raise ReleaseError(f"{path} cannot be read: {error.strerror}.") from error
+  except (ValueError, RecursionError) as error:
+    raise ReleaseError(f"{path} is damaged: {error}.") from error
+  if not isinstance(tree, dict):
+    raise ReleaseError(f"{path} is damaged: it holds no JSON object.")
+  return tree
+
+
+def _read_labels(path: pathlib.Path, config: ConfigDict) -> tuple[str, ...]:
+  path /= _LABELS
+  if path.is_file() and not path.stat().st_size:
+    return ()
+  return labels.read(path, config.data.num_classes)
+
+
+def _read_metrics(path: pathlib.Path) -> dict[str, Any] | None:
+  metrics = _read_json(path / _METRICS)
+  kinds = {"top1": float, "top5": float, "loss": float, "count": int, "data": str, "command": str}
+  wrong = [name for name, value in metrics.items() if name not in kinds or not isinstance(value, kinds[name])]
+  wrong += [name for name in kinds if metrics and name != "loss" and name not in metrics]
+  wrong += [name for name in ("top1", "top5") if not wrong and metrics and not 0 <= metrics[name] <= 1]
+  if wrong or (metrics and metrics["count"] < 1) or not math.isfinite(metrics.get("loss", 0)):
+    raise ReleaseError(f"{path / _METRICS} holds no metrics of a release: {(wrong or ['count or loss'])[0]} is "
+                       "missing, unknown or impossible.")
+  return metrics or None
+
+
+def _read_torch_layout(path: pathlib.Path, content: bytes,
+                       shapes: dict[str, assemble.Shape]) -> tuple[TorchTensor, ...]:
+  """The layout in the metadata of a file that is known to be sound."""
+  header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+  text = header.get("__metadata__", {}).get(_TORCH_LAYOUT)
+  if text is None:
+    return ()
+  try:
+    layout = tuple(TorchTensor(name, dtype, tuple(shape), count) for name, dtype, shape, count in json.loads(text))
+    peers.check_torch_layout(layout, shapes)
+    return layout
+  except (ValueError, TypeError, RecursionError) as error:
+    raise ReleaseError(f"{path / _WEIGHTS} is damaged: {error}.") from error

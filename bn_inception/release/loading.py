@@ -1,4 +1,4 @@
-"""Recognises what a path holds and loads it: a release folder or the file of any peer."""
+"""Recognises what a path holds and loads it: a release folder, a run directory or the file of any peer."""
 
 from collections.abc import Callable
 import functools
@@ -12,27 +12,31 @@ import jax.numpy as jnp
 
 from bn_inception import models, step
 from bn_inception.models import layers
-from bn_inception.release import caffe_file, folder, mxnet_file, peers, source_file, tensorflow_file, torch_file
+from bn_inception.release import caffe_file, folder, mxnet_file, peers, run, source_file, tensorflow_file, torch_file
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.peers import Release
+from bn_inception.release.released import Release
 
 
 def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Release:
-  """Reads a release folder or a peer's file, recognised by its content.
+  """Reads a release folder, a run directory or a peer's file, recognised by its content.
 
   Args:
-    path: a release folder; a PyTorch state dict, a TensorFlow checkpoint (V1, or any file of V2, or their common name),
-      a .params of MXNet, a .caffemodel; each single file may be compressed as .xz.
+    path: a release folder; a run directory (its newest checkpoint, with running statistics); a PyTorch state dict, a
+      TensorFlow checkpoint (V1, or any file of V2, or their common name), a .params of MXNet, a .caffemodel. Each
+      single file may be compressed as .xz.
     symbol: the -symbol.json of a .params file; by default the one of its name beside it.
 
   Raises:
-    ReleaseError: if it cannot be used, in one sentence.
+    ReleaseError: if it cannot be used, in one sentence; for a run directory also what `from_run` raises.
   """
   path = pathlib.Path(path)
   if folder.is_folder(path):
     return folder.read(path)
+  if run.is_run(path):
+    return run.from_run(path)
   if path.is_dir():
-    raise ReleaseError(f"{path} is a folder, but no release: it lacks model.safetensors or config.json.")
+    raise ReleaseError(f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run "
+                       "directory either.")
   path = tensorflow_file.index_of(path)
   content = source_file.read(path)
   nodes = []

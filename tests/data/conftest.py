@@ -28,15 +28,32 @@ class Pictures(tfds.core.GeneratorBasedBuilder):
       yield row, {"image": str(file), "label": label}
 
 
+class ReassessedPictures(Pictures):
+  """With names and any number of labels an image, as TFDS's imagenet2012_real."""
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    label = tfds.features.ClassLabel(num_classes=10)
+    features = {"image": tfds.features.Image(), "file_name": tfds.features.Text(), "original_label": label,
+                "real_label": tfds.features.Sequence(label)}
+    return tfds.core.DatasetInfo(
+        builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "real_label"))
+
+  def _generate_examples(self):
+    for row, (file, labels) in enumerate(zip(self._files, self._labels)):
+      yield row, {"image": str(file), "file_name": f"val_{row:04}.JPEG", "original_label": 0, "real_label": labels}
+
+
 @pytest.fixture
 def prepare_pictures(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
-  """A function of encoded images and labels that prepares 'pictures:2.3.4' and returns its data_dir."""
+  """A function of encoded images and labels that prepares 'pictures:2.3.4' (with lists of labels
+  'reassessed_pictures:2.3.4') and returns its data_dir."""
 
-  def prepare(images: Sequence[bytes], labels: Sequence[int]) -> pathlib.Path:
+  def prepare(images: Sequence[bytes], labels: Sequence[int | Sequence[int]]) -> pathlib.Path:
+    builder = Pictures if isinstance(labels[0], int) else ReassessedPictures
     files = [tmp_path / f"{row}.image" for row in range(len(images))]
     for file, image in zip(files, images):
       file.write_bytes(image)
-    Pictures(files=files, labels=labels, data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
+    builder(files=files, labels=labels, data_dir=tmp_path).download_and_prepare(file_format="tfrecord")
     return tmp_path
 
   return prepare

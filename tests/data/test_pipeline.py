@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bn_inception.data import datasets, pipeline, stream
+from bn_inception.data import datasets, evaluation_crops, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import TFRecordShard
@@ -419,3 +419,30 @@ def test_fake_data_has_the_shape_of_real_data_and_repeats(shuffle: str) -> None:
   assert_equal(run_hosts(data, 2, hosts=2, start_step=58), {key: value[-48:] for key, value in whole.items()})
   batches = list(pipeline.eval_batches(data, "validation", batch_size=100))
   assert sum(batch["mask"].sum() for batch in batches) == split.num_examples
+
+
+@pytest.mark.parametrize("crops", [1, 10, 144])
+def test_crop_batches_hold_the_crops_of_every_image_once(data: ConfigDict, crops: int) -> None:
+  """Whatever the batch size, the number of hosts and where it begins; against one image at a time."""
+  images, _ = stored(data, "test")
+  for first, batch_size, hosts in ((900, 7, 1), (0, 500, 1), (993, 6, 2), (1000, 4, 1)):
+    if crops == 144 and batch_size > 7:
+      continue
+    by_host = [list(pipeline.crop_batches(data, "test", crops=crops, batch_size=batch_size, first=first,
+                                          process_index=host, process_count=hosts)) for host in range(hosts)]
+    assert {len(batches) for batches in by_host} == {-(-(1000 - first) // batch_size)}
+    parts = [batches[step] for step in range(len(by_host[0])) for batches in by_host]
+    if not parts:
+      continue
+    result = {key: np.concatenate([part[key] for part in parts]) for key in ("image", "mask")}
+    np.testing.assert_array_equal(result["mask"], np.arange(first, first + len(result["mask"])) < 1000)
+    assert not result["image"][~result["mask"]].any()
+    seen = result["image"][result["mask"]]
+    assert seen.shape == (1000 - first, crops, 28, 28, 1)
+    if crops == 1:
+      np.testing.assert_array_equal(seen[:, 0], images[first:])
+    else:
+      for row in (0, len(seen) - 1):
+        encoded = tf.io.encode_png(images[first + row])
+        expected = evaluation_crops.multi_crop(encoded, size=28, crops=crops, channels=1)
+        np.testing.assert_array_equal(seen[row], expected)

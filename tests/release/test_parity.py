@@ -97,7 +97,7 @@ def test_folded_network_has_the_same_logits(golden, images, expected):
 
 
 def test_config_can_be_checked_and_described(golden):
-  config, variables = release.read(golden.path)
+  config, variables, *_ = release.read(golden.path)
   config_checks.check_config(config, devices=1)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
   assert f"{count:,}" in describe.describe(config)

@@ -91,7 +91,7 @@ def slim_tensors(goldens):
 
 
 def test_slim_network_has_no_gamma_and_no_norm_in_its_stem(slim_tensors):
-  config, variables = peers.from_tensorflow(slim_tensors)
+  config, variables, *_ = peers.from_tensorflow(slim_tensors)
   assert variables["params"]["conv1"].keys() == {"depthwise", "conv"}
   assert variables["params"]["conv2"]["bn"].keys() == {"beta"}
   assert config.data.num_classes == 1001 and config.release.classes.startswith("0 is background")

@@ -1,0 +1,109 @@
+"""A checkpoint of one of this project's runs as a release."""
+
+import logging
+import math
+import os
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+import numpy as np
+
+from bn_inception import config_checks, population, restore, run_directory, sharding
+from bn_inception.data import datasets
+from bn_inception.release.errors import ReleaseError
+from bn_inception.release.released import Release
+
+STATISTICS = ("running", "population")
+
+_log = logging.getLogger(__name__)
+
+
+def is_run(path: pathlib.Path) -> bool:
+  """Whether a path is a run directory, as far as the names of its files tell."""
+  return run_directory.config_path(path).is_file() and (path / "checkpoints").is_dir()
+
+
+def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: str = "running", *,
+             data_dir: str | os.PathLike | None = None, devices: list[jax.Device] | None = None) -> Release:
+  """Makes a release of a checkpoint: the weights that evaluation uses (their moving average, if the run keeps one).
+
+  Args:
+    workdir: a run directory.
+    step: of the checkpoint; None: the newest.
+    statistics: "running" averages of training, or "population": Algorithm 2's, computed now over the same training
+      mini-batches as in the run's evaluations. Of a network without BN there are none.
+    data_dir: in place of the run's `data.dir`.
+    devices: what to run on; None: all devices.
+
+  Returns:
+    The release; with the metrics of that step, if the run evaluated it. Its labels are those of the data set; () if
+    that is not prepared here, which population statistics do need.
+
+  Raises:
+    FileNotFoundError, ConfigError, DataError, CheckpointError, ReleaseError: one sentence on what cannot be used.
+  """
+  workdir = pathlib.Path(workdir)
+  if statistics not in STATISTICS:
+    raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
+  config = _read_config(workdir)
+  if data_dir is not None:
+    config.data.dir = os.fspath(data_dir)
+  mesh = sharding.make_mesh(devices)
+  computes = statistics == "population" and config.batch_norm.enabled
+  config_checks.check_config(config, mesh.size if computes else 1)
+  labels, classes = _labels(config, needed=computes)
+  state = restore.restore(workdir, config, mesh, step)
+  step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
+  if computes:
+    batch_stats = _population_statistics(params, batch_stats, config, mesh)
+  params = {name: node for name, node in params.items() if not name.startswith("auxiliary_")}  # In training only.
+  batch_stats = {name: node for name, node in batch_stats.items() if not name.startswith("auxiliary_")}
+  collections = {"params": params, "batch_stats": batch_stats} if config.batch_norm.enabled else {"params": params}
+  metrics = _metrics(workdir, config, step, statistics)
+  config.release = ConfigDict({
+      "source": "a run of this project", "step": step,
+      "revision": run_directory.read_status(workdir).get("git_revision") or "unknown", "classes": classes,
+      "published": "none", "statistics": statistics if config.batch_norm.enabled else "none"})
+  return Release(config, jax.tree.map(np.asarray, jax.device_get(collections)), labels, metrics)
+
+
+def _read_config(workdir: pathlib.Path) -> ConfigDict:
+  try:
+    return run_directory.read_config(workdir)
+  except ValueError as error:
+    raise ReleaseError(f"{run_directory.config_path(workdir)} is damaged: {error}.") from error
+
+
+def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
+  """The names of the run's classes, and where they are from."""
+  try:
+    split = datasets.open_split(config.data, config.data.eval_split)
+  except datasets.DataError as error:
+    if needed:
+      raise
+    _log.warning("The names of the classes are not known: %s", error)
+    return (), f"those of {config.data.name}, whose names were not at hand"
+  config_checks.check_data(config, split)
+  return split.label_names, f"those of {split.name}"
+
+
+def _population_statistics(params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
+  with jax.set_mesh(mesh):
+    compiled_step = population.batch_statistics_step(config, mesh)
+    return population.over_training_batches(compiled_step, params, batch_stats, config, mesh)
+
+
+def _metrics(workdir: pathlib.Path, config: ConfigDict, step: int, statistics: str) -> dict[str, Any] | None:
+  """The run's own evaluation of a step; None if it made none."""
+  kind = statistics if config.batch_norm.enabled else "running"
+  lines = [line for line in run_directory.read_metrics(workdir) if line["step"] == step]
+  found = next((line for line in lines if f"eval/{kind}/top1" in line), None)
+  if found is None:
+    return None
+  values = {name: found[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss")}
+  return {name: value for name, value in values.items() if math.isfinite(value)} | {
+      "count": found["eval/count"], "data": f"{config.data.name} {config.data.eval_split}",
+      "command": f"python scripts/evaluate.py --workdir={workdir} --step={step}"}

@@ -1,0 +1,132 @@
+"""The file of predictions: what is written, what a kill leaves, what is counted."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from bn_inception.data.annotations import Annotation
+from bn_inception.evaluators import predictions_file
+from bn_inception.evaluators.predictions_file import EvaluationError
+
+REQUEST = {"networks": ["a"], "crops": 1}
+
+
+def probabilities(*rows: dict[int, float]) -> np.ndarray:
+  """Rows of 8 classes."""
+  result = np.zeros((len(rows), 8))
+  for row, values in enumerate(rows):
+    for label, value in values.items():
+      result[row, label] = value
+  return result
+
+
+def write(folder, labels, rows, mask=None):
+  annotations = [Annotation(f"image{number}", label) for number, label in enumerate(labels)]
+  predictions_file.append(folder, annotations, rows, np.ones(len(labels), bool) if mask is None else np.array(mask))
+
+
+def lines(folder):
+  return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_a_line_tells_the_five_likeliest_classes(tmp_path):
+  assert predictions_file.resume(tmp_path / "new" / "run", REQUEST) == 0
+  folder = tmp_path / "new" / "run"
+  write(folder, [2], probabilities({0: 0.1, 1: 0.05, 2: 0.2, 3: 0.3, 5: 0.25, 7: 0.1}))
+  assert lines(folder) == [{"id": "image0", "label": 2, "top5": [3, 5, 2, 0, 7],
+                            "probability": [0.3, 0.25, 0.2, 0.1, 0.1], "label_probability": 0.2}]
+
+
+def test_of_equal_probabilities_the_lower_class_comes_first(tmp_path):
+  predictions_file.resume(tmp_path, REQUEST)
+  write(tmp_path, [0, 5], np.full((2, 8), 1 / 8))
+  assert [line["top5"] for line in lines(tmp_path)] == [[0, 1, 2, 3, 4]] * 2
+  metrics = predictions_file.metrics(tmp_path, 2)
+  assert (metrics["top1_error"], metrics["top5_error"]) == (0.5, 0.5)
+  assert metrics["loss"] == pytest.approx(math.log(8))
+
+
+def test_metrics_are_those_of_a_brute_force_count(tmp_path):
+  rng = np.random.default_rng(0)
+  rows, labels = rng.dirichlet(np.full(8, 0.5), 500), rng.integers(0, 8, 500).tolist()
+  predictions_file.resume(tmp_path, REQUEST)
+  for first in range(0, 500, 70):
+    write(tmp_path, labels[first : first + 70], rows[first : first + 70])
+  ranks = [sorted(range(8), key=lambda label: (-row[label], label)).index(right) for row, right in zip(rows, labels)]
+  metrics = predictions_file.metrics(tmp_path, 500)
+  assert metrics["top1_error"] == pytest.approx(np.mean([rank > 0 for rank in ranks]), abs=1e-12)
+  assert metrics["top5_error"] == pytest.approx(np.mean([rank > 4 for rank in ranks]), abs=1e-12)
+  assert metrics["loss"] == pytest.approx(-np.log(rows[np.arange(500), labels]).mean(), rel=1e-5)
+  assert (metrics["count"], metrics["skipped"], metrics["without_label"]) == (500, 0, 0)
+
+
+def test_a_prediction_that_is_not_finite_is_wrong(tmp_path):
+  predictions_file.resume(tmp_path, REQUEST)
+  write(tmp_path, [0, 0], np.stack([np.full(8, np.nan), np.eye(8)[0]]))
+  metrics = predictions_file.metrics(tmp_path, 2)
+  assert (metrics["top1_error"], metrics["top5_error"], metrics["loss"]) == (0.5, 0.5, math.inf)
+
+
+def test_with_several_labels_any_is_right_and_examples_without_do_not_count(tmp_path):
+  predictions_file.resume(tmp_path, REQUEST)
+  certain = [{3: 0.9, 1: 0.1}, {3: 0.9, 1: 0.1}, {3: 0.9, 1: 0.1}, {0: 1.0}]
+  write(tmp_path, [[3, 4], [1], [6, 7], []], probabilities(*certain))
+  metrics = predictions_file.metrics(tmp_path, 4)
+  assert metrics == {"top1_error": pytest.approx(2 / 3), "top5_error": pytest.approx(1 / 3), "count": 3, "skipped": 0,
+                     "without_label": 1}
+
+
+def test_what_was_skipped_does_not_count_but_must_be_there(tmp_path):
+  predictions_file.resume(tmp_path, REQUEST)
+  write(tmp_path, [0, 1, 2], np.eye(8)[[0, 0, 2]], mask=[True, True, False])
+  metrics = predictions_file.metrics(tmp_path, 3)
+  assert (metrics["top1_error"], metrics["count"], metrics["skipped"]) == (0.5, 2, 1)
+  assert lines(tmp_path)[2] == {"id": "image2", "label": 2, "skipped": True}
+
+
+@pytest.mark.parametrize("there,expected", [(3, 4), (5, 4), (0, 1)])
+def test_another_number_of_lines_than_examples_is_an_error(tmp_path, there, expected):
+  predictions_file.resume(tmp_path, REQUEST)
+  write(tmp_path, [0] * there, np.eye(8)[[0] * there])
+  with pytest.raises(RuntimeError, match=f"has {there} lines for {expected} examples"):
+    predictions_file.metrics(tmp_path, expected)
+
+
+def test_nothing_counted_is_an_error(tmp_path):
+  predictions_file.resume(tmp_path, REQUEST)
+  write(tmp_path, [[]], np.eye(8)[[0]])
+  with pytest.raises(EvaluationError, match="No example could be counted"):
+    predictions_file.metrics(tmp_path, 1)
+
+
+def test_resumption_counts_whole_lines_and_removes_a_cut_one(tmp_path):
+  assert predictions_file.resume(tmp_path, REQUEST) == 0
+  write(tmp_path, [0, 1, 2], np.eye(8)[[0, 1, 2]])
+  path = tmp_path / "predictions.jsonl"
+  whole = path.read_bytes()
+  for cut in range(1, len(whole.splitlines()[-1]) + 1):
+    path.write_bytes(whole[:-cut])
+    assert predictions_file.resume(tmp_path, REQUEST) == 2
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
+  path.write_bytes(whole)
+  assert predictions_file.resume(tmp_path, REQUEST) == 3 and path.read_bytes() == whole
+
+
+def test_a_kill_before_the_first_file_does_no_harm(tmp_path):
+  (tmp_path / "request.json.partial").write_text("{")
+  assert predictions_file.resume(tmp_path, REQUEST) == 0
+  assert json.loads((tmp_path / "request.json").read_text()) == REQUEST
+
+
+def test_another_evaluation_is_refused(tmp_path):
+  predictions_file.resume(tmp_path, REQUEST)
+  with pytest.raises(EvaluationError, match="another evaluation, which differs in: crops;"):
+    predictions_file.resume(tmp_path, REQUEST | {"crops": 10})
+  (tmp_path / "else").mkdir()
+  (tmp_path / "else" / "thesis.tex").write_text("")
+  with pytest.raises(EvaluationError, match="holds no evaluation"):
+    predictions_file.resume(tmp_path / "else", REQUEST)
+  with pytest.raises(EvaluationError, match="holds no evaluation"):
+    predictions_file.resume(tmp_path / "else" / "thesis.tex", REQUEST)
