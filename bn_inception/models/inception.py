@@ -5,15 +5,19 @@ states. Released networks are of both kinds and differ in padding, pooling and b
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
 from bn_inception.models import convolution, layers
+
+
+DEPTH_MULTIPLIER = 8  # Filters for each input channel of the separable first convolution (§4.2).
 
 
 class Widths(NamedTuple):
@@ -52,12 +56,14 @@ class InceptionModule(nn.Module):
     unit: constructor of a `ConvUnit`.
     reduction_pool: border of the pooling of stride 2, a key of `layers.POOL_PADDING`.
     avg_pool_include_pad: whether the average counts the border's zeros.
+    merged: see `merge`; the unit then has no BN.
   """
 
   widths: Widths
   unit: Callable[..., nn.Module]
   reduction_pool: str
   avg_pool_include_pad: bool
+  merged: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
@@ -67,23 +73,49 @@ class InceptionModule(nn.Module):
     def unit(x, features, name, window=(1, 1), stride=1):
       return self.unit(features, window, stride, name=name)(x, train=train, mask=mask)
 
-    branches = []
-    if widths.conv1x1:
-      branches.append(unit(x, widths.conv1x1, "1x1"))
-    branch = unit(x, widths.reduce3x3, "3x3_reduce")
-    branches.append(unit(branch, widths.conv3x3, "3x3", (3, 3), stride))
-    branch = unit(x, widths.reduce_double, "double_3x3_reduce")
-    branch = unit(branch, widths.conv_double, "double_3x3_1", (3, 3))
-    branches.append(unit(branch, widths.conv_double, "double_3x3_2", (3, 3), stride))
-    if stride == 2:
-      branch = max_pool_stride2(x, self.reduction_pool)
-    elif widths.pool == "max":
-      branch = convolution.max_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+    if self.merged:
+      first = self._merged(x)
     else:
-      branch = convolution.avg_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)),
-                                    count_include_pad=self.avg_pool_include_pad)
-    branches.append(unit(branch, widths.pool_proj, "pool_proj") if widths.pool_proj else branch)
+      first = {name: unit(x, features, name) for name, features in _first_convolutions(widths).items()
+               if name != "pool_proj"}
+    branches = [first["1x1"]] if widths.conv1x1 else []
+    branches.append(unit(first["3x3_reduce"], widths.conv3x3, "3x3", (3, 3), stride))
+    branch = unit(first["double_3x3_reduce"], widths.conv_double, "double_3x3_1", (3, 3))
+    branches.append(unit(branch, widths.conv_double, "double_3x3_2", (3, 3), stride))
+    if "pool_proj" in first:
+      branches.append(first["pool_proj"])
+    else:
+      pooled = self._pool(x, stride)
+      branches.append(unit(pooled, widths.pool_proj, "pool_proj") if widths.pool_proj else pooled)
     return jnp.concatenate(branches, axis=-1)
+
+  def _pool(self, x: jax.Array, stride: int) -> jax.Array:
+    if stride == 2:
+      return max_pool_stride2(x, self.reduction_pool)
+    if self.widths.pool == "max":
+      return convolution.max_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
+    return convolution.avg_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)),
+                                count_include_pad=self.avg_pool_include_pad)
+
+  def _merged(self, x: jax.Array) -> dict[str, jax.Array]:
+    """The first convolutions as one, and the average over its projection; see `merge`."""
+    unit, features = self.unit(0, parent=None), _first_convolutions(self.widths)
+    x = layers.Convolution(sum(features.values()), name="merged")(x)
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(x.dtype)
+    ends = np.cumsum([*features.values()])[:-1]
+    parts = dict(zip(features, jnp.split(x, ends, axis=-1)))
+    if "pool_proj" in parts:
+      parts["pool_proj"] = self._pool(parts["pool_proj"], stride=1)
+    # The bias comes after the average, which would lessen it where it counts the border's zeros.
+    return {name: unit.nonlinearity(part + part_bias)
+            for (name, part), part_bias in zip(parts.items(), jnp.split(bias, ends), strict=True)}
+
+
+def _first_convolutions(widths: Widths) -> dict[str, int]:
+  """Features of the 1x1 convolutions that a module begins with, the average's projection among them."""
+  features = {"1x1": widths.conv1x1, "3x3_reduce": widths.reduce3x3, "double_3x3_reduce": widths.reduce_double,
+              "pool_proj": widths.pool_proj if widths.pool == "avg" else 0}
+  return {name: width for name, width in features.items() if width}
 
 
 def max_pool_stride2(x: jax.Array, border: str) -> jax.Array:
@@ -135,6 +167,7 @@ class Inception(nn.Module):
     auxiliary_heads: names of modules ("4a", "4d") with an auxiliary classifier in training.
     init_scale: factor on the initial convolution weights (§4.2.3).
     dtype: of the computation; parameters and statistics are float32.
+    merged: a network without BN in the form for inference, see `merge`.
   """
 
   num_classes: int
@@ -155,6 +188,7 @@ class Inception(nn.Module):
   auxiliary_heads: tuple[str, ...] = ()
   init_scale: float = 1.0
   dtype: str = "float32"
+  merged: bool = False
 
   def _scale(self, channels: int) -> int:
     return max(round(channels * self.width), 1) if channels else 0
@@ -181,8 +215,8 @@ class Inception(nn.Module):
       if norm is not None and name in self.per_activation:
         norm = functools.partial(norm, per_activation=True)
       unit = self._unit(norm)
-      x = InceptionModule(widths, unit, self.reduction_pool, self.avg_pool_include_pad, name=f"inception_{name}")(
-          x, train=train, mask=mask)
+      x = InceptionModule(widths, unit, self.reduction_pool, self.avg_pool_include_pad, self.merged,
+                          name=f"inception_{name}")(x, train=train, mask=mask)
       if name in self.auxiliary_heads and (train or self.is_initializing()):
         head = AuxiliaryHead(self.num_classes, unit, self._scale, name=f"auxiliary_{name}")
         self.sow("auxiliary", name, head(x, train=train, mask=mask))
@@ -195,13 +229,44 @@ class Inception(nn.Module):
     first_unit, unit = self._unit(self.norm if self.norm_in_stem else None), self._unit(self.norm)
     lrn = layers.local_response_norm if self.local_response_norm else lambda x: x
     window, stride = ((3, 3), 1) if self.stem == "small" else ((7, 7), 2)
-    x = first_unit(self._scale(64), window, stride, depth_multiplier=8 if self.stem == "separable" else 0,
-                   name="conv1")(x, train=train, mask=mask)
+    multiplier = DEPTH_MULTIPLIER if self.stem == "separable" else 0
+    x = first_unit(self._scale(64), window, stride, depth_multiplier=multiplier, name="conv1")(
+        x, train=train, mask=mask)
     x = lrn(max_pool_stride2(x, self.stem_pool))
     x = unit(self._scale(64), name="conv2_reduce")(x, train=train, mask=mask)
     x = unit(self._scale(192), (3, 3), name="conv2")(x, train=train, mask=mask)
     x = lrn(x)
     return x if self.stem == "small" else max_pool_stride2(x, self.stem_pool)
+
+
+def merge(model: Inception, params: dict[str, Any]) -> tuple[Inception, dict[str, Any]]:
+  """The same network in the form for inference: linear maps that follow each other or lie side by side are one.
+
+  The 1x1 convolutions that a module begins with become one. An average and the projection after it change places, so
+  that it averages fewer channels, and the projection is part of that one convolution. The separable convolution of the
+  stem becomes a plain 7x7 one.
+
+  Args:
+    model: without BN, as after `layers.fold_batch_norm`.
+    params: its parameters.
+  """
+  params = dict(params)
+  stem = model.stem
+  if stem == "separable":
+    conv1 = params["conv1"]
+    depthwise, pointwise = conv1["depthwise"]["kernel"], conv1["conv"]["kernel"][0, 0]
+    by_channel = pointwise.reshape(-1, DEPTH_MULTIPLIER, pointwise.shape[-1])
+    filters = depthwise.reshape(*depthwise.shape[:2], -1, DEPTH_MULTIPLIER)
+    kernel = jnp.einsum("hwcm,cmo->hwco", filters, by_channel, precision="highest")
+    params["conv1"] = {"conv": conv1["conv"] | {"kernel": kernel}}
+    stem = "plain"
+  for name, widths in module_table(model.pool_proj_4cd).items():
+    module = dict(params[f"inception_{name}"])
+    first = [module.pop(unit)["conv"] for unit in _first_convolutions(widths)]
+    kernels, biases = ([conv[leaf] for conv in first] for leaf in ("kernel", "bias"))
+    params[f"inception_{name}"] = module | {"merged": {"kernel": jnp.concatenate(kernels, -1)},
+                                            "bias": jnp.concatenate(biases)}
+  return model.clone(stem=stem, merged=True), params
 
 
 def from_config(config: ConfigDict) -> Inception:

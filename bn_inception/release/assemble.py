@@ -14,13 +14,11 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import models
+from bn_inception.models import inception
 from bn_inception.release.errors import ReleaseError
 
 Tensors = dict[str, np.ndarray]
 Shape = tuple[int, ...]
-
-# Channels of every filter of the separable first convolution (§4.2).
-_DEPTH_MULTIPLIER = 8
 
 
 def expected_shapes(config: ConfigDict) -> dict[str, Shape]:
@@ -89,5 +87,5 @@ def torch_layout(name: str, shape: Shape) -> tuple[Shape, Shape]:
 def tensorflow_layout(name: str, shape: Shape) -> tuple[Shape, Shape]:
   """TensorFlow: this project's, but the depthwise kernel is [height, width, in, multiplier]."""
   if name.endswith("/depthwise/kernel"):
-    shape = (*shape[:2], math.prod(shape[2:]) // _DEPTH_MULTIPLIER, _DEPTH_MULTIPLIER)
+    shape = (*shape[:2], math.prod(shape[2:]) // inception.DEPTH_MULTIPLIER, inception.DEPTH_MULTIPLIER)
   return shape, tuple(range(len(shape)))

@@ -140,9 +140,9 @@ def _read_config(path: pathlib.Path) -> ConfigDict:
   try:
     config = run_directory.read_config(path)
     config_checks.check_config(config, devices=1)
-    card(config, (), None)  # The fields that only a release has.
     if config.release.statistics not in _STATISTICS:
       raise ValueError(f"release.statistics is none of {', '.join(_STATISTICS)}")
+    card(config, (), None)  # The other fields that only a release has.
     return config
   except Exception as error:  # As above.
     raise ReleaseError(f"{path / _CONFIG} is not the config of a release ({type(error).__name__}: {error}).") from error

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from bn_inception import models, step
-from bn_inception.models import layers
 from bn_inception.release import caffe_file, folder, mxnet_file, peers, run, source_file, tensorflow_file, torch_file
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -75,8 +74,9 @@ def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *,
   Raises:
     ReleaseError: if it cannot be used, in one sentence.
   """
+  release = read(path, symbol)
   try:
-    return build(read(path, symbol), folded=folded)
+    return build(release, folded=folded)
   except ValueError as error:
     raise ReleaseError(f"{path}: {error}") from error
 
@@ -91,6 +91,5 @@ def build(release: Release, *,
   config, variables = release.config, jax.tree.map(jnp.asarray, release.variables)
   model = models.build(config)
   if folded and config.batch_norm.enabled:
-    variables = layers.fold_batch_norm(variables, epsilon=config.batch_norm.epsilon)
-    model = model.clone(norm=None)
+    model, variables = models.fold(model, variables, epsilon=config.batch_norm.epsilon)
   return model, variables, functools.partial(step.preprocess, config)

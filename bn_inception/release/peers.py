@@ -171,7 +171,7 @@ def check_torch_layout(layout: tuple[TorchTensor, ...], shapes: dict[str, assemb
     ReleaseError: if not each of its tensors is there once, in the right size. The sentence lacks the file's name.
   """
   for row in layout:
-    if row.dtype not in torch_file.DTYPE_NAMES or not all(type(size) is int for size in row.shape):
+    if row.dtype not in torch_file.DTYPE_NAMES or not all(type(size) is int and size >= 0 for size in row.shape):
       raise ReleaseError(f"its torch_state_dict has the impossible tensor {row}")
   sources = _torch_sources(_torch_head([row.name for row in layout]))
   sizes = {name: math.prod(shapes.get(variable, (0,))) for name, variable in sources.items()}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception import batch_norm
+from bn_inception import batch_norm, models
 from bn_inception.models import inception, layers
 from bn_inception.report import describe
 
@@ -331,13 +331,15 @@ def test_dropout_acts_in_training_where_there_is_an_rng(three_modules, images):
 
 
 @pytest.mark.parametrize("settings", [
-    {}, {"conv_bias": True}, {"norm": functools.partial(NORM, use_gamma=False), "norm_in_stem": False}],
+    {}, {"conv_bias": True, "stem": "plain", "avg_pool_include_pad": True},
+    {"norm": functools.partial(NORM, use_gamma=False), "norm_in_stem": False, "stem": "separable"}],
     ids=["paper", "with biases", "TF-slim"])
 def test_folded_network_is_the_network_at_inference(settings, three_modules, images):
   model = tiny(**settings)
   variables = random_variables(model)
   infer = lambda model: compiled(lambda variables: model.apply(variables, images, train=False))
   expected = infer(model)(variables)
-  actual = infer(model.clone(norm=None))(layers.fold_batch_norm(variables, epsilon=1e-3))
+  folded_model, folded = models.fold(model, variables, epsilon=1e-3)
+  actual = infer(folded_model)(folded)
   spread = np.std(expected, axis=0)  # What the images, and not the biases, make of the logits.
   assert np.abs(actual - expected).max() < 1e-4 * spread.min()

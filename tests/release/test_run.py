@@ -177,7 +177,7 @@ def test_speed_of_a_small_network_is_measured(workdir):
   assert re.search(r"unfolded +[\d.]+ +[\d.]+ to [\d.]+\n +folded .*\nFolded is [\d.]+ times as fast", speeds.table())
 
 
-# ----------------------------------------------------------------------------------------------------------- the scripts
+# --------------------------------------------------------------------------------------------------------- the scripts
 
 
 def run_script(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, str, str]:

@@ -200,7 +200,8 @@ def test_container_is_the_one_of_torch_save():
   assert len(set(storages)) == len(SMALL)
   for member in archive.infolist():
     header = content[member.header_offset:]
-    start = member.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+    lengths = [int.from_bytes(header[at:at + 2], "little") for at in (26, 28)]  # Of the name and the extra field.
+    start = member.header_offset + 30 + sum(lengths)
     assert member.compress_type == zipfile.ZIP_STORED and start % 64 == 0
     assert content[start:start + member.file_size] == archive.read(member)
 
