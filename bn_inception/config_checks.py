@@ -72,6 +72,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
   if not 0 <= config.data.photometric_strength <= 1:
     raise ConfigError(f"data.photometric_strength is {config.data.photometric_strength}: it must be from 0 (no "
                       "photometric distortions) to 1 (the published ranges).")
+  _one_of("data.on_error", config.data.on_error, ("fail", "skip"))
   _one_of("data.channel_order", config.data.channel_order, ("rgb", "bgr"))
   _one_of("model.name", config.model.name, models.MODELS)
   if config.model.name == "inception":

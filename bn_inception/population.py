@@ -43,8 +43,9 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
   share = dict(batch_size=config.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
   batches = pipeline.train_batches(config.data, seed=config.seed, **share)
   positions = (stream.local_positions(step, **share)[0].astype(np.uint32) for step in itertools.count())
-  local = ({"image": b["image"][0], "label": b["label"][0], "mask": b["label"][0] >= 0, "position": p}
-           for b, p in zip(batches, positions))
+  # No example is padding: where one was skipped, another stands in.
+  local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
+           for batch, at in zip(batches, positions))
   on_device = device.to_device(local, sharding.examples(mesh))
   moments = (compiled_step(params, batch_stats, batch)[1]
              for _, batch in zip(range(config.eval.population_batches), on_device))

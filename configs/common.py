@@ -71,6 +71,7 @@ def base(scale: str) -> ConfigDict:
   config.data = ConfigDict()
   config.data.dir = ""  # TFDS data_dir; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
   config.data.shuffle = "none"  # none | within_shard | global.
+  config.data.on_error = "fail"  # At a damaged record: fail | skip.
   config.data.crop_area = (0.08, 1.0)  # GoogLeNet paper: 8% to 100% of the area,
   config.data.crop_aspect = (3 / 4, 4 / 3)  # aspect ratio 3/4 to 4/3,
   config.data.flip = True  # mirrored half of the time,

@@ -47,7 +47,8 @@ def make_batches(micro_batches: int = 1) -> list[dict[str, np.ndarray]]:
     images = np.clip(patterns[labels] * contrast + random.normal(0, 10, (BATCH, SIZE, SIZE, 3)), 0, 255)
     batches.append({
         "image": images.astype(np.uint8).reshape(micro_batches, -1, SIZE, SIZE, 3),
-        "label": labels.astype(np.int32).reshape(micro_batches, -1)})
+        "label": labels.astype(np.int32).reshape(micro_batches, -1),
+        "skipped": np.zeros((micro_batches, len(labels) // micro_batches), bool)})
   return batches
 
 

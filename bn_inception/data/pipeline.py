@@ -5,26 +5,40 @@ so batches are the same for any number of threads, and the same whether a run ca
 
 The threads are Python's and spend their time inside TensorFlow and OpenCV, without Python's lock. (A tf.data graph that
 calls back into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
+
+A record that is damaged or cannot be decoded ends the run, unless `data.on_error` is "skip". Then in training the next
+good record in stored order stands in for it, distorted as its position in the stream says: batches and BN groups stay
+full, and what a position holds still depends on nothing else, so that hosts, threads and resuming change nothing. In
+evaluation nothing stands in; its place is masked and counted. A file that cannot be read (a disk or network fault,
+which may pass) always ends the run: skipping would make the batches depend on when it happened.
 """
 
 import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import os
+import re
 import weakref
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception.data import datasets, evaluation_crops, stream, train_distortions
+from bn_inception.data import datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import Records, open_records
+from bn_inception.data.records import BadRecordError, Records, open_records
+
+_log = logging.getLogger(__name__)
+
+ON_ERROR = ("fail", "skip")
 
 _CHUNK = 64  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
+_STALL_SECONDS = 30.0  # A batch that takes longer is reported, again after twice as long, and so on.
 
 # Of positions int64 [n] and n serialized records it fills images uint8 [n, (crops,) size, size, channels], given last,
 # and returns labels int64 [n].
@@ -53,7 +67,8 @@ def train_batches(
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [micro_batches, local, size, size, channels] and `label` int32 [micro_batches, local], where
+    `image` uint8 [micro_batches, local, size, size, channels], `label` int32 [micro_batches, local] and `skipped` bool
+    [micro_batches, local] (True: another record stands in for a bad one), where
     local = batch_size / micro_batches / process_count.
 
   Raises:
@@ -101,8 +116,8 @@ def train_batches(
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
-  batches = _batches(split, positions_of, records_of, decode, image_shape, start_step)
-  return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
+  batches = _batches(split, positions_of, records_of, decode, image_shape, data_config.on_error, start_step)
+  return ({key: batch[key] for key in ("image", "label", "skipped")} for batch in batches)
 
 
 def eval_batches(
@@ -121,8 +136,9 @@ def eval_batches(
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [local, size, size, channels], `label` int32 [local] and `mask` bool [local] (False: padding), where
-    local = batch_size / process_count.
+    `image` uint8 [local, size, size, channels], `label` int32 [local], `mask` bool [local] (False: padding or skipped)
+    and `skipped` bool [local] (True: a bad record), where local = batch_size / process_count. Over the split `mask` and
+    `skipped` together are True as often as it has examples.
 
   Raises:
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
@@ -144,8 +160,10 @@ def eval_batches(
   )
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
-  decode = _decoder(opened, crop)
-  return _batches(opened, positions_of, lambda positions: positions, decode, (size, size, channels), 0, last)
+  return _batches(
+      opened, positions_of, lambda positions: positions, _decoder(opened, crop), (size, size, channels),
+      data_config.on_error, 0, last,
+  )
 
 
 def crop_batches(
@@ -163,7 +181,7 @@ def crop_batches(
   Each image is decoded once. Labels are not read: an example may have several (see `annotations.read`).
 
   Yields:
-    `image` uint8 [local, crops, size, size, channels] and `mask` bool [local].
+    `image` uint8 [local, crops, size, size, channels], `mask` and `skipped` bool [local].
 
   Raises:
     DataError: as `eval_batches`.
@@ -184,10 +202,10 @@ def crop_batches(
   opened = dataclasses.replace(opened, label_key="")
   decode = _decoder(opened, crop)
   batches = _batches(
-      opened, positions_of, lambda positions: positions, decode, (crops, size, size, channels), 0, last,
-      chunk=max(1, _CHUNK // crops),
+      opened, positions_of, lambda positions: positions, decode, (crops, size, size, channels), data_config.on_error, 0,
+      last, chunk=max(1, _CHUNK // crops),
   )
-  return ({"image": batch["image"], "mask": batch["mask"]} for batch in batches)
+  return ({key: batch[key] for key in ("image", "mask", "skipped")} for batch in batches)
 
 
 def _eval_positions(
@@ -213,21 +231,31 @@ def _batches(
     records_of: Callable[[np.ndarray], np.ndarray],
     decode: _Decode,
     image_shape: tuple[int, ...],
+    on_error: str,
     start_step: int,
     stop_step: int | None = None,
     chunk: int = _CHUNK,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
-  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label` and `mask` begin with
-  the shape of positions_of(step); where stop_step is given, positions that the split does not have are padding.
+  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label`, `mask` and `skipped`
+  begin with the shape of positions_of(step); where stop_step is given, positions that the split does not have are
+  padding, and nothing stands in for a bad record.
   """
-  records = open_records(split)
+  if on_error not in ON_ERROR:
+    raise DataError(f"data.on_error '{on_error}' is not known: give one of {', '.join(ON_ERROR)}.")
+  if split.file_format == "fake":
+    read, waiting_for = fake.reader(image_shape, split.num_classes), lambda: None
+  else:
+    records = open_records(split)
+    read, waiting_for = _reader(split, records, decode, on_error, stop_step is None), records.waiting_for
   cores = os.cpu_count() or 1
 
   def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray) -> None:
-    indices = records_of(positions)
-    batch["label"][places] = _read_and_decode(split, records, decode, positions, indices, batch["image"][places])
+    batch["label"][places], skipped = read(positions, records_of(positions), batch["image"][places])
+    batch["skipped"][places] = skipped
+    if stop_step is not None:
+      batch["mask"][places] = ~skipped
 
   def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
@@ -236,6 +264,7 @@ def _batches(
         "image": np.zeros((*positions.shape, *image_shape), np.uint8),
         "label": np.zeros(positions.shape, np.int32),
         "mask": mask,
+        "skipped": np.zeros(positions.shape, bool),
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
     # What is padding stands at the end.
@@ -259,12 +288,23 @@ def _batches(
           return
         batch, chunks = started.popleft()
         for part in chunks:
-          part.result()
+          _wait(part, waiting_for)
         yield batch
     finally:
       end_once()
 
   return iterate()
+
+
+def _wait(part: concurrent.futures.Future, waiting_for: Callable[[], str | None]) -> None:
+  """Waits for a part of a batch, and says what it waits for when that takes long; raises what the part raised."""
+  patience, waited = _STALL_SECONDS, 0.0
+  while not concurrent.futures.wait([part], timeout=patience).done:
+    waited, patience = waited + patience, 2 * patience
+    reading = waiting_for()
+    reason = f"{reading}: is its file system responding?" if reading else "the processor, which decodes images."
+    _log.warning("No batch for %.0f s: waiting for %s", waited, reason)
+  part.result()
 
 
 def _parse(split: Split, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -297,26 +337,61 @@ def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Deco
   return decode
 
 
-def _read_and_decode(
-    split: Split, records: Records, decode: _Decode, positions: np.ndarray, indices: np.ndarray, images: np.ndarray
-) -> np.ndarray:
-  """Fills `images` from the records `indices` and returns the labels; an error names the record."""
-  serialized = records.read(indices)
-  try:
-    labels = decode(positions, serialized, images)
-  except tf.errors.OpError as error:
-    if len(indices) == 1:
-      raise DataError(
-          f"Record {indices[0]} of {split.name} {split.split} cannot be decoded ({error.message.splitlines()[0]}): "
-          "prepare the data set again."
+def _reader(
+    split: Split, records: Records, decode: _Decode, on_error: str, stand_in: bool
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """A function of positions and records, int64 [n], that fills images uint8 [n, ...] and returns labels int64 [n] and
+  `skipped` bool [n].
+
+  It raises BadRecordError, or with on_error="skip" marks the record and names it once in the log. Then its image is
+  that of the next good record, or (stand_in=False) zeros.
+  """
+  named = set()
+
+  def read_good(positions: np.ndarray, indices: np.ndarray, images: np.ndarray) -> np.ndarray:
+    serialized = records.read(indices)
+    try:
+      labels = decode(positions, serialized, images)
+    except tf.errors.InvalidArgumentError as error:
+      if len(indices) > 1:  # Not known which of them it is; `read` finds it.
+        raise BadRecordError("A record cannot be decoded.") from error
+      # Without what TensorFlow says about where in its graph it was.
+      reason = re.sub(r"{{.*?}} *| *\[Op:.*", "", error.message.partition("\n\t [[")[0].splitlines()[-1]).rstrip(".")
+      raise BadRecordError(
+          f"{records.describe(indices[0], serialized[0])} cannot be decoded ({reason}): prepare the data set again, or "
+          "set data.on_error=skip."
       ) from error
-    for one in range(len(indices)):  # One by one to find it.
-      here = slice(one, one + 1)
-      _read_and_decode(split, records, decode, positions[here], indices[here], images[here])
-    raise
-  if labels.min() < 0:
-    raise DataError(
-        f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
-        "a split that has labels."
-    )
-  return labels
+    if (unknown := (labels < 0) | (labels >= split.num_classes)).any():
+      place = unknown.argmax()
+      raise DataError(
+          f"{records.describe(indices[place], serialized[place])} has no label of the {split.num_classes} there are "
+          f"(it is {labels[place]}): choose a split that has labels."
+      )
+    return labels
+
+  def read_one(position: np.ndarray, index: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, bool]:
+    try:
+      return read_good(position, index, image), False
+    except BadRecordError as error:
+      if on_error == "fail":
+        raise
+      if index[0] not in named:
+        named.add(index[0])
+        _log.warning("Skipped, as data.on_error says: %s", error)
+    if stand_in:
+      for distance in range(1, len(records)):
+        with contextlib.suppress(BadRecordError):
+          return read_good(position, (index + distance) % len(records), image), True
+      raise DataError(f"No record of {split.name} {split.split} can be used: prepare the data set again.")
+    image[:] = 0  # A decoder may have begun to fill it.
+    return np.zeros(1, np.int64), True
+
+  def read(positions: np.ndarray, indices: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    try:
+      return read_good(positions, indices, images), np.zeros(len(indices), bool)
+    except BadRecordError:
+      places = [slice(place, place + 1) for place in range(len(indices))]
+      labels, skipped = zip(*(read_one(positions[place], indices[place], images[place]) for place in places))
+    return np.concatenate(labels), np.array(skipped)
+
+  return read
