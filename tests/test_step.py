@@ -204,7 +204,8 @@ def test_training_sees_the_distortions_of_each_example_s_position():
   variables = ConvNet(None).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False)
   step = jax.jit(step_lib.make_batch_statistics_step(ConvNet(None), config))
   statistics = lambda batch: step(variables["params"], variables["batch_stats"], batch)[1]
-  evaluated = {"image": images, "label": batch["label"].reshape(-1), "mask": np.ones(BATCH, bool)}
+  evaluated = {"image": images, "label": batch["label"].reshape(-1), "mask": np.ones(BATCH, bool),
+               "skipped": np.zeros(BATCH, bool)}
   of_training = statistics(evaluated | {"position": np.arange(96, 128, dtype=np.uint32)})
   of_distorted = statistics(evaluated | {"image": np.asarray(distorted)})
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), of_training, of_distorted)

@@ -17,7 +17,8 @@ LABELS = [[3], [1, 2, 9], [], [0, 5]]
 def config(name, folder):
   return ConfigDict({"name": name, "dir": str(folder), "train_split": "train", "shuffle": "none", "image_size": 4,
                      "on_error": "fail", "eval_resize": 4,
-                     "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
+                     "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
+                     "interpolation": "bilinear"})
 
 
 def read(data, split, indices, skipped=()):
