@@ -79,6 +79,11 @@ def check_config(config: ConfigDict, devices: int) -> None:
                       "steps for the profile.")
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
+  _one_of("data.interpolation", config.data.interpolation, ("random", "bilinear"))
+  if not 0 <= config.data.photometric_strength <= 1:
+    raise ConfigError(f"data.photometric_strength is {config.data.photometric_strength}: it must be from 0 (no "
+                      "photometric distortions) to 1 (the published ranges).")
+  _one_of("data.on_error", config.data.on_error, ("fail", "skip"))
   _one_of("data.channel_order", config.data.channel_order, ("rgb", "bgr"))
   _one_of("model.name", config.model.name, models.MODELS)
   if config.model.name == "inception":

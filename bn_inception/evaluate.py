@@ -65,7 +65,7 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
 def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, data_dir: str | None = None,
                          dataset: str | None = None, split: str | None = None, crops: int = 1,
                          batch_size: int | None = None, statistics: str = "running", folded: bool = False,
-                         devices: list[jax.Device] | None = None) -> dict[str, float]:
+                         on_error: str = "fail", devices: list[jax.Device] | None = None) -> dict[str, float]:
   """Evaluates a network, or the ensemble of several, and writes the prediction of every example.
 
   Class probabilities are averaged over crops and networks (§4.2.3). Evaluation that was killed continues where it
@@ -81,6 +81,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
     batch_size: crops that pass a network at a time; None: 64 for each device.
     statistics: of run directories, "running" or "population".
     folded: with BN folded into the convolutions.
+    on_error: what to do with a record that cannot be read: "fail", or "skip" and count it.
     devices: what to run on; None: all devices of all processes.
 
   Returns:
@@ -92,6 +93,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   mesh = sharding.make_mesh(devices)
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
+  data.on_error = on_error
   opened = datasets.open_split(data, split or _split_name(data, dataset))
   networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
   request = {
@@ -118,8 +120,9 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
     for predicted in prediction.predict(networks, batches, mesh, batch_size):
       indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
       if writes:
-        predictions_file.append(folder, annotations.read(opened, records, indices),
-                                predicted.probabilities[:len(indices)], predicted.mask[:len(indices)])
+        mask = predicted.mask[:len(indices)]
+        predictions_file.append(folder, annotations.read(opened, records, indices, mask),
+                                predicted.probabilities[:len(indices)], mask)
       done += len(indices)
       progress.report(done)
   if not writes:

@@ -1,6 +1,7 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
 from collections.abc import Callable, Iterable
+import itertools
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import batch_norm, models, sharding, step
-from bn_inception.data import device, pipeline
+from bn_inception.data import device, pipeline, stream
 from bn_inception.state import Sums
 
 BatchStatisticsStep = Callable[[Any, Any, step.Batch], tuple[Sums, Any]]
@@ -39,9 +40,12 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
   Raises:
     DataError: if the training data cannot be read.
   """
-  batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size,
-                                   process_index=jax.process_index(), process_count=jax.process_count())
-  local = ({"image": b["image"][0], "label": b["label"][0], "mask": b["label"][0] >= 0} for b in batches)
+  share = dict(batch_size=config.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
+  batches = pipeline.train_batches(config.data, seed=config.seed, **share)
+  positions = (stream.local_positions(step, **share)[0].astype(np.uint32) for step in itertools.count())
+  # No example is padding: where one was skipped, another stands in.
+  local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
+           for batch, at in zip(batches, positions))
   on_device = device.to_device(local, sharding.examples(mesh))
   moments = (compiled_step(params, batch_stats, batch)[1]
              for _, batch in zip(range(config.eval.population_batches), on_device))

@@ -19,16 +19,18 @@ class Sums:
   top1: jax.Array  # int32, how many are right
   top5: jax.Array  # int32, how many have the label among the five largest logits
   count: jax.Array  # int32
+  skipped: jax.Array  # int32, how many were bad: in training another stood in, in evaluation they are not in count
 
   @classmethod
   def zeros(cls) -> "Sums":
-    return cls(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+    return cls(jnp.zeros((), jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(4)))
 
   def __add__(self, other: "Sums") -> "Sums":
     return jax.tree.map(jnp.add, self, other)
 
 
-def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None) -> Sums:
+def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None,
+                        skipped: jax.Array | None = None) -> Sums:
   """Cross-entropy, top-1 and top-5 summed over the examples.
 
   A label's rank is the number of classes with a larger logit, plus those with an equal one before it: ties are settled
@@ -38,6 +40,7 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | 
     logits: [B, num_classes] float32.
     labels: [B] int32.
     mask: [B] bool, the examples to count; None: all.
+    skipped: [B] bool, the bad records, which are counted apart; None: none.
   """
   mask = jnp.ones(labels.shape, bool) if mask is None else mask
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -46,7 +49,8 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | 
   rank = jnp.sum((logits > label_logits) | ((logits == label_logits) & before), axis=1)
   rank = jnp.where(jnp.isnan(logits).any(axis=1), logits.shape[1], rank)
   return Sums(jnp.sum(jnp.where(mask, losses, 0)), jnp.sum((rank < 1) & mask, dtype=jnp.int32),
-              jnp.sum((rank < 5) & mask, dtype=jnp.int32), jnp.sum(mask, dtype=jnp.int32))
+              jnp.sum((rank < 5) & mask, dtype=jnp.int32), jnp.sum(mask, dtype=jnp.int32),
+              jnp.sum(jnp.zeros((), bool) if skipped is None else skipped, dtype=jnp.int32))
 
 
 @flax.struct.dataclass
@@ -59,7 +63,8 @@ class TrainState:
     batch_stats: running mean and unbiased variance of every BN layer.
     opt_state: momentum.
     ema_params: Polyak average of the parameters, or None without `ema_decay`.
-    sums: metrics since the last line of the log, so that a resumed run writes the same lines.
+    sums: metrics since the last line of the log (`skipped`: since the start), so that a resumed run writes the same
+      lines.
   """
 
   step: jax.Array

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import optax
 
 from bn_inception import batch_norm
+from bn_inception.data import color_distortions
 from bn_inception.data.preprocessing import normalize
 from bn_inception.state import Sums, TrainState, classification_sums
 
@@ -17,41 +18,55 @@ Batch = dict[str, jax.Array]
 
 
 def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
-  """uint8 [..., H, W, C] to the float32 input of the network."""
+  """Pixels [..., H, W, C], uint8 or float from 0 to 255, to the float32 input of the network."""
   return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary,
                    channel_order=config.data.channel_order)
+
+
+def preprocess_for_training(config: ConfigDict, images: jax.Array, positions: jax.Array) -> jax.Array:
+  """uint8 [B, H, W, C] at `positions` (uint32 [B]) of the training stream to input with photometric distortions."""
+  if config.data.photometric_strength:
+    images = color_distortions.distort(
+        images, positions, seed=config.seed, strength=config.data.photometric_strength)
+  return preprocess(config, images)
 
 
 def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
                     config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
   """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
 
-  Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A]}, A the micro-batches whose gradients are
-  accumulated. BN groups are those of the whole batch, since no group is split over micro-batches.
+  Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A], "skipped": bool [A, B / A] (only
+  counted)}, A the micro-batches whose gradients are accumulated. BN groups are those of the whole batch, since no group
+  is split over micro-batches. Step t has the positions t * B ... t * B + B - 1 of the training stream in this order
+  (data/stream.py).
   """
   has_batch_norm = config.batch_norm.enabled
 
-  def loss_and_aux(params: Any, state: TrainState, images: jax.Array, labels: jax.Array, key: jax.Array):
+  def loss_and_aux(params: Any, state: TrainState, inputs: jax.Array, batch: Batch, key: jax.Array):
+    labels = batch["label"]
     variables = {"params": params, "batch_stats": state.batch_stats}
-    logits, updates = model.apply(variables, preprocess(config, images), train=True, rngs={"dropout": key},
+    logits, updates = model.apply(variables, inputs, train=True, rngs={"dropout": key},
                                   mutable=["batch_moments", "auxiliary"])
     cross_entropy = lambda logits: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
     auxiliary = sum(cross_entropy(logits) for logits in jax.tree.leaves(updates.get("auxiliary", {})))
     loss = cross_entropy(logits) + config.auxiliary_loss_weight * auxiliary
-    return loss, (updates.get("batch_moments", {}), classification_sums(logits, labels))
+    return loss, (updates.get("batch_moments", {}), classification_sums(logits, labels, skipped=batch["skipped"]))
 
   def train_step(state: TrainState, batch: Batch) -> TrainState:
-    micro_batches = batch["label"].shape[0]
+    micro_batches, micro_batch_size = batch["label"].shape
     # No state but the step: a resumed run draws what an uninterrupted one would have drawn.
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-    def gradients(index: jax.Array, images: jax.Array, labels: jax.Array):
+    def gradients(index: jax.Array, micro_batch: Batch):
       key = jax.random.fold_in(step_key, index)
-      grads, aux = jax.grad(loss_and_aux, has_aux=True)(state.params, state, images, labels, key)
+      first = (state.step.astype(jnp.uint32) * micro_batches + index.astype(jnp.uint32)) * micro_batch_size
+      positions = first + jnp.arange(micro_batch_size, dtype=jnp.uint32)
+      inputs = preprocess_for_training(config, micro_batch["image"], positions)
+      grads, aux = jax.grad(loss_and_aux, has_aux=True)(state.params, state, inputs, micro_batch, key)
       return grads, *aux
 
     if micro_batches == 1:
-      grads, moments, sums = gradients(jnp.zeros((), jnp.int32), batch["image"][0], batch["label"][0])
+      grads, moments, sums = gradients(jnp.zeros((), jnp.int32), jax.tree.map(lambda x: x[0], batch))
     else:
       def accumulate(carry, micro_batch):
         grads, moments, sums = gradients(*micro_batch)
@@ -60,7 +75,7 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
 
       start = (jax.tree.map(jnp.zeros_like, state.params), Sums.zeros())
       (grads, sums), moments = jax.lax.scan(
-          accumulate, start, (jnp.arange(micro_batches), batch["image"], batch["label"]))
+          accumulate, start, (jnp.arange(micro_batches), batch))
       grads = jax.tree.map(lambda g: g / micro_batches, grads)
       moments = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moments)  # [A, G, ...] to all groups of the step.
 
@@ -100,12 +115,13 @@ def make_train_call(train_step: Callable[[TrainState, Batch], TrainState],
 def make_eval_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, Batch], Sums]:
   """Makes the step of inference with given statistics (Algorithm 2, line 11).
 
-  Its arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B]}.
+  Its arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B],
+  "skipped": bool [B]}.
   """
   def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Sums:
     logits = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]),
                          train=False)
-    return classification_sums(logits, batch["label"], batch["mask"])
+    return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"])
 
   return eval_step
 
@@ -114,13 +130,17 @@ def make_batch_statistics_step(model: nn.Module,
                                config: ConfigDict) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
   """Makes the forward pass with the batch's own statistics and without dropout, weights frozen.
 
-  Its arguments are those of the evaluation step (the running averages are passed but not used); it returns the sums and
+  Its arguments are those of the evaluation step (the running averages are passed but not used). A batch with a
+  "position" (uint32 [B]) is of the training stream, and distorted as in training. It returns the sums and
   `batch_moments`, whose groups hold unmasked examples only.
   """
   def batch_statistics_step(params: Any, batch_stats: Any, batch: Batch) -> tuple[Sums, Any]:
-    logits, updates = model.apply(
-        {"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]), train=True,
-        mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
-    return classification_sums(logits, batch["label"], batch["mask"]), updates["batch_moments"]
+    if "position" in batch:
+      inputs = preprocess_for_training(config, batch["image"], batch["position"])
+    else:
+      inputs = preprocess(config, batch["image"])
+    logits, updates = model.apply({"params": params, "batch_stats": batch_stats}, inputs, train=True,
+                                  mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
+    return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"]), updates["batch_moments"]
 
   return batch_statistics_step

@@ -92,7 +92,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   batch_shapes = {
       name: jax.ShapeDtypeStruct((micro_batches, micro_batch, *shape), dtype,
                                  sharding=sharding.micro_batches(mesh))
-      for name, shape, dtype in (("image", image_shape, jnp.uint8), ("label", (), jnp.int32))}
+      for name, shape, dtype in (("image", image_shape, jnp.uint8), ("label", (), jnp.int32),
+                                 ("skipped", (), jnp.bool_))}
   start = time.monotonic()
   lowered = train_call.lower(state, batch_shapes)
   train_call = lowered.compile()
@@ -144,10 +145,10 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
         train_metrics = {
             "train/loss": sums.loss.item() / sums.count.item(), "train/top1": sums.top1.item() / sums.count.item(),
             "train/learning_rate": float(schedule(step - 1)), "train/parameter_norm": norm,
-            "train/images_per_second": images_per_second}
+            "train/images_per_second": images_per_second, "train/skipped_examples": sums.skipped.item()}
         write(train_metrics)
         _log.info("%s", tables.progress(config, step, train_metrics))
-        state = state.replace(sums=zero_sums())
+        state = state.replace(sums=zero_sums().replace(skipped=state.sums.skipped))
       if diverged:
         # The paper reports one such run: a result, not a crash. The last good checkpoint stays the newest.
         status = "diverged"

@@ -73,9 +73,13 @@ def base(scale: str) -> ConfigDict:
   config.data.dir = ""  # TFDS data_dir; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
   config.data.shuffle = "none"  # none | within_shard | global.
   config.data.cache = False  # Decodes every image once and keeps it in memory: small sets, without crops and flips.
+  config.data.on_error = "fail"  # At a damaged record: fail | skip.
   config.data.crop_area = (0.08, 1.0)  # GoogLeNet paper: 8% to 100% of the area,
   config.data.crop_aspect = (3 / 4, 4 / 3)  # aspect ratio 3/4 to 4/3,
-  config.data.flip = True  # mirrored half of the time.
+  config.data.flip = True  # mirrored half of the time,
+  config.data.interpolation = "random"  # one of four methods of resizing: random | bilinear.
+  # Photometric distortions: 1 has Google's published ranges (data/color_distortions.py), 0 none.
+  config.data.photometric_strength = 1.0
   config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
   config.data.std = (127.5, 127.5, 127.5)
   config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr; mean and std are RGB all the same.
@@ -106,6 +110,7 @@ def base(scale: str) -> ConfigDict:
     config.data.num_classes = 10
     config.data.image_size = config.data.eval_resize = 28
     config.data.crop_area, config.data.flip = (0.6, 1.0), False  # A mirrored 2 is not a 2.
+    config.data.interpolation, config.data.photometric_strength = "bilinear", 0.0
     config.data.mean, config.data.std = (127.5,), (127.5,)
     config.eval.batch_size = 256
   if scale != "imagenet":
@@ -170,5 +175,6 @@ def accelerated(scale: str, factor: float) -> ConfigDict:
   config.learning_rate_decay_epochs /= 6  # "Accelerate the learning rate decay": 6 times faster.
   config.model.local_response_norm = False  # "Remove Local Response Normalization."
   config.data.shuffle = "within_shard"  # "Shuffle training examples more thoroughly."
+  config.data.photometric_strength *= 0.5  # "Reduce the photometric distortions": to half the ranges [choice].
   set_length(config, scale, paper_steps=6_000_000)  # Figure 3: BN-x30 reaches 74.8% after 6e6 steps.
   return config

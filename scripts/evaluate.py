@@ -27,8 +27,9 @@ _SPLIT = flags.DEFINE_string("split", None, "By default validation or test.")
 _CROPS = flags.DEFINE_enum("crops", "1", ["1", "10", "144"], "Crops of each image.")
 _STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of run directories.")
 _FOLDED = flags.DEFINE_bool("folded", False, "Fold BN into the convolutions: faster, the same to float32 rounding.")
+_ON_ERROR = flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "What to do with a record that cannot be read.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions; by default one in evaluations/.")
-_OF_CHECKPOINT = ("dataset", "split", "crops", "statistics", "folded", "output")
+_OF_CHECKPOINT = ("dataset", "split", "crops", "statistics", "folded", "on_error", "output")
 _OF_WORKDIR = ("step", "population_batches")
 
 
@@ -41,7 +42,8 @@ def main() -> None:
   else:
     evaluate.evaluate_checkpoints(
         _CHECKPOINT.value, _OUTPUT.value, data_dir=_DATA_DIR.value, dataset=_DATASET.value, split=_SPLIT.value,
-        crops=int(_CROPS.value), batch_size=_BATCH_SIZE.value, statistics=_STATISTICS.value, folded=_FOLDED.value)
+        crops=int(_CROPS.value), batch_size=_BATCH_SIZE.value, statistics=_STATISTICS.value, folded=_FOLDED.value,
+        on_error=_ON_ERROR.value)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ from configs import common, ensemble, mnist
 
 # §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
 PAPER = """
-config             learning rate  BN   LRN  dropout  L2    epochs of 4% decay  nonlinearity  shuffle
-inception                 0.0015   no  yes     0.4   2e-4        8                relu        none
-bn_baseline               0.0015  yes  yes     0.4   2e-4        8                relu        none
-bn_x5                     0.0075  yes   no     0.0   4e-5        1.3333           relu        within_shard
-bn_x30                    0.045   yes   no     0.0   4e-5        1.3333           relu        within_shard
-bn_x5_sigmoid             0.0075  yes   no     0.0   4e-5        1.3333           sigmoid     within_shard
-inception_x5              0.0075   no  yes     0.4   2e-4        8                relu        none
-inception_sigmoid         0.0015   no  yes     0.4   2e-4        8                sigmoid     none
+config             learning rate  BN   LRN  dropout  L2    epochs of 4% decay  nonlinearity  shuffle       photometric
+inception                 0.0015   no  yes     0.4   2e-4        8                relu        none            full
+bn_baseline               0.0015  yes  yes     0.4   2e-4        8                relu        none            full
+bn_x5                     0.0075  yes   no     0.0   4e-5        1.3333           relu        within_shard    half
+bn_x30                    0.045   yes   no     0.0   4e-5        1.3333           relu        within_shard    half
+bn_x5_sigmoid             0.0075  yes   no     0.0   4e-5        1.3333           sigmoid     within_shard    half
+inception_x5              0.0075   no  yes     0.4   2e-4        8                relu        none            full
+inception_sigmoid         0.0015   no  yes     0.4   2e-4        8                sigmoid     none            full
 """.strip().splitlines()[1:]
 ROWS = [line.split()[0] for line in PAPER]
 EVERY = ([(name, scale) for name in ROWS for scale in common.SCALES]
@@ -33,7 +33,7 @@ def get_config(name: str, *argument: str):
 
 @pytest.mark.parametrize("line", PAPER, ids=ROWS)
 def test_config_is_the_papers_row(line):
-  name, rate, bn, lrn, dropout, l2, epochs, nonlinearity, shuffle = line.split()
+  name, rate, bn, lrn, dropout, l2, epochs, nonlinearity, shuffle, photometric = line.split()
   config = get_config(name)
   assert config.learning_rate == pytest.approx(float(rate))
   assert config.batch_norm.enabled == (bn == "yes")
@@ -44,6 +44,8 @@ def test_config_is_the_papers_row(line):
   assert config.learning_rate_decay_epochs == pytest.approx(float(epochs), rel=1e-4)
   assert config.model.nonlinearity == nonlinearity
   assert config.data.shuffle == shuffle
+  assert config.data.photometric_strength == {"full": 1.0, "half": 0.5}[photometric]
+  assert config.data.interpolation == "random"
   assert (config.batch_size, config.batch_norm.group_size, config.data.image_size) == (32, 32, 224)
 
 
@@ -66,7 +68,8 @@ def test_bn_baseline_is_inception_with_batch_norm_and_nothing_else(scale):
     ("bn_x5", "bn_x30", {"learning_rate"}), ("bn_x5", "bn_x5_sigmoid", {"model.nonlinearity"}),
     ("inception", "inception_x5", {"learning_rate"}), ("inception", "inception_sigmoid", {"model.nonlinearity"}),
     ("bn_baseline", "bn_x5", {"learning_rate", "weight_decay", "learning_rate_decay_epochs", "model.dropout_rate",
-                              "model.local_response_norm", "data.shuffle", "num_steps"})])
+                              "model.local_response_norm", "data.shuffle", "data.photometric_strength",
+                              "num_steps"})])
 def test_two_curves_differ_in_what_the_paper_says_they_do(a, b, expected):
   assert set(differences(get_config(a), get_config(b))) == expected
 
@@ -86,6 +89,7 @@ def test_ensemble_members_are_bn_x30_with_the_changes_of_the_paper():
 def test_mnist_is_section_4_1():
   bn, plain = mnist.get_config("bn"), mnist.get_config("plain")
   assert (bn.num_steps, bn.batch_size, bn.batch_norm.group_size, bn.model.hidden_units) == (50_000, 60, 60, 100)
+  assert bn.data.photometric_strength == 0
   assert bn.data.binary and bn.data.image_size == 28 and bn.data.crop_area == (1.0, 1.0) and not bn.data.flip
   assert list(differences(bn, plain)) == ["batch_norm.enabled"]
 
@@ -160,6 +164,8 @@ BAD = {
     "batch_norm.epsilon": [0.0], "batch_norm.momentum": [1.0], "batch_norm.group_size": [-32, 24],
     "gradient_accumulation": [0, 3, 64], "steps_per_call": [0, 7, 128], "data.cache": [True],
     "eval.sigmoid_input_units": [(0,)], "eval.statistics": [("running", "moving"), ("population",)],
+    "data.interpolation": ["lanczos"],
+    "data.photometric_strength": [-0.1, 1.1, float("nan")],
 }
 
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from bn_inception import batch_norm, sharding, state as state_lib, step as step_lib
+from bn_inception.data import color_distortions
 from bn_inception.models import convolution, layers
 
 BATCH, SIZE, STEPS = 32, 8, 20
@@ -28,11 +29,11 @@ class ConvNet(nn.Module):
     return nn.Dense(10, name="logits")(jnp.mean(x, axis=(1, 2)))
 
 
-def make_config(micro_batches: int = 1) -> ConfigDict:
+def make_config(micro_batches: int = 1, strength: float = 0.0) -> ConfigDict:
   return ConfigDict(dict(
       seed=1, ema_decay=0.9, auxiliary_loss_weight=0.3, gradient_accumulation=micro_batches,
       batch_norm=dict(enabled=True, momentum=0.9),
-      data=dict(mean=(127.5,), std=(127.5,), binary=False, channel_order="rgb")))
+      data=dict(mean=(127.5,), std=(127.5,), binary=False, channel_order="rgb", photometric_strength=strength)))
 
 
 def make_batches(micro_batches: int = 1) -> list[dict[str, np.ndarray]]:
@@ -46,13 +47,15 @@ def make_batches(micro_batches: int = 1) -> list[dict[str, np.ndarray]]:
     images = np.clip(patterns[labels] * contrast + random.normal(0, 10, (BATCH, SIZE, SIZE, 3)), 0, 255)
     batches.append({
         "image": images.astype(np.uint8).reshape(micro_batches, -1, SIZE, SIZE, 3),
-        "label": labels.astype(np.int32).reshape(micro_batches, -1)})
+        "label": labels.astype(np.int32).reshape(micro_batches, -1),
+        "skipped": np.zeros((micro_batches, len(labels) // micro_batches), bool)})
   return batches
 
 
 def run(group_size: int | None, devices: int = 1, micro_batches: int = 1) -> tuple[list[float], state_lib.TrainState]:
   """Losses of 20 steps and the state after them."""
-  config, model = make_config(micro_batches), ConvNet(group_size)
+  # With photometric distortions: an example's do not depend on where it is computed.
+  config, model = make_config(micro_batches, strength=0.1), ConvNet(group_size)
   optimizer = optax.sgd(0.1, momentum=0.9)
   mesh = sharding.make_mesh(jax.devices()[:devices])
   with jax.set_mesh(mesh):
@@ -175,6 +178,40 @@ def test_dropout_differs_by_step_and_is_off_without_training():
   first, again = train_step(state, batch), train_step(state, batch)
   second = train_step(state.replace(step=state.step + 1), batch)
   assert float(first.sums.loss) == float(again.sums.loss) != float(second.sums.loss)
+
+
+def test_training_sees_the_distortions_of_each_example_s_position():
+  """What the network is given at step 3 in two micro-batches, beside the distortions of positions 96 to 127."""
+  seen = []
+
+  class Spy(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train, mask=None):
+      jax.debug.callback(lambda x: seen.append(np.asarray(x)), x, ordered=True)
+      return nn.Dense(10)(x.reshape(x.shape[0], -1))
+
+  config, optimizer = make_config(2, strength=1.0), optax.sgd(0.0)
+  config.batch_norm.enabled, config.ema_decay = False, 0.0
+  state = state_lib.create(Spy(), optimizer, config, (SIZE, SIZE, 3)).replace(step=jnp.array(3))
+  batch = make_batches(2)[0]
+  seen.clear()
+  jax.block_until_ready(jax.jit(step_lib.make_train_step(Spy(), optimizer, config))(state, batch))
+  jax.effects_barrier()
+  images = batch["image"].reshape(BATCH, SIZE, SIZE, 3)
+  distorted = color_distortions.distort(images, np.arange(96, 128, dtype=np.uint32), seed=config.seed, strength=1.0)
+  np.testing.assert_allclose(np.concatenate(seen), (np.asarray(distorted) - 127.5) / 127.5, atol=1e-4)
+  # Algorithm 2 sees training examples as training does; evaluation sees what is stored.
+  variables = ConvNet(None).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False)
+  step = jax.jit(step_lib.make_batch_statistics_step(ConvNet(None), config))
+  statistics = lambda batch: step(variables["params"], variables["batch_stats"], batch)[1]
+  evaluated = {"image": images, "label": batch["label"].reshape(-1), "mask": np.ones(BATCH, bool),
+               "skipped": np.zeros(BATCH, bool)}
+  of_training = statistics(evaluated | {"position": np.arange(96, 128, dtype=np.uint32)})
+  of_distorted = statistics(evaluated | {"image": np.asarray(distorted)})
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), of_training, of_distorted)
+  plain = statistics(evaluated)
+  different = [np.abs(a - b).max() > 0.01 for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(of_training))]
+  assert any(different)
 
 
 def test_classification_sums_against_a_sort():

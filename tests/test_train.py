@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from array_record.python import array_record_module
 import jax
 from ml_collections import ConfigDict
 import numpy as np
@@ -17,7 +18,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bn_inception import checkpoint, config_checks, evaluate, run_directory, train
-from bn_inception.data import pipeline
+from bn_inception.data import digits, pipeline, stream
+from bn_inception.data.datasets import DataError
 from configs import mnist
 
 BATCH, STEPS = 32, 20
@@ -27,7 +29,7 @@ def make_config(digits_dir: str, group_size: int = 8, **overrides) -> ConfigDict
   """MNIST network, 20 steps of 32 with distortions, in BN groups; every event at another step."""
   config = mnist.get_config("bn,quickstart")
   config.data.dir = digits_dir
-  config.data.crop_area = (0.6, 1.0)
+  config.data.crop_area, config.data.interpolation, config.data.photometric_strength = (0.6, 1.0), "random", 0.3
   config.batch_size = config.eval.batch_size = BATCH
   config.batch_norm.group_size = group_size
   config.steps_per_call, config.data.cache, config.eval.sigmoid_input_units = 1, False, (0, 99)
@@ -91,7 +93,7 @@ def test_a_run_leaves_what_a_reader_looks_for(finished):
 
 
 def test_it_learns(finished):
-  assert losses(finished)[-1] < 0.75 * losses(finished)[0]
+  assert np.mean(losses(finished)[-5:]) < 0.85 * losses(finished)[0]
 
 
 def test_latest_and_best_are_kept(finished):
@@ -354,7 +356,7 @@ def test_options_of_the_loop_together(digits_dir, tmp_path):
   """bfloat16, accumulation, Polyak averaging and a profile: the run learns and leaves a profile."""
   config = make_config(digits_dir, dtype="bfloat16", gradient_accumulation=2, ema_decay=0.9, profile_at_step=5)
   metrics = train.train_and_evaluate(config, tmp_path, jax.devices()[:2])["metrics"]
-  assert losses(tmp_path)[-1] < 0.75 * losses(tmp_path)[0] and metrics["eval/count"] == 1000
+  assert np.mean(losses(tmp_path)[-5:]) < 0.85 * losses(tmp_path)[0] and metrics["eval/count"] == 1000
   assert list(tmp_path.rglob("*.xplane.pb"))
 
 
@@ -364,3 +366,56 @@ def test_a_bad_config_writes_nothing(digits_dir, tmp_path):
   with pytest.raises(config_checks.ConfigError, match="batch_norm.group_size"):
     train.train_and_evaluate(config, tmp_path / "run", jax.devices()[:1])
   assert not (tmp_path / "run").exists()
+
+
+def damage(digits_dir: str, root: pathlib.Path) -> dict[str, list[int]]:
+  """A copy of the digits in which records of both splits are no images; returns which."""
+  damaged = {"train": [7, 8, 1000, 3999], "test": [0, 31, 32]}
+  digits.prepare(pathlib.Path(digits_dir))
+  for file in (pathlib.Path(digits_dir) / "digits" / "1.0.0").iterdir():
+    copied = root / "digits" / "1.0.0" / file.name
+    copied.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, copied)
+    if ".array_record" in file.name:
+      (split,) = (split for split in damaged if f"-{split}." in file.name)
+      records = array_record_module.ArrayRecordReader(str(file)).read_all()
+      writer = array_record_module.ArrayRecordWriter(str(copied), "group_size:1")
+      for row, record in enumerate(records):
+        writer.write(b"no example" if row in damaged[split] else record)
+      writer.close()
+  return damaged
+
+
+def test_bad_records_end_a_run_or_are_counted_by_it(digits_dir, tmp_path):
+  damaged = damage(digits_dir, tmp_path / "data")
+  config = make_config(str(tmp_path / "data"), batch_size=250, log_every=5)
+  config.batch_norm.group_size = 125
+  config.eval.batch_size = 250
+  with pytest.raises(DataError, match=r"Record \d+ of digits:1.0.0 train \(number \d+ in .*\) cannot be .* parse"):
+    train.train_and_evaluate(config, tmp_path / "fails", jax.devices()[:1])
+  config.data.on_error = "skip"
+  train.train_and_evaluate(config, tmp_path / "straight", jax.devices()[:1])
+  lines = run_directory.read_metrics(tmp_path / "straight")
+  for line in lines:
+    if "train/loss" in line:  # 20 steps of 250 are one epoch and a quarter.
+      seen = stream.record_at(np.arange(line["step"] * 250), shard_lengths=[4000], seed=0, shuffle="global")
+      assert line["train/skipped_examples"] == np.isin(seen, damaged["train"]).sum()
+    else:
+      assert (line["eval/count"], line["eval/skipped_examples"]) == (997, 3)
+  assert lines[-2]["train/skipped_examples"] >= 4
+  # Also where a run goes on.
+  config.num_steps = 10
+  train.train_and_evaluate(config, tmp_path / "resumed", jax.devices()[:1])
+  config.num_steps = STEPS
+  train.train_and_evaluate(config, tmp_path / "resumed", jax.devices()[:1])
+  later = [line for line in reproducible(tmp_path / "resumed") if line["step"] > 10]
+  assert later == [line for line in reproducible(tmp_path / "straight") if line["step"] > 10]
+
+
+def test_fake_data_needs_no_files(tmp_path):
+  config = make_config(str(tmp_path / "nowhere"))
+  config.data.name, config.num_steps = "fake", 3
+  metrics = train.train_and_evaluate(config, tmp_path / "run", jax.devices()[:2])["metrics"]
+  assert metrics["eval/count"] == 1280 and metrics["eval/skipped_examples"] == 0
+  assert metrics["eval/running/top1"] < 0.2  # Noise.
+  assert not (tmp_path / "nowhere").exists()

@@ -1,7 +1,8 @@
 """What is known of an evaluation example beside its pixels: what it is called and how it is labelled."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
@@ -13,29 +14,38 @@ class Annotation(NamedTuple):
 
   Attributes:
     id: the data set's own name of it (of ImageNet the file name), else 'SPLIT:INDEX'.
-    label: the right class; a list of any length where an example may have several (imagenet2012_real).
+    label: the right class; a list of any length where an example may have several (imagenet2012_real); None if the
+      example was skipped.
   """
 
   id: str
-  label: int | list[int]
+  label: int | list[int] | None
 
 
-def read(split: Split, records: Records, indices: Sequence[int]) -> list[Annotation]:
-  """Reads the annotations of the records `indices` of a split; no image is decoded.
+def read(split: Split, records: Records, indices: np.ndarray, mask: np.ndarray) -> list[Annotation]:
+  """Reads the annotations of the records `indices` int64 [n] of a split; no image is decoded.
+
+  Args:
+    split: of the data set.
+    records: of the split.
+    indices: int64 [n].
+    mask: bool [n]; records where it is False were skipped and are not read.
 
   Raises:
     DataError: naming a record without a label, in a data set where each should have one.
   """
+  annotations = [Annotation(f"{split.split}:{index}", None) for index in indices]
+  places = np.flatnonzero(mask)
   features = {split.label_key: tf.io.RaggedFeature(tf.int64)}
   if split.id_key:
     features[split.id_key] = tf.io.FixedLenFeature([], tf.string)
-  examples = tf.io.parse_example(records.read(indices), features)
-  labels = examples[split.label_key].to_list()
-  ids = [name.decode() for name in examples[split.id_key].numpy()] if split.id_key else [
-      f"{split.split}:{index}" for index in indices]
-  if not split.several_labels:
-    for index, label in zip(indices, labels, strict=True):
-      if len(label) != 1 or label[0] < 0:
-        raise DataError(f"Record {index} of {split.name} {split.split} has no label: choose a split that has labels.")
-    labels = [label for [label] in labels]
-  return [Annotation(*pair) for pair in zip(ids, labels, strict=True)]
+  examples = tf.io.parse_example(records.read(indices[places]), features)
+  for row, (place, labels) in enumerate(zip(places, examples[split.label_key].to_list(), strict=True)):
+    name = examples[split.id_key][row].numpy().decode() if split.id_key else annotations[place].id
+    if not split.several_labels:
+      if len(labels) != 1 or labels[0] < 0:
+        raise DataError(f"Record {indices[place]} of {split.name} {split.split} has no label: choose a split that has "
+                        "labels.")
+      [labels] = labels
+    annotations[place] = Annotation(name, labels)
+  return annotations

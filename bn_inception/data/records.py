@@ -3,22 +3,34 @@
 ArrayRecord files have an index of their own. TFRecord files do not: theirs is built when they are opened, by reading
 the header before each record (a small part of the file, many files at a time), so that both can be shuffled freely and
 a run can resume anywhere. Records are read from the files as they are asked for; only offsets stay in memory.
+
+Every byte is checked as it is read: TFRecord's CRC-32C here, ArrayRecord's hashes by its reader.
 """
 
 from collections.abc import Sequence
 import concurrent.futures
+import contextlib
 import os
 import resource
 import struct
+import threading
+import time
 from typing import Protocol
 
 from array_record.python import array_record_module
+import google_crc32c
+from google.protobuf import message
 import numpy as np
 
 from bn_inception.data.datasets import DataError, Split
+from bn_inception.data.host_tf import tf
 
 # A TFRecord is: uint64 length of the data, uint32 CRC of that length, the data, uint32 CRC of the data.
-_TFRECORD_LENGTH, _TFRECORD_HEADER, _TFRECORD_FOOTER = struct.Struct("<Q"), 12, 4
+_TFRECORD_HEADER, _TFRECORD_FOOTER = struct.Struct("<QI"), struct.Struct("<I")
+
+
+class BadRecordError(DataError):
+  """A record whose bytes are not those that were written, or are no image; the text names it."""
 
 
 class _Shard(Protocol):
@@ -38,23 +50,73 @@ class Records:
     self._split = split
     self._shards = shards
     self._ends = np.cumsum(split.shard_lengths)
+    self._reading: dict[int, tuple[float, str]] = {}  # By thread: since when, and what.
 
   def __len__(self) -> int:
     return self._split.num_examples
 
   def read(self, indices: Sequence[int]) -> list[bytes]:
-    """The serialized records at `indices` (each in [0, len)), in that order."""
+    """The serialized records at `indices` (each in [0, len)), in that order.
+
+    Raises:
+      BadRecordError: if the bytes of one do not fit their checksum.
+      DataError: for an index outside, or a file that cannot be read any more.
+    """
     indices = np.asarray(indices, np.int64)
     if len(indices) and not (0 <= indices.min() and indices.max() < len(self)):
       raise DataError(f"{self._split.name} {self._split.split} has records 0 to {len(self) - 1}: ask for one of them.")
-    shards = np.searchsorted(self._ends, indices, side="right")
+    shards, rows = self._places(indices)
     records = [b""] * len(indices)
     for shard in np.unique(shards):
       here = np.flatnonzero(shards == shard)
-      rows = indices[here] - (self._ends[shard] - self._split.shard_lengths[shard]) + self._split.shard_starts[shard]
-      for place, record in zip(here, self._shards[shard].read(rows.tolist())):
+      for place, record in zip(here, self._read_shard(shard, indices[here], rows[here])):
         records[place] = record
     return records
+
+  def describe(self, index: int, record: bytes = b"") -> str:
+    """Names a record: its index, the data set's own name of it if `record` is whole and has one, its file and place."""
+    (shard,), (row,) = self._places(np.asarray([index], np.int64))
+    name = ""
+    with contextlib.suppress(message.DecodeError):
+      feature = tf.train.Example.FromString(record).features.feature.get(self._split.id_key)
+      if feature and feature.bytes_list.value:
+        name = feature.bytes_list.value[0].decode(errors="replace") + ", "
+    place = f"{name}number {row} in {self._split.files[shard]}"
+    return f"Record {index} of {self._split.name} {self._split.split} ({place})"
+
+  def waiting_for(self) -> str | None:
+    """What the read under way for the longest time reads, and for how long; None if there is none."""
+    reading = list(self._reading.values())
+    if not reading:
+      return None
+    since, what = min(reading)
+    return f"{what} for {time.monotonic() - since:.0f} s"
+
+  def _places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The shard of each record and its row there."""
+    shards = np.searchsorted(self._ends, indices, side="right")
+    lengths, starts = np.asarray(self._split.shard_lengths), np.asarray(self._split.shard_starts)
+    return shards, indices - (self._ends[shards] - lengths[shards]) + starts[shards]
+
+  def _read_shard(self, shard: int, indices: np.ndarray, rows: np.ndarray) -> list[bytes]:
+    path = self._split.files[shard]
+    what = f"record {rows[0]}" + (f" and {len(rows) - 1} more" if len(rows) > 1 else "") + f" of {path}"
+    self._reading[threading.get_ident()] = (time.monotonic(), what)
+    try:
+      return self._shards[shard].read(rows.tolist())
+    except OSError as error:  # Nothing is known about the record: the disk or the network is at fault.
+      raise DataError(f"{path} cannot be read any more ({error.strerror or error}): check its file system.") from error
+    except (ValueError, RuntimeError) as error:
+      if len(rows) == 1:
+        raise BadRecordError(
+            f"{self.describe(indices[0])} is damaged ({str(error).splitlines()[0]}): restore the file, or set "
+            "data.on_error=skip."
+        ) from error
+    finally:
+      del self._reading[threading.get_ident()]
+    for one in range(len(rows)):  # One by one to find it.
+      self._read_shard(shard, indices[one : one + 1], rows[one : one + 1])
+    raise DataError(f"{path} gave an error that did not come again: check its file system.")
 
 
 def open_records(split: Split) -> Records:
@@ -63,7 +125,7 @@ def open_records(split: Split) -> Records:
   Raises:
     DataError: naming the file, if one is missing, damaged or has another number of records.
   """
-  opener = {"tfrecord": _TFRecordShard, "array_record": _ArrayRecordShard}[split.file_format]
+  opener = {"tfrecord": TFRecordShard, "array_record": _ArrayRecordShard}[split.file_format]
 
   def open_shard(path: str, num_records: int) -> _Shard:
     try:
@@ -89,8 +151,13 @@ def _allow_open_files(count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class _TFRecordShard:
-  """A TFRecord file and the offset and length of each whole record in it."""
+class TFRecordShard:
+  """A TFRecord file and the offset and length of each record in it.
+
+  Raises:
+    OSError: if it cannot be read.
+    ValueError: saying after how many records it is cut off or damaged; by `read`, that a checksum does not fit.
+  """
 
   def __init__(self, path: str):
     self._path = path
@@ -98,10 +165,13 @@ class _TFRecordShard:
     with open(path, "rb") as file:
       descriptor, size = file.fileno(), os.fstat(file.fileno()).st_size
       position = 0
-      while position + _TFRECORD_HEADER + _TFRECORD_FOOTER <= size:
-        (length,) = _TFRECORD_LENGTH.unpack(os.pread(descriptor, _TFRECORD_LENGTH.size, position))
-        start = position + _TFRECORD_HEADER
-        position = start + length + _TFRECORD_FOOTER
+      while position + _TFRECORD_HEADER.size + _TFRECORD_FOOTER.size <= size:
+        header = os.pread(descriptor, _TFRECORD_HEADER.size, position)
+        length, checksum = _TFRECORD_HEADER.unpack(header)
+        if _masked_crc32c(header[:8]) != checksum:
+          break
+        start = position + _TFRECORD_HEADER.size
+        position = start + length + _TFRECORD_FOOTER.size
         if position <= size:
           offsets.append(start)
           lengths.append(length)
@@ -112,10 +182,31 @@ class _TFRecordShard:
   def __len__(self) -> int:
     return len(self._offsets)
 
+  @property
+  def longest(self) -> int:
+    """Bytes of the longest record; 0 without records."""
+    return int(self._lengths.max(initial=0))
+
   def read(self, rows: Sequence[int]) -> list[bytes]:
+    records = []
     # Opened for each read: ImageNet has more files than many systems let a process keep open.
     with open(self._path, "rb") as file:
-      return [os.pread(file.fileno(), int(self._lengths[row]), int(self._offsets[row])) for row in rows]
+      for row in rows:
+        length = int(self._lengths[row])
+        content = os.pread(file.fileno(), length + _TFRECORD_FOOTER.size, int(self._offsets[row]))
+        record = content[:length]
+        if len(content) != length + _TFRECORD_FOOTER.size:
+          raise ValueError("it is cut off")
+        if _masked_crc32c(record) != _TFRECORD_FOOTER.unpack_from(content, length)[0]:
+          raise ValueError("its checksum does not fit")
+        records.append(record)
+    return records
+
+
+def _masked_crc32c(content: bytes) -> int:
+  """TFRecord's checksum: a CRC-32C, rotated and shifted, so that it differs from one that the data may hold."""
+  crc = google_crc32c.value(content)
+  return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class _ArrayRecordShard:

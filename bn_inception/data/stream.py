@@ -50,7 +50,7 @@ def record_at(
   if shuffle == "none":
     records = offsets
   elif shuffle == "global":
-    records = _permute(offsets, num_records, _key(seed, epochs))
+    records = _permute(offsets, num_records, key(seed, epochs))
   else:
     records = np.empty_like(offsets)
     for epoch in np.unique(epochs):  # One, or two where a batch lies across an epoch's end.
@@ -85,16 +85,29 @@ def local_positions(
   return step * batch_size + first + process_index * local + np.arange(local, dtype=np.int64)
 
 
+def key(*words: int | np.ndarray) -> np.ndarray:
+  """One 64-bit key from several integers; order and every bit of each matter.
+
+  Arrays of integers broadcast: uint64 of their common shape, at least [1].
+  """
+  mixed = np.zeros(1, np.uint64)
+  for word in words:
+    if isinstance(word, int):
+      word %= 1 << 64  # Negative seeds are as good as others.
+    mixed = _mix(mixed + np.atleast_1d(np.asarray(word)).astype(np.uint64))
+  return mixed
+
+
 def _within_shards(offsets: np.ndarray, lengths: np.ndarray, seed: int, epoch: int) -> np.ndarray:
   """Records at `offsets` of one epoch: shards in a permuted order, records permuted within each."""
   # The shards' order has key (seed, epoch, 0), the records of shard s (seed, epoch, s + 1).
-  order = _permute(np.arange(len(lengths)), len(lengths), _key(seed, epoch, 0))
+  order = _permute(np.arange(len(lengths)), len(lengths), key(seed, epoch, 0))
   ends = np.cumsum(lengths[order])
   slots = np.searchsorted(ends, offsets, side="right")
   shards = order[slots]
   within = offsets - (ends[slots] - lengths[shards])
   starts = np.cumsum(lengths) - lengths
-  return starts[shards] + _permute(within, lengths[shards], _key(seed, epoch, shards + 1))
+  return starts[shards] + _permute(within, lengths[shards], key(seed, epoch, shards + 1))
 
 
 def _permute(indices: np.ndarray, sizes: np.ndarray | int, keys: np.ndarray) -> np.ndarray:
@@ -124,16 +137,6 @@ def _feistel(cells: np.ndarray, columns: np.ndarray, rows: np.ndarray, keys: np.
     else:
       row = (row + _mix(round_keys + column) % rows) % rows
   return row * columns + column
-
-
-def _key(*words: int | np.ndarray) -> np.ndarray:
-  """One 64-bit key from several integers (or arrays of them); order and every bit of each matter."""
-  key = np.zeros(1, np.uint64)
-  for word in words:
-    if isinstance(word, int):
-      word %= 1 << 64  # Negative seeds are as good as others.
-    key = _mix(key + np.atleast_1d(np.asarray(word)).astype(np.uint64))
-  return key
 
 
 def _mix(words: np.ndarray) -> np.ndarray:

@@ -23,8 +23,9 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
 
   Returns:
     A function from a TrainState to {"running/top1", "running/top5", "running/loss", the same for "population" and
-    "batch" where the network has BN and `eval.statistics` names them, "count"}; accuracies in [0, 1], loss in nats. It
-    raises RuntimeError if it did not see each example exactly once.
+    "batch" where the network has BN and `eval.statistics` names them, "count", "skipped_examples"}; accuracies in
+    [0, 1] over the examples counted, loss in nats. It raises RuntimeError if it did not see or skip each example
+    exactly once, or skipped all.
   """
   split = datasets.open_split(config.data, config.data.eval_split)
   # Results are on every device, so that every process can read them.
@@ -55,11 +56,14 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
     for kind, sums in results.items():
       sums = jax.device_get(sums)
       seen = sum(int(s.count) for s in sums)
-      if seen != split.num_examples:
-        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split}, which has "
-                           f"{split.num_examples}: its result is not to be trusted.")
+      skipped = sum(int(s.skipped) for s in sums)
+      if seen + skipped != split.num_examples:
+        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
+                           f"it has {split.num_examples}: its result is not to be trusted.")
+      if not seen:
+        raise RuntimeError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
       for name in ("top1", "top5", "loss"):
         metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / seen
-    return metrics | {"count": split.num_examples}
+    return metrics | {"count": seen, "skipped_examples": skipped}
 
   return evaluate

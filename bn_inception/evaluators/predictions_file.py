@@ -102,11 +102,12 @@ def metrics(folder: pathlib.Path, num_examples: int) -> dict[str, float]:
   with (folder / PREDICTIONS).open() as file:
     for line in map(json.loads, file):
       seen += 1
-      several_labels = isinstance(line["label"], list)
-      labels = line["label"] if several_labels else [line["label"]]
       if "skipped" in line:
         skipped += 1
-      elif not labels:
+        continue
+      several_labels = isinstance(line["label"], list)
+      labels = line["label"] if several_labels else [line["label"]]
+      if not labels:
         without_label += 1
       else:
         top1 += any(label in line["top5"][:1] for label in labels)

@@ -25,6 +25,7 @@ CHANGES = {
     "rate_decay": ("learning_rate_decay_epochs",),
     "no_lrn": ("model.local_response_norm",),
     "shuffling": ("data.shuffle",),
+    "distortions": ("data.photometric_strength",),
 }
 GROUP_SIZES, GROUP_BATCH = (4, 8, 16, 32, 64), 64  # The same batch for all, so that nothing but m differs.
 

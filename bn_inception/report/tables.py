@@ -54,12 +54,15 @@ def progress(config: ConfigDict, step: int, metrics: dict[str, float]) -> str:
   speed = metrics["train/images_per_second"]
   left = (config.num_steps - step) * config.batch_size / speed
   return (f"step {step:,}/{config.num_steps:,}  loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.1%}  "
-          f"{speed:,.0f} images/s  {duration(left)} left")
+          f"{speed:,.0f} images/s  {duration(left)} left"
+          + (f"  {skipped:,.0f} examples skipped" if (skipped := metrics["train/skipped_examples"]) else ""))
 
 
 def evaluation(step: int, metrics: dict[str, float]) -> str:
   """A table of the metrics `eval/KIND/top1` and so on, a row for each kind of statistics."""
-  lines = [f"Evaluation at step {step:,} on {metrics['eval/count']:,.0f} examples:",
+  skipped = metrics["eval/skipped_examples"]
+  lines = [f"Evaluation at step {step:,} on {metrics['eval/count']:,.0f} examples"
+           + (f" ({skipped:,.0f} bad ones skipped):" if skipped else ":"),
            "  statistics   top-1     top-5     loss"]
   for kind in ("running", "population", "batch"):
     if f"eval/{kind}/top1" in metrics:

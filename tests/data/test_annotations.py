@@ -16,12 +16,15 @@ LABELS = [[3], [1, 2, 9], [], [0, 5]]
 
 def config(name, folder):
   return ConfigDict({"name": name, "dir": str(folder), "train_split": "train", "shuffle": "none", "image_size": 4,
-                     "eval_resize": 4, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
+                     "on_error": "fail", "eval_resize": 4,
+                     "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
+                     "interpolation": "bilinear"})
 
 
-def read(data, split, indices):
+def read(data, split, indices, skipped=()):
   opened = open_split(data, split)
-  return annotations.read(opened, open_records(opened), indices)
+  indices = np.array(indices)
+  return annotations.read(opened, open_records(opened), indices, ~np.isin(indices, skipped))
 
 
 def pngs(count):
@@ -43,6 +46,7 @@ def test_any_number_of_labels(prepare_pictures):
   expected = [Annotation(f"val_{row:04}.JPEG", LABELS[row]) for row in order]
   assert read(data, "train", range(4)) == expected
   assert read(data, "train", [2, 0]) == [expected[2], expected[0]]
+  assert read(data, "train", [3, 1, 2], skipped=[1]) == [expected[3], Annotation("train:1", None), expected[2]]
 
 
 def test_one_label_and_no_name(prepare_pictures):

@@ -1,8 +1,10 @@
 """Crops against their definition, and decoding against PIL."""
 
+from collections.abc import Sequence
 import io
 import math
 
+import cv2
 import numpy as np
 from PIL import Image
 import pytest
@@ -26,25 +28,24 @@ def smooth(height: int, width: int) -> np.ndarray:
   return np.stack(ramps, -1).astype(np.uint8)
 
 
-def crop(encoded: bytes, position: int, size: int = 8, channels: int = 3, seed: int = 0, **options) -> np.ndarray:
-  options = {"crop_area": AREA, "crop_aspect": ASPECT, "flip": False, **options}
-  key = tf.constant([seed, position], tf.int64)
-  return train_distortions.random_crop_and_flip(
-      tf.constant(encoded), key, size=size, channels=channels, **options
-  ).numpy()
+def crops(encoded: bytes, positions: Sequence[int], size: int = 8, channels: int = 3, seed: int = 0, **options):
+  """uint8 [positions, size, size, channels] of one image."""
+  options = {"crop_area": AREA, "crop_aspect": ASPECT, "flip": False, "interpolation": "bilinear", **options}
+  out = np.zeros((len(positions), size, size, channels), np.uint8)
+  files = tf.constant([encoded] * len(positions))
+  train_distortions.random_crops(files, np.array(positions, np.int64), out, seed=seed, **options)
+  return out
+
+
+def crop(encoded: bytes, position: int, *args, **options) -> np.ndarray:
+  return crops(encoded, [position], *args, **options)[0]
 
 
 @pytest.fixture(scope="module", name="boxes")
 def fixture_boxes() -> np.ndarray:
   """4,000 random boxes of a 300 x 360 image: top, left, height, width."""
-
-  @tf.function
-  def box(position: tf.Tensor) -> tf.Tensor:
-    key = tf.stack([tf.constant(1, tf.int64), position])
-    uniforms = tf.reshape(tf.random.stateless_uniform([40], key, alg="philox"), [4, 10])
-    return train_distortions._random_box(tf.constant([300, 360, 3]), uniforms, AREA, ASPECT)
-
-  return np.stack([box(tf.constant(position, tf.int64)).numpy() for position in range(4000)])
+  uniforms = train_distortions._uniforms(1, np.arange(4000), 40).reshape(-1, 4, 10)
+  return train_distortions._random_boxes(np.tile([300, 360], (4000, 1)), uniforms, AREA, ASPECT)
 
 
 def test_boxes_lie_within_the_image_and_the_stated_ranges(boxes: np.ndarray) -> None:
@@ -87,7 +88,68 @@ def test_whole_image_is_resized_bilinearly() -> None:
   ramp = np.repeat(np.arange(0, 240, 20, np.uint8)[None, :, None], 12, 0)
   smaller = crop(encode(Image.fromarray(ramp[..., 0])), 0, channels=1, **{**options, "size": 9})
   source_columns = (np.arange(9) + 0.5) * 12 / 9 - 0.5  # Where the centres of the new pixels lie.
-  np.testing.assert_array_equal(smaller[0, :, 0], np.round(20 * source_columns))
+  np.testing.assert_allclose(smaller[0, :, 0], 20 * source_columns, atol=0.7)  # Weights of 11 bits.
+
+
+def linear(t: np.ndarray) -> np.ndarray:
+  return np.maximum(0, 1 - np.abs(t))
+
+
+def cubic(t: np.ndarray) -> np.ndarray:
+  """Keys' kernel with a = -0.75."""
+  a, t = -0.75, np.abs(t)
+  near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
+  return np.where(t <= 1, near, np.where(t < 2, far, 0))
+
+
+def weights(method: int, old: int, new: int) -> np.ndarray:
+  """float64 [new, old]: how much of each old pixel of a row is in each new one."""
+  rows = np.zeros((new, old))
+  for row in range(new):
+    if method == cv2.INTER_AREA:  # The overlap of [row, row + 1) old / new with each pixel.
+      low, high = row * old / new, (row + 1) * old / new
+      rows[row] = np.clip(np.minimum(high, np.arange(old) + 1) - np.maximum(low, np.arange(old)), 0, None)
+      continue
+    center = (row + 0.5) * old / new - 0.5
+    if method == cv2.INTER_NEAREST_EXACT:
+      rows[row, int(np.floor(center + 0.5))] = 1
+      continue
+    for place in range(math.floor(center) - 1, math.floor(center) + 3):
+      kernel = linear if method == cv2.INTER_LINEAR else cubic
+      rows[row, np.clip(place, 0, old - 1)] += kernel(np.array(center - place))
+  return rows / rows.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize("method", train_distortions._METHODS)
+@pytest.mark.parametrize("shape", [(100, 120), (20, 33), (64, 64), (1, 1), (150, 40), (30, 200), (128, 63), (2, 500)])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_interpolation_is_its_definition(method: int, shape: tuple[int, int], channels: int) -> None:
+  """Both sides grow, shrink, stay, or one of each; noise, so that a shift of a pixel would show."""
+  image = np.random.default_rng(0).integers(0, 256, (*shape, channels)).astype(np.uint8)
+  result = np.zeros((64, 64, channels), np.uint8)
+  train_distortions.resize(image, method, result)
+  vertical, horizontal = (weights(method, side, 64) for side in shape)
+  exact = np.clip(np.einsum("yh,hwc,xw->yxc", vertical, image.astype(float), horizontal), 0, 255)
+  error = np.abs(result - exact)
+  if method == cv2.INTER_NEAREST_EXACT:
+    assert error.max() == 0
+  else:  # Rounded, twice where one side grows and the other shrinks; OpenCV's bilinear weights have 11 bits.
+    assert error.max() < 1.2 and error.mean() < 0.4 and abs((result - exact).mean()) < 0.15
+
+
+def test_methods_are_equally_likely() -> None:
+  """What resizes the whole image is one of the four; 'bilinear' is always the first of them."""
+  image = np.random.default_rng(0).integers(0, 256, (11, 17, 3)).astype(np.uint8)
+  options = {"crop_area": (1.0, 1.0), "crop_aspect": (17 / 11, 17 / 11), "size": 13}
+  expected = np.zeros((4, 13, 13, 3), np.uint8)
+  for method, out in zip(train_distortions._METHODS, expected):
+    train_distortions.resize(image, method, out)
+  results = crops(encode(Image.fromarray(image)), range(1000), interpolation="random", **options)
+  is_method = (results[:, None] == expected).all((2, 3, 4))
+  assert (is_method.sum(1) == 1).all()
+  assert ((is_method.sum(0) - 250) ** 2 / 250).sum() < 20  # 3 degrees of freedom.
+  results = crops(encode(Image.fromarray(image)), range(20), interpolation="bilinear", **options)
+  assert (results == expected[0]).all()
 
 
 def test_half_are_mirrored() -> None:
@@ -137,6 +199,21 @@ def test_images_of_other_kinds_have_three_channels(mode: str, file_format: str) 
   ):
     assert result.shape == (64, 64, 3) and result.dtype == np.uint8
     assert np.abs(result - expected).mean() < 4
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"progressive": True}, {"comment": b"\xff\xc0" * 50}, {"exif": Image.Exif()}, {"icc_profile": b"\xff\xd8" * 90},
+    {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_shape_of_a_jpeg_is_in_its_header(mode: str, options: dict) -> None:
+  encoded = encode(Image.fromarray(smooth(37, 290)).convert(mode), "JPEG", **options)
+  assert train_distortions._jpeg_shape(encoded) == (37, 290)
+  scan = encoded.index(b"\xff\xda")
+  padded = encoded[:2] + b"\xff\xff" + encoded[2:]  # Any marker may be padded.
+  assert train_distortions._jpeg_shape(padded) == (37, 290)
+  for cut in (0, 1, 2, 3, 10, 20):
+    assert train_distortions._jpeg_shape(encoded[:cut]) is None
+  assert scan > 20 and train_distortions._jpeg_shape(encode(Image.fromarray(smooth(37, 290)))) is None
 
 
 def centre(encoded: bytes, size: int, resize: int, channels: int = 3) -> np.ndarray:

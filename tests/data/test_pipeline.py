@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator
 import itertools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import threading
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -15,6 +17,7 @@ import tensorflow_datasets as tfds
 from bn_inception.data import datasets, evaluation_crops, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.data.host_tf import tf
+from bn_inception.data.records import TFRecordShard
 
 
 @pytest.fixture(name="data")
@@ -22,7 +25,8 @@ def fixture_data(digits_dir: str) -> ConfigDict:
   """`config.data` of the digits, with every distortion on."""
   return ConfigDict({
       "name": "digits", "dir": digits_dir, "train_split": "train", "eval_split": "test", "shuffle": "global",
-      "image_size": 28, "eval_resize": 28, "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "image_size": 28, "eval_resize": 28, "on_error": "fail", "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3),
+      "flip": True, "interpolation": "random",
       "cache": False,
   })
 
@@ -156,8 +160,9 @@ def test_evaluation_sees_every_example_once(data: ConfigDict, hosts: int, batch_
 def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
   data = ConfigDict({
       "name": "imagenet2012:5.*.*", "dir": str(shared / "data" / "tfds"), "train_split": "train[:60%]",
-      "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "crop_area": (0.08, 1.0),
+      "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "on_error": "fail", "crop_area": (0.08, 1.0),
       "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+      "interpolation": "random",
       "cache": False,
   })
   whole = take(pipeline.train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
@@ -179,6 +184,8 @@ def test_what_cannot_work_is_said_at_once(data: ConfigDict) -> None:
     pipeline.eval_batches(data, "test", batch_size=32, process_count=3)
   with pytest.raises(DataError, match="data.shuffle 'all'"):
     pipeline.train_batches(ConfigDict({**data, "shuffle": "all"}), seed=0, batch_size=32)
+  with pytest.raises(DataError, match="data.interpolation 'lanczos'"):
+    pipeline.train_batches(ConfigDict({**data, "interpolation": "lanczos"}), seed=0, batch_size=32)
   with pytest.raises(DataError, match="data.eval_resize 20"):
     pipeline.eval_batches(ConfigDict({**data, "eval_resize": 20}), "test", batch_size=32)
 
@@ -202,7 +209,8 @@ def test_a_bad_example_is_named(
     images[6] = b"no image"
   data = ConfigDict({
       "name": "pictures", "dir": str(prepare_pictures(images, labels)), "train_split": "train", "shuffle": "none",
-      "image_size": 8, "eval_resize": 8, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
+      "image_size": 8, "eval_resize": 8, "on_error": "fail", "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0),
+      "flip": False, "interpolation": "bilinear",
       "cache": False,
   })
   # TFDS stores examples in an order of its own.
@@ -213,7 +221,8 @@ def test_a_bad_example_is_named(
     batches = pipeline.eval_batches(data, "train", batch_size=4)
   for _ in range(bad // 4):
     next(batches)
-  with pytest.raises(DataError, match=f"Record {bad} of pictures:2.3.4 train {problem}") as caught:
+  words = rf"Record {bad} of pictures:2.3.4 train \(number {bad} in .*tfrecord-00000-of-00001\) {problem}"
+  with pytest.raises(DataError, match=words) as caught:
     next(batches)
   assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
 
@@ -235,6 +244,197 @@ next(placed)
       [sys.executable, "-c", code, digits_dir], cwd=repository, capture_output=True, timeout=60, check=False
   )
   assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+@pytest.fixture(scope="module", name="numbered")
+def fixture_numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
+  """'numbered:1.0.0' in three files: 101 records (a prime), red is the number of each, green and blue are noise."""
+
+  class Numbered(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+      features = {"image": tfds.features.Image(shape=(16, 16, 3), encoding_format="png"),
+                  "label": tfds.features.ClassLabel(num_classes=101), "file_name": tfds.features.Text()}
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      for row in range(101):
+        image = np.random.default_rng(row).integers(0, 256, (16, 16, 3), np.uint8)
+        image[..., 0] = row
+        yield row, {"image": image, "label": row, "file_name": f"picture {row}"}
+
+  roots = {}
+  for file_format in ("tfrecord", "array_record"):
+    roots[file_format] = tmp_path_factory.mktemp(file_format)
+    Numbered(data_dir=roots[file_format]).download_and_prepare(
+        file_format=file_format, download_config=tfds.download.DownloadConfig(num_shards=3))
+  return roots
+
+
+def numbered_config(root: pathlib.Path, shuffle: str = "global", on_error: str = "fail") -> ConfigDict:
+  return ConfigDict({
+      "name": "numbered", "dir": str(root), "train_split": "train", "eval_split": "train", "shuffle": shuffle,
+      "image_size": 12, "eval_resize": 12, "on_error": on_error, "crop_area": (0.3, 1.0), "crop_aspect": (0.75, 1.33),
+      "interpolation": "random",
+      "flip": True,
+  })
+
+
+def run_hosts(data: ConfigDict, steps: int, hosts: int, start_step: int = 0) -> dict[str, np.ndarray]:
+  """The batches of 24 that several hosts supply together, their parts put next to each other."""
+  parts = [
+      take(pipeline.train_batches(data, seed=5, batch_size=24, start_step=start_step, process_index=host,
+                                  process_count=hosts), steps)
+      for host in range(hosts)
+  ]
+  return {key: np.concatenate([part[key] for part in parts], axis=2).reshape(steps * 24, *parts[0][key].shape[3:])
+          for key in parts[0]}
+
+
+@pytest.mark.parametrize("file_format, shuffle", [("tfrecord", "global"), ("array_record", "within_shard")])
+def test_every_record_once_an_epoch_on_any_hosts_and_resumed_on_others(
+    numbered: dict[str, pathlib.Path], file_format: str, shuffle: str
+) -> None:
+  data = numbered_config(numbered[file_format], shuffle)
+  whole = run_hosts(data, 9, hosts=1)  # 216 examples: two epochs and a part.
+  # Each picture is that of its label.
+  np.testing.assert_array_equal(whole["image"][..., 0].min(axis=(1, 2)), whole["label"])
+  for epoch in (0, 1):
+    np.testing.assert_array_equal(np.sort(whole["label"][101 * epoch : 101 * (epoch + 1)]), np.arange(101))
+  assert (whole["label"][:101] != whole["label"][101:202]).mean() > 0.9
+  for hosts in (2, 3, 8):
+    assert_equal(run_hosts(data, 9, hosts), whole)
+  for start_step in (1, 5, 8):  # Steps 4 and 8 hold the ends of epochs.
+    before, after = run_hosts(data, start_step, hosts=2), run_hosts(data, 9 - start_step, 3, start_step)
+    assert_equal({key: np.concatenate([before[key], after[key]]) for key in before}, whole)
+
+
+def damage(numbered: pathlib.Path, tmp_path: pathlib.Path, kind: str) -> tuple[pathlib.Path, list[int]]:
+  """A copy of the TFRecord set whose records 40 and 41 are bad; returns it and the labels in stored order."""
+  root, place = tmp_path / "damaged", 40
+  shutil.copytree(numbered, root)
+  labels = []
+  for path in sorted((root / "numbered" / "1.0.0").glob("*tfrecord*")):
+    records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
+    with tf.io.TFRecordWriter(str(path)) as writer:
+      for record in records:
+        example = tf.train.Example.FromString(record)
+        labels.append(example.features.feature["label"].int64_list.value[0])
+        if len(labels) - 1 in (place, place + 1) and kind != "checksum":
+          image = example.features.feature["image"].bytes_list.value
+          image[0] = {"no image": b"no image", "cut": image[0][: len(image[0]) // 2]}[kind]
+        writer.write(example.SerializeToString() if kind != "checksum" else record)
+    if kind == "checksum" and len(labels) - len(records) <= place < place + 1 < len(labels):
+      content = bytearray(path.read_bytes())
+      for bad in (place, place + 1):
+        content[content.index(records[bad - len(labels) + len(records)]) + 50] ^= 4
+      path.write_bytes(content)
+  return root, labels
+
+
+@pytest.mark.parametrize("kind", ["no image", "cut", "checksum"])
+def test_bad_records_fail_or_are_replaced_in_training(
+    numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+  root, labels = damage(numbered["tfrecord"], tmp_path, kind)
+  words = r"Record 4[01] of numbered:1.0.0 train \(.*number \d+ in .*00001-of-00003\)"
+  with pytest.raises(DataError, match=words) as caught:
+    take(pipeline.train_batches(numbered_config(root), seed=5, batch_size=24), 5)
+  assert "data.on_error=skip" in str(caught.value)
+  if kind != "checksum":
+    assert f"picture {labels[40]}," in str(caught.value) or f"picture {labels[41]}," in str(caught.value)
+
+  data = numbered_config(root, on_error="skip")
+  whole = run_hosts(data, 9, hosts=1)
+  sound = run_hosts(numbered_config(numbered["tfrecord"]), 9, hosts=1)
+  bad = np.isin(sound["label"], [labels[40], labels[41]])
+  np.testing.assert_array_equal(whole["skipped"], bad)
+  assert not sound["skipped"].any() and bad[:202].sum() == 4
+  for key in ("image", "label"):
+    np.testing.assert_array_equal(whole[key][~bad], sound[key][~bad])
+  # The next good one in stored order stands in for both.
+  np.testing.assert_array_equal(whole["label"][bad], labels[42])
+  assert (whole["image"][bad][..., 0] == labels[42]).all()
+  assert_equal(run_hosts(data, 6, hosts=3, start_step=3), {key: value[72:] for key, value in whole.items()})
+  named = [record.getMessage() for record in caplog.records if "Record 40 of" in record.getMessage()]
+  assert named and all("Skipped, as data.on_error says" in line and "00001-of-00003" in line for line in named)
+
+
+@pytest.mark.parametrize("kind, batch_size", [("no image", 24), ("checksum", 1), ("checksum", 101)])
+def test_bad_records_are_masked_and_counted_in_evaluation(
+    numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, batch_size: int
+) -> None:
+  root, labels = damage(numbered["tfrecord"], tmp_path, kind)
+  with pytest.raises(DataError, match="Record 40 of"):
+    list(pipeline.eval_batches(numbered_config(root), "train", batch_size=batch_size))
+  batches = list(pipeline.eval_batches(numbered_config(root, on_error="skip"), "train", batch_size=batch_size))
+  together = {key: np.concatenate([batch[key] for batch in batches])[:101] for key in batches[0]}
+  np.testing.assert_array_equal(np.flatnonzero(together["skipped"]), [40, 41])
+  np.testing.assert_array_equal(together["mask"], ~together["skipped"])
+  np.testing.assert_array_equal(together["label"][together["mask"]], np.delete(labels, [40, 41]))
+  assert not together["image"][together["skipped"]].any()
+
+
+def test_a_set_of_bad_records_only_ends(numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+  data = numbered_config(damage(numbered["tfrecord"], tmp_path, "no image")[0], "none", "skip")
+  data.train_split = "train[40:42]"
+  with pytest.raises(DataError, match="No record of numbered:1.0.0 train.40:42. can be used"):
+    take(pipeline.train_batches(data, seed=0, batch_size=2), 1)
+
+
+def test_a_missing_file_is_named_before_the_first_batch(
+    numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+  root, _ = damage(numbered["tfrecord"], tmp_path, "no image")
+  (file,) = (root / "numbered" / "1.0.0").glob("*00002-of-00003")
+  file.unlink()
+  for on_error in ("fail", "skip"):
+    with pytest.raises(DataError, match=file.name):
+      pipeline.train_batches(numbered_config(root, on_error=on_error), seed=0, batch_size=24)
+
+
+def test_a_stalled_reader_is_reported(
+    numbered: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+  release, read = threading.Event(), TFRecordShard.read
+
+  def hang(shard: TFRecordShard, rows: list[int]) -> list[bytes]:
+    release.wait(30)
+    return read(shard, rows)
+
+  monkeypatch.setattr(TFRecordShard, "read", hang)
+  monkeypatch.setattr(pipeline, "_STALL_SECONDS", 0.05)
+  batches = pipeline.train_batches(numbered_config(numbered["tfrecord"], "none"), seed=0, batch_size=24)
+  threading.Timer(0.5, release.set).start()
+  batch = next(batches)
+  np.testing.assert_array_equal(batch["label"], batch["image"][..., 0].min(axis=(2, 3)))
+  lines = [record.getMessage() for record in caplog.records if "is its file system responding" in record.getMessage()]
+  assert 2 <= len(lines) <= 4  # After 0.05, 0.15, 0.35 s: rarer and rarer.
+  assert all("waiting for record 0 and 23 more of " in line and "00000-of-00003 for" in line for line in lines)
+  batches.close()
+
+
+@pytest.mark.parametrize("shuffle", stream.SHUFFLES)
+def test_fake_data_has_the_shape_of_real_data_and_repeats(shuffle: str) -> None:
+  data = numbered_config(pathlib.Path("/nowhere"), shuffle)
+  data.update({"name": "fake", "num_classes": 1000, "image_size": 32, "eval_resize": 32, "mean": (0.0, 0.0, 0.0)})
+  split = datasets.open_split(data, "validation")
+  assert (split.num_classes, split.image_channels, len(split.label_names)) == (1000, 3, 1000)
+  whole = run_hosts(data, 60, hosts=1)
+  assert whole["image"].shape == (1440, 32, 32, 3) and whole["image"].dtype == np.uint8
+  assert whole["label"].dtype == np.int32 and 0 <= whole["label"].min() and whole["label"].max() < 1000
+  pictures = [image.tobytes() for image in whole["image"]]
+  assert len(set(pictures[: split.num_examples])) == split.num_examples  # Each once an epoch.
+  assert set(pictures) == set(pictures[: split.num_examples])
+  assert len(np.unique(whole["label"])) > 500 and abs(whole["image"].mean() - 127.5) < 1
+  assert_equal(run_hosts(data, 60, hosts=3), whole)
+  assert_equal(run_hosts(data, 2, hosts=2, start_step=58), {key: value[-48:] for key, value in whole.items()})
+  batches = list(pipeline.eval_batches(data, "validation", batch_size=100))
+  assert sum(batch["mask"].sum() for batch in batches) == split.num_examples
 
 
 @pytest.mark.parametrize("crops", [1, 10, 144])

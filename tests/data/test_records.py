@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import pathlib
+import threading
 
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
@@ -11,7 +12,7 @@ import pytest
 
 from bn_inception.data.datasets import DataError, Split, open_split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import open_records
+from bn_inception.data.records import BadRecordError, TFRecordShard, open_records
 
 LENGTHS = (5, 1, 12)
 CONTENT = [[bytes([shard]) * (1 + 37 * row) for row in range(length)] for shard, length in enumerate(LENGTHS)]
@@ -32,8 +33,7 @@ def write(folder: pathlib.Path, file_format: str) -> Split:
   return Split(
       name="set:1.0.0", split="train", num_examples=18, num_classes=2, label_names=("a", "b"), file_format=file_format,
       files=tuple(files), shard_starts=(0, 0, 0), shard_lengths=LENGTHS, file_lengths=LENGTHS, image_key="image",
-      label_key="label", image_channels=3, image_side=None,
-      several_labels=False, id_key="",
+      label_key="label", several_labels=False, id_key="", image_channels=3, image_side=None,
   )
 
 
@@ -101,3 +101,74 @@ def test_real_files_byte_for_byte(shared: pathlib.Path, name: str) -> None:
   records = open_records(split)
   sequential = list(tf.data.TFRecordDataset(split.files).take(2000).as_numpy_iterator())
   assert records.read(range(len(sequential))) == sequential
+
+
+@pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
+def test_a_changed_byte_is_noticed_and_spares_the_other_records(tmp_path: pathlib.Path, file_format: str) -> None:
+  split, flat = write(tmp_path, file_format), [record for content in CONTENT for record in content]
+  path = pathlib.Path(split.files[2])
+  # Incompressible, so that it is found in the file as it is; the seventh of its file.
+  flat[13] = np.random.default_rng(0).bytes(500)
+  writer = (tf.io.TFRecordWriter(str(path)) if file_format == "tfrecord"
+            else array_record_module.ArrayRecordWriter(str(path), "group_size:1"))
+  for record in flat[6:]:
+    writer.write(record)
+  writer.close()
+  content = bytearray(path.read_bytes())
+  content[content.index(flat[13][100:200])] ^= 1
+  path.write_bytes(content)
+  records = open_records(split)
+  for indices in ([13], range(18), [17, 13, 0]):
+    with pytest.raises(BadRecordError) as caught:
+      records.read(indices)
+    assert f"Record 13 of set:1.0.0 train (number 7 in {path})" in str(caught.value)
+    assert "\n" not in str(caught.value) and "data.on_error=skip" in str(caught.value)
+  good = [index for index in range(18) if index != 13]
+  assert records.read(good) == [flat[index] for index in good]
+  assert records.waiting_for() is None
+
+
+def test_checksums_are_those_of_tensorflow(tmp_path: pathlib.Path) -> None:
+  """Each single bit of a whole file, against TensorFlow's own reader."""
+  path = tmp_path / "one.tfrecord"
+  with tf.io.TFRecordWriter(str(path)) as writer:
+    writer.write(b"content")
+  whole = path.read_bytes()
+  for bit in range(8 * len(whole)):
+    content = bytearray(whole)
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError):
+      TFRecordShard(str(path)).read([0])
+    with pytest.raises(tf.errors.DataLossError):
+      list(tf.data.TFRecordDataset(str(path)))
+
+
+def test_a_file_that_goes_away_is_not_a_bad_record(tmp_path: pathlib.Path) -> None:
+  split = write(tmp_path, "tfrecord")
+  records = open_records(split)
+  pathlib.Path(split.files[1]).unlink()
+  with pytest.raises(DataError, match="00001-of-00003 cannot be read any more .*file system") as caught:
+    records.read([5])
+  assert not isinstance(caught.value, BadRecordError)
+  assert records.read([0]) == [CONTENT[0][0]]
+
+
+def test_what_a_read_waits_for(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+  split = write(tmp_path, "tfrecord")
+  records, arrived, release = open_records(split), threading.Event(), threading.Event()
+  read = TFRecordShard.read
+
+  def hang(shard, rows):
+    arrived.set()
+    release.wait(10)
+    return read(shard, rows)
+
+  monkeypatch.setattr(TFRecordShard, "read", hang)
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    result = pool.submit(records.read, [9, 7])
+    assert arrived.wait(10)
+    assert records.waiting_for() == f"record 3 and 1 more of {split.files[2]} for 0 s"
+    release.set()
+    assert result.result() == [CONTENT[2][3], CONTENT[2][1]]
+  assert records.waiting_for() is None

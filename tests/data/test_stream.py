@@ -64,6 +64,17 @@ def test_within_shard_stays_within_shards_whose_order_changes() -> None:
   assert len(orders) > 20  # Of 120.
 
 
+def test_shards_of_equal_length_have_unrelated_orders() -> None:
+  """Also in one epoch, and also where a shard comes at the same place in two epochs."""
+  shards, length = 12, 60
+  orders = records(np.arange(3 * shards * length), "within_shard", shards=(length,) * shards).reshape(-1, length)
+  within = orders % length
+  for one in range(len(within)):
+    for other in range(one):
+      # Unrelated permutations agree in one place on average (Poisson): more than 9 is a chance of 1e-7.
+      assert (within[one] == within[other]).sum() < 10, (orders[one] // length, orders[other] // length)
+
+
 @pytest.mark.parametrize("count", [2, 3, 5, 12, 101, 1024])
 def test_permutations_have_no_structure(count: int) -> None:
   """Over many epochs, each record is equally likely at the first and the middle place, and so is each step between."""
