@@ -18,7 +18,7 @@ def config(name, folder):
   return ConfigDict({"name": name, "dir": str(folder), "train_split": "train", "shuffle": "none", "image_size": 4,
                      "on_error": "fail", "eval_resize": 4,
                      "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
-                     "interpolation": "bilinear"})
+                     "interpolation": "bilinear", "cache": False})
 
 
 def read(data, split, indices, skipped=()):

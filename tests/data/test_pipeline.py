@@ -279,8 +279,7 @@ def numbered_config(root: pathlib.Path, shuffle: str = "global", on_error: str =
   return ConfigDict({
       "name": "numbered", "dir": str(root), "train_split": "train", "eval_split": "train", "shuffle": shuffle,
       "image_size": 12, "eval_resize": 12, "on_error": on_error, "crop_area": (0.3, 1.0), "crop_aspect": (0.75, 1.33),
-      "interpolation": "random",
-      "flip": True,
+      "interpolation": "random", "flip": True, "cache": False,
   })
 
 
