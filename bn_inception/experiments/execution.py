@@ -123,7 +123,8 @@ def measure(config: ConfigDict) -> tuple[float, float]:
   state = jax.jit(lambda: state_lib.create(model, optimizer, config, image_shape))()
   batches = config.steps_per_call * config.gradient_accumulation
   size = config.batch_size // config.gradient_accumulation
-  batch = {"image": jnp.zeros((batches, size, *image_shape), jnp.uint8), "label": jnp.zeros((batches, size), jnp.int32)}
+  batch = {"image": jnp.zeros((batches, size, *image_shape), jnp.uint8),
+           "label": jnp.zeros((batches, size), jnp.int32), "skipped": jnp.zeros((batches, size), bool)}
   call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
   start = time.monotonic()
   call = jax.jit(call, donate_argnums=0).lower(state, batch).compile()

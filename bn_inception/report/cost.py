@@ -47,7 +47,8 @@ def _count(config: ConfigDict) -> Cost:
 
   def batch(*shape: int) -> dict[str, jax.ShapeDtypeStruct]:
     return {"image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8),
-            "label": jax.ShapeDtypeStruct(shape, jnp.int32), "mask": jax.ShapeDtypeStruct(shape, bool)}
+            "label": jax.ShapeDtypeStruct(shape, jnp.int32), "mask": jax.ShapeDtypeStruct(shape, bool),
+            "skipped": jax.ShapeDtypeStruct(shape, bool)}
 
   parts = config.gradient_accumulation
   train_step = jax.jit(step_lib.make_train_step(model, optimizer, config))
