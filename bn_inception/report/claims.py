@@ -173,6 +173,11 @@ def _shuffling(experiments: Experiments, command: str) -> Claim:
                  "alone/shuffling", "bn_baseline")
 
 
+def _smaller(a: float, b: float) -> str:
+  """The verdict on errors over the same images."""
+  return UNDECIDED if a == b else CONFIRMED if a < b else REFUTED
+
+
 def _figure4(evaluations: Evaluations, experiments: Experiments, command: str) -> list[Claim]:
   one = {name: metrics for name, (_, metrics) in evaluations.items()
          if name.startswith("member") and name.endswith("_1crop_running")}
@@ -186,7 +191,7 @@ def _figure4(evaluations: Evaluations, experiments: Experiments, command: str) -
   if one and many:
     claims.append(Claim(text, "§4.2.3", value, f"{percent(errors(one).mean)} to {percent(errors(many).mean)} top-1, "
                         f"the mean of {len(one)} networks",
-                        CONFIRMED if errors(many).mean < errors(one).mean else REFUTED, command))
+                        _smaller(errors(many).mean, errors(one).mean), command))
   else:
     claims.append(_missing(text, "§4.2.3", value, command))
   text, value = "The ensemble of six networks has a smaller error than one of them", "21.99% to 20.1% top-1"
@@ -194,7 +199,7 @@ def _figure4(evaluations: Evaluations, experiments: Experiments, command: str) -
     together = ensembles[max(ensembles)]["top1_error"]
     claims.append(Claim(text, "§4.2.3", value, f"{percent(errors(many).mean)} to {percent(together)} top-1; the best "
                         f"of the six {percent(min(errors(many).values))}",
-                        CONFIRMED if together < min(errors(many).values) else REFUTED, command))
+                        _smaller(together, min(errors(many).values)), command))
   else:
     claims.append(_missing(text, "§4.2.3", value, command))
   text = "Population statistics (Algorithm 2) and moving averages agree"
