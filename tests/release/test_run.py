@@ -26,6 +26,7 @@ def make_config(digits_dir):
   config.batch_size = config.eval.batch_size = 32
   config.batch_norm.group_size = 8
   config.num_steps, config.log_every, config.eval_every, config.checkpoint_every = STEPS, 4, 8, 4
+  config.steps_per_call = 1
   config.eval.population_batches = 3
   config.ema_decay = 0.5
   return config
