@@ -207,7 +207,7 @@ def test_huge_memo_index_takes_no_memory():
 def nested_pickles() -> dict[str, bytes]:
   """What Python itself cannot hash, compare or print: too deep for its stack, or 2^200 leaves."""
   deep = b")" + b"\x85" * 300_000
-  wide = b")q\x00" + b"h\x00h\x00\x86q\x00" * 200
+  wide = b")" + b"q\x00h\x00\x86" * 200
   storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x04tQ"
   rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
   pickles = {}
@@ -236,7 +236,7 @@ def test_nested_pickle_is_one_short_sentence(name):
 
 
 def test_nested_parts_of_the_old_container_are_one_short_sentence():
-  nested = b")q\x00" + b"h\x00h\x00\x86q\x00" * 200 + b"."
+  nested = b")" + b"q\x00h\x00\x86" * 200 + b"."
   parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])]
   for place, part in ((1, nested), (2, nested), (4, nested[:-1] + b"\x85.")):
     with pytest.raises(release.ReleaseError) as error:
