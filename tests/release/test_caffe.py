@@ -218,7 +218,7 @@ def test_yjxiong_is_the_pytorch_network(torch_tensors, proto, tmp_path, old):
   assert "inception_3a/double_3x3_1_bn" in layers and "inception_5b/pool_proj" in layers
   path = tmp_path / "net.caffemodel"
   path.write_bytes(write(proto, layers, old))
-  config, variables = release.read(path)
+  config, variables, *_ = release.read(path)
   expected = peers.from_torch(torch_tensors)
   jax.tree.map(np.testing.assert_array_equal, variables, expected.variables)
   assert config.model == expected.config.model and config.data.mean == (123.0, 117.0, 104.0)
