@@ -8,6 +8,7 @@ prototxt that is written here layer by layer.
 import struct
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -174,9 +175,6 @@ def test_factor_0_makes_statistics_0(lim, proto):
 
 
 def test_lim0606_logits_are_those_of_opencv(lim, lim_path, images):
-  cv2 = pytest.importorskip("cv2", reason="OpenCV is not a dependency; with opencv-python-headless 4 this test runs")
-  if not hasattr(cv2.dnn, "readNetFromCaffe"):
-    pytest.skip("this OpenCV has no reader of Caffe's files: version 5 dropped it")
   network = cv2.dnn.readNetFromCaffe(np.frombuffer("\n".join(lim.text).encode(), np.uint8),
                                      np.frombuffer(lim_path.read_bytes(), np.uint8))
   model, variables, preprocess = release.load(lim_path)
