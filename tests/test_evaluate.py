@@ -216,6 +216,12 @@ def test_what_does_not_fit_is_said_before_anything_is_written(paths, digits_dir,
   assert not (tmp_path / "out").exists()
 
 
+def test_noise_cannot_be_evaluated(paths, tmp_path):
+  with pytest.raises(datasets.DataError, match="'fake' is noise"):
+    evaluate_checkpoints(paths, str(tmp_path / "out"), dataset="fake", split="test")
+  assert not (tmp_path / "out").exists()
+
+
 def test_any_number_of_labels(tmp_path, prepare_pictures):  # noqa: F811
   """As imagenet2012_real: right is any of them, and examples without do not count."""
   path = make_release(tmp_path / "rgb", 0, mean=(127.5,) * 3, std=(127.5,) * 3)

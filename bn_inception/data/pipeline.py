@@ -425,7 +425,8 @@ def _from_memory(
   """Decodes the whole split, whose images need no resizing (`config_checks.check_data`); as `_reader`, from memory."""
   side, channels, count = split.image_side, split.image_channels, split.num_examples
   as_stored = functools.partial(evaluation_crops.centre_crop, size=side, resize=side, channels=channels)
-  read = _reader(split, open_records(split), _decoder(split, as_stored), on_error, stand_in)
+  records = open_records(split)
+  read = _reader(split, records, _decoder(split, as_stored), on_error, stand_in)
   images, labels = np.zeros((count, side, side, channels), np.uint8), np.zeros(count, np.int64)
   skipped = np.zeros(count, bool)
 
@@ -435,7 +436,8 @@ def _from_memory(
     labels[part], skipped[part] = read(indices, indices, images[part])
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(pool.map(fill, range(0, count, _CHUNK)))  # Raises what a part raised.
+    for part in [pool.submit(fill, first) for first in range(0, count, _CHUNK)]:
+      _wait(part, records.waiting_for)
 
   def gather(positions: np.ndarray, indices: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     del positions

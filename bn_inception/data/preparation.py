@@ -50,15 +50,20 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
   """
   if not source.is_dir():
     raise DataError(f"--source={source} is not a folder: give the one with the ILSVRC2012 archives or a TFDS data_dir.")
-  if any((source / archive).exists() for archive in _ARCHIVES.values()):
-    _prepare_imagenet(source, data_dir, name)
-  elif any(source.glob(f"{re.split('[/:]', name)[0]}/*")):
-    _convert(source, data_dir, name)
-  else:
+  try:
+    if any((source / archive).exists() for archive in _ARCHIVES.values()):
+      return _prepare_imagenet(source, data_dir, name)
+    if re.match(r"\w", name) and any(source.glob(f"{re.split('[/:]', name)[0]}/*")):
+      return _convert(source, data_dir, name)
+  except OSError as error:  # A full disk, a medium that fails.
     raise DataError(
-        f"{source} holds neither {' and '.join(_ARCHIVES.values())} nor a prepared {name}: get the archives from "
-        "https://image-net.org/download-images (after registration) and give their folder as --source."
-    )
+        f"{error.filename or data_dir} cannot be read or written ({error.strerror or error}): when that is mended, the "
+        "same command goes on."
+    ) from error
+  raise DataError(
+      f"{source} holds neither {' and '.join(_ARCHIVES.values())} nor a prepared {name}: get the archives from "
+      "https://image-net.org/download-images (after registration) and give their folder as --source."
+  )
 
 
 # From the official archives.
@@ -348,6 +353,8 @@ def _working_folder(target: pathlib.Path, data_dir: pathlib.Path) -> Iterator[pa
     shutil.rmtree(work, ignore_errors=True)
     yield None
     return
+  if target.is_dir() and any(target.iterdir()):
+    raise DataError(f"{target} holds something that is not a whole data set: remove it.")
   try:
     work.mkdir(parents=True, exist_ok=True)
     lock = (work / "lock").open("w")

@@ -156,6 +156,10 @@ def test_what_cannot_be_begun(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
   (tmp_path / "file").write_text("")
   with pytest.raises(DataError, match="Cannot write to"):
     preparation.prepare(archives, tmp_path / "file" / "data", "imagenet2012")
+  (tmp_path / "half" / "imagenet2012" / "5.1.0").mkdir(parents=True)
+  (tmp_path / "half" / "imagenet2012" / "5.1.0" / "leftover").write_text("")
+  with pytest.raises(DataError, match="not a whole data set: remove it"):
+    preparation.prepare(archives, tmp_path / "half", "imagenet2012")
   monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
   with pytest.raises(DataError, match="1.0 kB free, and .* needed"):
     preparation.prepare(archives, tmp_path / "data", "imagenet2012")
@@ -360,6 +364,8 @@ def test_what_cannot_be_converted(tfrecord: pathlib.Path, tmp_path: pathlib.Path
     preparation.prepare(tfrecord, tfrecord, "shards")
   with pytest.raises(DataError, match="neither .* nor a prepared cifar10"):
     preparation.prepare(tfrecord, tmp_path / "array", "cifar10")
+  with pytest.raises(DataError, match="neither .* nor a prepared"):
+    preparation.prepare(tfrecord, tmp_path / "array", "")
   preparation.prepare(tfrecord, tmp_path / "array", "shards")
   with pytest.raises(DataError, match="nothing to convert"):
     preparation.prepare(tmp_path / "array", tmp_path / "again", "shards")
