@@ -1,7 +1,7 @@
 """Caffe's files, for which there is no golden one: written here by Google's protobuf, computed by OpenCV.
 
 The messages are declared as in caffe.proto and serialised by the protobuf library, which shares no code with the
-reader. Where OpenCV can be imported with its Caffe reader (cv2.dnn, before version 5), it computes the network from a
+reader. OpenCV's Caffe reader (cv2.dnn; version 5 dropped it) computes the network from a
 prototxt that is written here layer by layer.
 """
 
@@ -147,7 +147,7 @@ def lim_path(lim, proto, tmp_path_factory):
 
 def test_lim0606_has_416_blobs_and_the_counts_of_its_deploy_network(lim, lim_path):
   assert sum(len(blobs) for _, blobs in lim.layers.values()) == 416
-  config, variables = release.read(lim_path)
+  config, variables, *_ = release.read(lim_path)
   assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 11_194_984
   assert config.data.channel_order == "bgr" and config.data.num_classes == 1000
   config_checks.check_config(config, devices=1)
