@@ -216,13 +216,13 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
 
 
 def _disk(findings: Findings, config: ConfigDict, state: state_lib.TrainState, workdir: pathlib.Path) -> None:
-  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  kept = config.keep_latest + config.keep_best
-  needed = (kept + 1) * size  # One more while it is written.
   place = next(path for path in (workdir, *workdir.parents) if path.exists())
   if not place.is_dir():
     findings.stops.append(f"{place} is not a folder: give another --workdir.")
     return
+  size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  kept = config.keep_latest + config.keep_best
+  needed = (kept + 1) * size  # One more while it is written.
   free = shutil.disk_usage(place).free
   _row("Disk", f"{needed / 1e6:,.0f} MB for checkpoints of {size / 1e6:,.0f} MB, {kept} kept and one being written; "
        f"{free / 1e9:,.1f} GB free in {place}")

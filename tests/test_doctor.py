@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from bn_inception import doctor, state as state_lib
-from bn_inception.data import pipeline
+from bn_inception.data import datasets, pipeline
 from bn_inception.report import contact_sheet
 from configs import mnist
 
@@ -98,12 +98,13 @@ def test_the_sheet_shows_colours_and_gray(tmp_path):
     assert (np.abs(pixels.astype(int) - expected).max(axis=1) <= 1).mean() > 0.1
 
 
-def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, capsys, monkeypatch):
+def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, monkeypatch):
   """With the distortions of the device, from the first position on, whatever the batch size."""
   config.data.photometric_strength, config.batch_size, config.batch_norm.group_size = 1.0, 8, 8
   drawn = []
   monkeypatch.setattr(contact_sheet, "draw_labelled", lambda images, *_: drawn.append(images))
-  examine(config, tmp_path, capsys)
+  split = datasets.open_split(config.data, "train")
+  doctor._input(doctor.Findings([], []), config, split, tmp_path / "samples.png")  # pylint: disable=protected-access
   contact_sheet.draw(config, tmp_path / "sheet.png", images=32)
   sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
   cells = [sheet[top : top + 28, left : left + 28] for top in range(0, 128, 32) for left in range(0, 256, 32)]
@@ -112,12 +113,15 @@ def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, capsys, mon
   assert np.abs(drawn[0].astype(int) - stored).mean() > 5
 
 
-@pytest.mark.parametrize("workdir, output", [("file", "out/samples.png"), ("runs", "file/samples.png")])
-def test_a_place_that_is_no_folder_is_a_sentence(config, tmp_path, capsys, workdir, output):
+def test_a_place_that_is_no_folder_is_a_sentence(config, tmp_path):
   (tmp_path / "file").write_text("")
-  assert not doctor.examine(config, tmp_path / workdir, tmp_path / output)
-  text = capsys.readouterr().out
-  assert f"{tmp_path / 'file'} is not a folder" in text or f"{tmp_path / output} cannot be written (" in text
+  findings = doctor.Findings([], [])
+  doctor._disk(findings, config, None, tmp_path / "file" / "run")  # pylint: disable=protected-access
+  images, positions = np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1)
+  doctor._samples(findings, config, images, ["0"], positions,  # pylint: disable=protected-access
+                  tmp_path / "file" / "samples.png")
+  assert f"{tmp_path / 'file'} is not a folder" in findings.stops[0]
+  assert "samples.png cannot be written (" in findings.stops[1]
 
 
 def test_the_exit_code(repository, tmp_path):

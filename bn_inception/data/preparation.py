@@ -171,10 +171,13 @@ def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.P
   with _progress(split, folder, (source / _ARCHIVES[split]).stat().st_size):
     builder = tfds.builder(_IMAGENET, data_dir=folder)
     with contextlib.redirect_stdout(None):  # TFDS prints that it downloads.
-      builder.download_and_prepare(
-          file_format="array_record",
-          download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
-      )
+      try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
+        )
+      except RuntimeError as error:  # What ArrayRecord's writer makes of an OSError.
+        raise OSError(None, str(error).partition(";")[0], str(folder)) from error
   prepared = pathlib.Path(builder.data_dir)
   info = _read_json(prepared / "dataset_info.json")
   info["splits"] = [facts for facts in info["splits"] if facts["name"] == split]
@@ -327,10 +330,13 @@ def _convert_file(source: pathlib.Path, target: pathlib.Path, length: int, stopp
 
   # As TFDS writes it: one record in each group, so that each can be read alone.
   writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-  for _, records in chunks():
-    for record in records:
-      writer.write(record)
-  writer.close()
+  try:
+    for _, records in chunks():
+      for record in records:
+        writer.write(record)
+    writer.close()
+  except RuntimeError as error:  # What ArrayRecord's writer makes of an OSError.
+    raise OSError(None, str(error).partition(";")[0], str(partial)) from error
   reader = array_record_module.ArrayRecordReader(str(partial))
   for first, records in chunks():
     if reader.num_records() != length or reader.read(first, first + len(records)) != records:

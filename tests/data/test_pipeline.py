@@ -178,8 +178,8 @@ def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
       take(pipeline.train_batches(data, seed=0, batch_size=64, start_step=4), 2),
       {key: value[4:] for key, value in whole.items()},
   )
-  batches = list(pipeline.eval_batches(data, "validation", batch_size=128))
-  assert sum(batch["mask"].sum() for batch in batches) == 500
+  batches = list(pipeline.eval_batches(data, "validation[:150]", batch_size=64))
+  assert sum(batch["mask"].sum() for batch in batches) == 150
 
 
 def test_what_cannot_work_is_said_at_once(data: ConfigDict) -> None:
@@ -449,7 +449,7 @@ def test_fake_data_has_the_shape_of_real_data_and_repeats(shuffle: str) -> None:
 def test_crop_batches_hold_the_crops_of_every_image_once(data: ConfigDict, crops: int) -> None:
   """Whatever the batch size, the number of hosts and where it begins; against one image at a time."""
   images, _ = stored(data, "test")
-  for first, batch_size, hosts in ((900, 7, 1), (0, 500, 1), (993, 6, 2), (1000, 4, 1)):
+  for first, batch_size, hosts in ((985, 7, 1), (0, 500, 1), (993, 6, 2), (1000, 4, 1)):
     if crops == 144 and batch_size > 7:
       continue
     by_host = [list(pipeline.crop_batches(data, "test", crops=crops, batch_size=batch_size, first=first,

@@ -359,6 +359,23 @@ def test_a_copy_that_reads_back_otherwise_is_not_accepted(
     preparation.prepare(tfrecord, tmp_path / "array", "shards")
 
 
+def test_a_disk_that_is_full_meanwhile_is_a_sentence(
+    tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  class Full:
+    def __init__(self, path, options):
+      self._path = path
+
+    def write(self, record):  # In ArrayRecord's words.
+      raise RuntimeError(f"write() failed: No space left on device; writing {self._path}; at byte 12124160")
+
+  monkeypatch.setattr(preparation.array_record_module, "ArrayRecordWriter", Full)
+  with pytest.raises(DataError, match=r"partial cannot be read or written \(write\(\) failed: No space left on dev"):
+    preparation.prepare(tfrecord, tmp_path / "array", "shards")
+  monkeypatch.undo()
+  preparation.prepare(tfrecord, tmp_path / "array", "shards")
+
+
 def test_what_cannot_be_converted(tfrecord: pathlib.Path, tmp_path: pathlib.Path) -> None:
   with pytest.raises(DataError, match="give another --data_dir"):
     preparation.prepare(tfrecord, tfrecord, "shards")
