@@ -7,7 +7,6 @@ import logging
 import os
 import pathlib
 import time
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -41,9 +40,12 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
     {"step", "eval/KIND/top1", "eval/KIND/top5", "eval/KIND/loss", "eval/count"}, as a line of metrics.jsonl.
 
   Raises:
-    FileNotFoundError, ConfigError, DataError, CheckpointError: one sentence on what cannot be used.
+    FileNotFoundError, EvaluationError, ConfigError, DataError, CheckpointError: one sentence on what cannot be used.
   """
-  config = run_directory.read_config(pathlib.Path(workdir))
+  try:
+    config = run_directory.read_config(pathlib.Path(workdir))
+  except ValueError as error:
+    raise EvaluationError(f"{run_directory.config_path(pathlib.Path(workdir))} is damaged: {error}.") from error
   if data_dir is not None:
     config.data.dir = data_dir
   if batch_size is not None:
@@ -59,7 +61,6 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
     metrics = {f"eval/{name}": value for name, value in classification.make_evaluator(config, mesh)(state).items()}
   _log.info("%s", tables.evaluation(step, metrics))
   return {"step": step} | metrics
-
 
 
 def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, data_dir: str | None = None,
@@ -90,6 +91,8 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   Raises:
     EvaluationError, ReleaseError, DataError, ConfigError, CheckpointError: one sentence on what cannot be used.
   """
+  if not paths or not all(paths):
+    raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
   mesh = sharding.make_mesh(devices)
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
@@ -98,7 +101,8 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   records = open_records(opened)
   networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
   request = {
-      "networks": [{"path": path, "sha256": _digest(one.variables)} for path, one in zip(paths, releases)],
+      "networks": [{"path": path, "sha256": _digest(one, network.program)}
+                   for path, one, network in zip(paths, releases, networks)],
       "data": opened.name, "split": opened.split, "examples": opened.num_examples, "crops": crops,
       "image_size": data.image_size, "folded": folded, "statistics": statistics}
   folder = pathlib.Path(output or _default_output(paths, opened, crops))
@@ -134,7 +138,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
 
 
 def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:
-  if run_directory.config_path(pathlib.Path(path)).exists() and (pathlib.Path(path) / "checkpoints").is_dir():
+  if release.is_run(path):
     return release.from_run(path, statistics=statistics, data_dir=data_dir)
   return release.read(path)
 
@@ -166,7 +170,10 @@ def _split_name(data: ConfigDict, dataset: str | None) -> str:
 
 def _network(path: str, one: release.Release, split: datasets.Split, folded: bool) -> prediction.Network:
   """A release as a network on one data set; see `prediction.Network`."""
-  model, variables, preprocess = release.build(one, folded=folded)
+  try:
+    model, variables, preprocess = release.build(one, folded=folded)
+  except ValueError as error:
+    raise EvaluationError(f"{path}: {error}") from error
   columns = _columns(path, one, split)
   image = jax.ShapeDtypeStruct((1, one.config.data.image_size, one.config.data.image_size, split.image_channels),
                                np.uint8)
@@ -175,8 +182,10 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   except Exception as error:  # Whatever the layers raise, the images do not fit them.
     raise EvaluationError(f"{path} does not take the images of {split.name}, which have {split.image_channels} "
                           f"channel{'s'[:split.image_channels > 1]}: choose another data set.") from error
-  settings = {name: one.config[name] for name in ("model", "batch_norm", "data", "dtype")}
-  program = ConfigDict(settings).to_json_best_effort(sort_keys=True) + f" folded={folded} {columns.tolist()}"
+  settings = ConfigDict({name: one.config[name] for name in ("model", "batch_norm", "data", "dtype")})
+  settings = settings.copy_and_resolve_references()
+  settings.data.dir = ""  # Where the data lie changes no program and no result.
+  program = settings.to_json_best_effort(sort_keys=True) + f" {columns.tolist()}"
   return prediction.Network(model, variables, preprocess, columns, program)
 
 
@@ -195,10 +204,10 @@ def _columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarr
   return np.arange(split.num_classes)
 
 
-def _digest(variables: Any) -> str:
-  """SHA-256 of the variables' bytes."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(variables):
+def _digest(one: release.Release, program: str) -> str:
+  """SHA-256 of all that a network's predictions depend on: its settings, which output is which class, its variables."""
+  digest = hashlib.sha256(program.encode())
+  for leaf in jax.tree.leaves(one.variables):
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 

@@ -36,7 +36,7 @@ _OF_WORKDIR = ("step", "population_batches")
 def main() -> None:
   from bn_inception import evaluate
   command_line.one_of("workdir", _OF_WORKDIR, "checkpoint", _OF_CHECKPOINT)
-  if _WORKDIR.value:
+  if _CHECKPOINT.value is None:
     evaluate.evaluate_run(_WORKDIR.value, _STEP.value, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value,
                           population_batches=_POPULATION_BATCHES.value)
   else:

@@ -28,6 +28,7 @@ flags.register_multi_flags_validator(
 
 def main() -> None:
   from bn_inception import release
+  release.check_free(_OUTPUT.value)  # Before anything that takes long.
   if _WORKDIR.value:
     exported = release.from_run(_WORKDIR.value, _STEP.value, _STATISTICS.value, data_dir=_DATA_DIR.value)
   else:

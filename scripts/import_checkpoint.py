@@ -15,6 +15,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "Release folder to write.", requir
 
 def main() -> None:
   from bn_inception import release
+  release.check_free(_OUTPUT.value)  # Before anything that takes long.
   imported = release.read(_SOURCE.value, _SYMBOL.value)
   if _LABELS.value:
     imported = release.with_labels(imported, _LABELS.value)

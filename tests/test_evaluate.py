@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from bn_inception.data import datasets
 from bn_inception.evaluate import evaluate_checkpoints
 from bn_inception.evaluators import prediction
 from bn_inception.evaluators.predictions_file import EvaluationError
-from configs import mnist
+from configs import bn_x5, mnist
 from tests.data.conftest import prepare_pictures  # noqa: F401
 
 DIGITS = tuple(map(str, range(10)))
@@ -40,6 +41,17 @@ def make_release(folder, seed, names=DIGITS, classes=10, network="plain", **data
   variables = models.build(config).init(jax.random.key(seed), jnp.zeros((1, size, size, channels)), train=False)
   variables = jax.tree.map(np.asarray, {name: variables.get(name, {}) for name in ("params", "batch_stats")})
   release.write(release.Release(config, variables, names), folder)
+  return str(folder)
+
+
+def make_inception(folder, **batch_norm):
+  """A narrow Inception for the digits."""
+  config = bn_x5.get_config("quickstart").copy_and_resolve_references()
+  config.batch_norm.update(batch_norm)
+  config.release = ConfigDict({"source": "a test", "classes": "digits", "statistics": "running", "published": "none"})
+  variables = models.build(config).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
+  variables = {name: variables[name] for name in ("params", "batch_stats")}
+  release.write(release.Release(config, variables, DIGITS), folder)
   return str(folder)
 
 
@@ -222,6 +234,42 @@ def test_noise_cannot_be_evaluated(paths, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
+def test_what_cannot_be_folded_or_has_no_path_is_one_sentence(paths, digits_dir, tmp_path):
+  out = str(tmp_path / "out")
+  for wrong in ([], [paths[0], ""]):
+    with pytest.raises(EvaluationError, match="A network has no path"):
+      evaluate_checkpoints(wrong, out, data_dir=digits_dir)
+  inception_path = make_inception(tmp_path / "inception", per_activation=("5b",))
+  with pytest.raises(EvaluationError, match="inception: inception_5b/1x1 has BN per activation, .* unfolded.$"):
+    evaluate_checkpoints([inception_path], out, data_dir=digits_dir, folded=True)
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_record_that_is_no_image_is_skipped_and_counted(tmp_path, prepare_pictures):  # noqa: F811
+  """Also where it is the only one of its batch."""
+  path = make_release(tmp_path / "rgb", 0, names=("0", "1", "2"), classes=3, mean=(127.5,) * 3, std=(127.5,) * 3)
+  Image.fromarray(np.zeros((28, 28, 3), np.uint8)).save(tmp_path / "image.png")
+  image = (tmp_path / "image.png").read_bytes()
+  data_dir = str(prepare_pictures([image, b"no image", image, b"neither"], [0, 1, 2, 0]))
+  arguments = {"data_dir": data_dir, "dataset": "pictures", "split": "train", "crops": 10}
+  with pytest.raises(datasets.DataError, match="cannot be decoded"):
+    evaluate_checkpoints([path], str(tmp_path / "out"), **arguments)
+  for batch_size in (1, 40):
+    metrics = evaluate_checkpoints([path], str(tmp_path / f"out{batch_size}"), on_error="skip", batch_size=batch_size,
+                                   devices=jax.devices()[:1], **arguments)
+    assert (metrics["count"], metrics["skipped"]) == (2, 2)
+
+
+def test_a_network_whose_settings_changed_does_not_continue_an_evaluation(paths, digits_dir, tmp_path):
+  """The same weights at the same place, but another preprocessing, or other names of the outputs."""
+  arguments = {"data_dir": digits_dir, "split": "test[:10]"}
+  evaluate_checkpoints([make_release(tmp_path / "net", 0)], str(tmp_path / "out"), **arguments)
+  for change in ({"mean": (100.0,)}, {"names": DIGITS[::-1]}):
+    shutil.rmtree(tmp_path / "net")
+    with pytest.raises(EvaluationError, match="differs in: networks"):
+      evaluate_checkpoints([make_release(tmp_path / "net", 0, **change)], str(tmp_path / "out"), **arguments)
+
+
 def test_any_number_of_labels(tmp_path, prepare_pictures):  # noqa: F811
   """As imagenet2012_real: right is any of them, and examples without do not count."""
   path = make_release(tmp_path / "rgb", 0, mean=(127.5,) * 3, std=(127.5,) * 3)
@@ -252,6 +300,8 @@ def script(repository, *arguments, **kwargs):
     (["--workdir=a", "--checkpoint=b"], "Give either --workdir or --checkpoint."),
     (["--workdir=a", "--crops=10"], "--crops goes with --checkpoint."),
     (["--checkpoint=a", "--step=3"], "--step goes with --workdir."),
+    (["--checkpoint="], "A network has no path: give --checkpoint=PATH"),
+    (["--workdir="], "is not a run directory"),
     (["--checkpoint=a", "--crops=9"], "should be one of <1|10|144>"),
     (["--checkpoint=nowhere"], "nowhere cannot be read: No such file or directory."),
 ])

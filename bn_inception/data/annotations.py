@@ -32,20 +32,20 @@ def read(split: Split, records: Records, indices: np.ndarray, mask: np.ndarray) 
     mask: bool [n]; records where it is False were skipped and are not read.
 
   Raises:
-    DataError: naming a record without a label, in a data set where each should have one.
+    DataError: naming a record without a label, in a data set where each should have one, or with an unknown one.
   """
   annotations = [Annotation(f"{split.split}:{index}", None) for index in indices]
   places = np.flatnonzero(mask)
+  if not places.size:  # All were skipped.
+    return annotations
   features = {split.label_key: tf.io.RaggedFeature(tf.int64)}
   if split.id_key:
     features[split.id_key] = tf.io.FixedLenFeature([], tf.string)
   examples = tf.io.parse_example(records.read(indices[places]), features)
   for row, (place, labels) in enumerate(zip(places, examples[split.label_key].to_list(), strict=True)):
     name = examples[split.id_key][row].numpy().decode() if split.id_key else annotations[place].id
-    if not split.several_labels:
-      if len(labels) != 1 or labels[0] < 0:
-        raise DataError(f"Record {indices[place]} of {split.name} {split.split} has no label: choose a split that has "
-                        "labels.")
-      [labels] = labels
-    annotations[place] = Annotation(name, labels)
+    if len(labels) != 1 and not split.several_labels or not all(0 <= label < split.num_classes for label in labels):
+      raise DataError(f"Record {indices[place]} of {split.name} {split.split} has no label of the {split.num_classes} "
+                      f"there are (it is {', '.join(map(str, labels)) or 'missing'}): choose a split that has labels.")
+    annotations[place] = Annotation(name, labels if split.several_labels else labels[0])
   return annotations

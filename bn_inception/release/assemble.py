@@ -48,8 +48,8 @@ def assemble(tensors: Tensors, config: ConfigDict, source_name: Callable[[str], 
     {"params", "batch_stats"}, nested, float32.
 
   Raises:
-    ReleaseError: naming the first few tensors that are missing, unknown or of a wrong shape. The sentence lacks the
-      file's name, which the caller puts before it.
+    ReleaseError: naming the first few tensors that are missing, unknown, of a wrong shape or not finite. The sentence
+      lacks the file's name, which the caller puts before it.
   """
   shapes = expected_shapes(config)
   sources = {name: source_name(name) for name in shapes}
@@ -65,6 +65,8 @@ def assemble(tensors: Tensors, config: ConfigDict, source_name: Callable[[str], 
     else:
       variables[name] = tensor.reshape(wanted).transpose(axes).reshape(shape).astype(np.float32)
   _refuse("has, in a wrong shape or type,", wrong)
+  if broken := [sources[name] for name, values in variables.items() if not np.isfinite(values).all()]:
+    raise ReleaseError(f"its {broken[0]} holds values that are not finite ({len(broken)} of {len(shapes)} tensors do)")
   return flax.traverse_util.unflatten_dict(variables, sep="/")
 
 

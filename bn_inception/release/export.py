@@ -15,8 +15,7 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
     ReleaseError: if that network cannot hold it, there is something in its place already, or it cannot be written.
   """
   path = pathlib.Path(path)
-  if path.exists():
-    raise ReleaseError(f"{path} exists already: give another --output or remove it.")
+  folder.check_free(path)
   try:
     content = torch_file.write(peers.to_torch(release))
   except ReleaseError as error:

@@ -38,11 +38,23 @@ _PREPROCESSING, _CARD = "preprocessing.json", "README.md"
 _TORCH_LAYOUT = "torch_state_dict"
 _STATISTICS = ("running", "population", "none")
 _MAX_JSON_BYTES = 2**20
+_MAX_IMAGE_SIDE = 4096  # Of more pixels the shapes alone would fill the memory.
 
 
 def is_folder(path: pathlib.Path) -> bool:
   """Whether a path is a release folder, as far as the names of its files tell."""
   return (path / _WEIGHTS).is_file() and (path / _CONFIG).is_file()
+
+
+def check_free(path: str | os.PathLike) -> None:
+  """Checks that there is nothing yet where a release is to be written; an empty folder does no harm.
+
+  Raises:
+    ReleaseError: if there is.
+  """
+  path = pathlib.Path(path)
+  if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise ReleaseError(f"{path} exists already: give another --output or remove it.")
 
 
 def write(release: Release, path: str | os.PathLike) -> None:
@@ -53,8 +65,7 @@ def write(release: Release, path: str | os.PathLike) -> None:
       network.
   """
   path = pathlib.Path(path)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ReleaseError(f"{path} exists already: give another --output or remove it.")
+  check_free(path)
   if release.labels:
     labels.check(release.labels, release.config.data.num_classes, "The release")
   config = release.config.copy_and_resolve_references()
@@ -142,6 +153,8 @@ def _read_config(path: pathlib.Path) -> ConfigDict:
     config_checks.check_config(config, devices=1)
     if config.release.statistics not in _STATISTICS:
       raise ValueError(f"release.statistics is none of {', '.join(_STATISTICS)}")
+    if config.data.image_size > _MAX_IMAGE_SIDE:
+      raise ValueError(f"data.image_size is {config.data.image_size}, more than {_MAX_IMAGE_SIDE}")
     card(config, (), None)  # The other fields that only a release has.
     return config
   except Exception as error:  # As above.

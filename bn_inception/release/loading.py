@@ -56,7 +56,8 @@ def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Nod
     return peers.from_tensorflow(tensorflow_file.read(path, content))
   if caffe_file.recognises(content):
     return peers.from_caffe(caffe_file.read(content))
-  raise ReleaseError("it is none of the formats that are known: PyTorch, TensorFlow, MXNet, Caffe")
+  archive = ", but a gzip archive: unpack it and give the file inside" if content.startswith(b"\x1f\x8b") else ""
+  raise ReleaseError(f"it is none of the formats that are known, PyTorch, TensorFlow, MXNet, Caffe{archive}")
 
 
 def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *,

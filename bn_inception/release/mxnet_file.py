@@ -38,7 +38,8 @@ class Node(NamedTuple):
       return default
     text = self.settings[name]
     try:
-      return ast.literal_eval(text)  # Literals only: numbers, tuples, True and False.
+      # Literals only: numbers, tuples, True and False (MXNet takes "true" and "false" too).
+      return ast.literal_eval(text.capitalize() if text.lower() in ("true", "false") else text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
       return text
 
@@ -97,16 +98,17 @@ def _read_name(reader: ByteReader) -> str:
 
 
 def symbol_beside(path: pathlib.Path) -> pathlib.Path:
-  """Where MXNet keeps the graph of a `.params` file: NAME-symbol.json beside NAME-0126.params.
+  """Where MXNet keeps the graph of a `.params` file: NAME-symbol.json (or its .xz) beside NAME-0126.params.
 
   Raises:
     ReleaseError: if it is not there.
   """
   symbol = path.with_name(re.sub(r"(-\d+)?(\.params)?(\.xz)?$", "", path.name) + "-symbol.json")
-  if not symbol.is_file():
-    raise ReleaseError(f"{path} needs its graph, which says how the network pools and normalizes, and {symbol} does "
-                       "not exist: give the file with --symbol.")
-  return symbol
+  for candidate in (symbol, symbol.with_name(f"{symbol.name}.xz")):
+    if candidate.is_file():
+      return candidate
+  raise ReleaseError(f"{path} needs its graph, which says how the network pools and normalizes, and {symbol} does "
+                     "not exist: put it there, or import the network with --symbol.")
 
 
 def read_symbol(path: pathlib.Path) -> list[Node]:

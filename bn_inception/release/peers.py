@@ -207,7 +207,7 @@ _SLIM_LEAVES = {"conv/kernel": "weights", "conv/bias": "biases", "bn/beta": "Bat
 
 
 def from_tensorflow(tensors: Tensors) -> Release:
-  """TF-slim's `inception_v2`."""
+  """TF-slim's `inception_v2`; of a training checkpoint the weights themselves, without what its optimizer keeps."""
   names = (labels.BACKGROUND, *labels.sorted_imagenet())
   config = _config(
       _classes(tensors, "InceptionV2/Logits/Conv2d_1c_1x1/biases"), names=names, model={},
@@ -229,8 +229,10 @@ def from_tensorflow(tensors: Tensors) -> Release:
     units = _SLIM_REDUCTION_UNITS if module in ("3c", "4e") else _SLIM_UNITS
     return f"InceptionV2/Mixed_{_SLIM_MODULES[module]}/{units[unit]}/{_SLIM_LEAVES[leaf]}"
 
-  variables = assemble.assemble(tensors, config, source_name, assemble.tensorflow_layout, ("global_step",))
-  return _named(config, variables, names)
+  # Slots and moving averages are named after their variable ("NAME/RMSProp", "NAME/ExponentialMovingAverage").
+  ignored = [name for name, tensor in tensors.items()
+             if name.rpartition("/")[0] in tensors or (tensor.size == 1 and not name.startswith("InceptionV2/"))]
+  return _named(config, assemble.assemble(tensors, config, source_name, assemble.tensorflow_layout, ignored), names)
 
 
 # -------------------------------------------------------------------------------------------------------------- MXNet

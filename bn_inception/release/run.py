@@ -21,8 +21,9 @@ STATISTICS = ("running", "population")
 _log = logging.getLogger(__name__)
 
 
-def is_run(path: pathlib.Path) -> bool:
+def is_run(path: str | os.PathLike) -> bool:
   """Whether a path is a run directory, as far as the names of its files tell."""
+  path = pathlib.Path(path)
   return run_directory.config_path(path).is_file() and (path / "checkpoints").is_dir()
 
 
@@ -53,7 +54,8 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
     config.data.dir = os.fspath(data_dir)
   mesh = sharding.make_mesh(devices)
   computes = statistics == "population" and config.batch_norm.enabled
-  config_checks.check_config(config, mesh.size if computes else 1)
+  if computes:
+    config_checks.check_config(config, mesh.size)
   labels, classes = _labels(config, needed=computes)
   state = restore.restore(workdir, config, mesh, step)
   step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
@@ -72,9 +74,14 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
 
 def _read_config(workdir: pathlib.Path) -> ConfigDict:
   try:
-    return run_directory.read_config(workdir)
-  except ValueError as error:
-    raise ReleaseError(f"{run_directory.config_path(workdir)} is damaged: {error}.") from error
+    config = run_directory.read_config(workdir)
+    config_checks.check_config(config, devices=1)
+    return config
+  except (FileNotFoundError, config_checks.ConfigError):
+    raise
+  except Exception as error:  # Whatever is missing or of another type.
+    raise ReleaseError(f"{run_directory.config_path(workdir)} is damaged, it is no config of a run "
+                       f"({type(error).__name__}: {error}).") from error
 
 
 def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:

@@ -24,8 +24,8 @@ def recognises(content: bytes) -> bool:
 
 
 def index_of(path: pathlib.Path) -> pathlib.Path:
-  """The file to read for any name under which a V2 checkpoint is known: NAME, NAME.index or NAME.data-*."""
-  index = pathlib.Path(re.sub(r"\.data-\d{5}-of-\d{5}$", "", str(path)) + ".index")
+  """The file to read for any name under which a V2 checkpoint is known: NAME, NAME.index, NAME.data-*, NAME.meta."""
+  index = pathlib.Path(re.sub(r"\.(data-\d{5}-of-\d{5}|meta)$", "", str(path)) + ".index")
   return index if index.is_file() else path
 
 

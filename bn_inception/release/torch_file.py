@@ -5,15 +5,14 @@ storage; before, five consecutive pickles (magic number, protocol, system, the o
 each key an int64 number of elements and the raw data. Files of Python 2 and PyTorch 0.3 have byte strings for names and
 `_rebuild_tensor` for `_rebuild_tensor_v2`.
 
-A pickle is a program. This one is first read through without running it: every instruction must be one that state
-dicts consist of. Then it may look up only the names in `_find`, which stand for inert values here, never for PyTorch's.
+A pickle is a program. Python's unpickler never sees it: `_load_pickle` knows the instructions that state dicts consist
+of, and no other; the names that they may look up (`_find`) stand for inert values here, never for PyTorch's.
 """
 
-import collections
 from collections.abc import Iterable
 import io
+import itertools
 import math
-import pickle
 import pickletools
 import struct
 from typing import Any, NamedTuple
@@ -31,10 +30,13 @@ _DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", 
            "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
            "BoolStorage": "|b1"}
 
-_OPCODES = frozenset(
-    "PROTO FRAME STOP MARK GLOBAL STACK_GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET "
-    "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS NONE NEWTRUE "
-    "NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING".split())
+_PUSHED_ARGUMENT = frozenset(
+    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING".split())
+_PUSHED_VALUE = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
+                 "EMPTY_LIST": list, "EMPTY_DICT": dict}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_MAX_AXES = 8
+_MAX_INSTRUCTIONS = 10**6  # Inception-BN has 20,000.
 
 
 class _Storage(NamedTuple):
@@ -52,47 +54,58 @@ class _Tensor(NamedTuple):
   strides: tuple[int, ...]
 
 
-class _Rebuild:
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
   """Stands for the functions of torch._utils; later versions have more arguments, about gradients."""
-
-  __slots__ = ()  # So that a pickle's BUILD has nothing to set.
-
-  def __call__(self, storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> _Tensor:
-    return _Tensor(storage, offset, shape, strides)
-
-
-class _RebuildParameter:
-  __slots__ = ()
-
-  def __call__(self, tensor: _Tensor, *_: Any) -> _Tensor:
-    return tensor
+  sizes = [offset, *shape, *strides] if isinstance(shape, tuple) and isinstance(strides, tuple) else [None]
+  if not isinstance(storage, _Storage) or not all(isinstance(size, int) for size in sizes) or (
+      len(sizes) > 1 + 2 * _MAX_AXES):
+    raise ReleaseError("its pickle makes a tensor of something else than a storage and its shape")
+  return _Tensor(storage, offset, shape, strides)
 
 
-def _find(module: str, name: str) -> Any:
-  """What a name in the pickle stands for."""
+def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
+  return tensor
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+  """Of a dict, whose keys are text: others would be hashed, which takes forever for what a hostile file can nest."""
+  if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
+    raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name")
+  target.update(zip(items[::2], items[1::2], strict=True))
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[str, Any]:
+  """Stands for collections.OrderedDict, to which Python 2 gives its items as a list of pairs."""
+  result = {}
+  for key, value in pairs:
+    _set_items(result, [key, value])
+  return result
+
+
+def _find(module: Any, name: Any) -> Any:
+  """What a name in the pickle stands for: the name of a storage's type, or a function."""
+  if not isinstance(module, str) or not isinstance(name, str):
+    raise ReleaseError("its pickle looks up something that is no name; nothing of it was executed")
   if module in ("torch", "torch.storage") and name in _DTYPES:
     return name
-  known = {("collections", "OrderedDict"): collections.OrderedDict,
-           ("torch._utils", "_rebuild_tensor"): _Rebuild(), ("torch._utils", "_rebuild_tensor_v2"): _Rebuild(),
-           ("torch._utils", "_rebuild_parameter"): _RebuildParameter()}
+  known = {("collections", "OrderedDict"): _ordered_dict,
+           ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+           ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+           ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
   if (module, name) not in known:
     raise ReleaseError(f"its pickle asks for {module}.{name}, which no state dict needs; nothing of it was executed")
   return known[module, name]
 
 
-class _Unpickler(pickle.Unpickler):
-  """Builds the tree of a state dict out of inert values."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    return _find(module, name)
-
-  def persistent_load(self, saved_id: Any) -> _Storage:
-    kind, dtype, key, _, size = saved_id[:5]
-    if kind != "storage" or dtype not in _DTYPES or not isinstance(key, str) or not isinstance(size, int):
-      raise ReleaseError("its pickle refers to something that is not a storage")
-    if len(saved_id) > 5 and saved_id[5] is not None:
-      raise ReleaseError("it holds views of storages in the layout of PyTorch 0.1, which is not read")
-    return _Storage(dtype, key, size)
+def _find_storage(saved_id: Any) -> _Storage:
+  """What a persistent id in the pickle stands for."""
+  kind, dtype, key, _, size = saved_id[:5]
+  texts = all(isinstance(text, str) for text in (kind, dtype, key))
+  if not texts or kind != "storage" or dtype not in _DTYPES or not isinstance(size, int):
+    raise ReleaseError("its pickle refers to something that is not a storage")
+  if len(saved_id) > 5 and saved_id[5] is not None:
+    raise ReleaseError("it holds views of storages in the layout of PyTorch 0.1, which is not read")
+  return _Storage(dtype, key, size)
 
 
 def recognises(content: bytes) -> bool:
@@ -121,18 +134,69 @@ def read(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _load_pickle(stream: io.BytesIO) -> Any:
-  """Reads the pickle that starts here, and leaves the stream behind it."""
-  start = stream.tell()
-  for opcode, argument, _ in pickletools.genops(stream):
-    if opcode.name not in _OPCODES:
-      raise ReleaseError(f"its pickle has the instruction {opcode.name}, which no state dict needs; "
-                         "nothing of it was executed")
-    if opcode.name.endswith("BINPUT") and argument > stream.getbuffer().nbytes:
-      raise ReleaseError("its pickle counts more objects than the file has bytes")
-  end = stream.tell()
-  stream.seek(start)
-  # Names are ASCII; latin1 reads Python 2's byte strings without ever failing.
-  return _Unpickler(io.BytesIO(stream.read(end - start)), encoding="latin1").load()
+  """Reads the pickle that starts here, and leaves the stream behind it.
+
+  What it makes are numbers, text, tuples, lists, dicts, `_Storage` and `_Tensor`. They may be nested and shared without
+  bound: nothing but the types of the innermost are looked at, never a hash or the text of the whole.
+  """
+  stack, marks, memo = [], [], {}
+
+  def pop_to_mark() -> list[Any]:
+    first = marks.pop()
+    items = stack[first:]
+    del stack[first:]
+    return items
+
+  # This decodes instructions and runs none.
+  for opcode, argument, _ in itertools.islice(pickletools.genops(stream), _MAX_INSTRUCTIONS):
+    match opcode.name:
+      case "PROTO" | "FRAME":
+        pass
+      case name if name in _PUSHED_ARGUMENT:
+        stack.append(argument)  # Byte strings of Python 2 are decoded as latin1, which never fails; names are ASCII.
+      case name if name in _PUSHED_VALUE:
+        stack.append(_PUSHED_VALUE[name]())
+      case "MARK":
+        marks.append(len(stack))
+      case "TUPLE":
+        stack.append(tuple(pop_to_mark()))
+      case name if name in _TUPLES:
+        items = [stack.pop() for _ in range(_TUPLES[name])]
+        stack.append(tuple(items[::-1]))
+      case "APPEND" | "APPENDS":
+        items = [stack.pop()] if opcode.name == "APPEND" else pop_to_mark()
+        if not isinstance(stack[-1], list):
+          raise ReleaseError("its pickle appends to something that is not a list")
+        stack[-1].extend(items)
+      case "SETITEM" | "SETITEMS":
+        items = [stack.pop(), stack.pop()][::-1] if opcode.name == "SETITEM" else pop_to_mark()
+        _set_items(stack[-1], items)
+      case "BINPUT" | "LONG_BINPUT":
+        memo[argument] = stack[-1]
+      case "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+      case "BINGET" | "LONG_BINGET":
+        stack.append(memo[argument])
+      case "GLOBAL":
+        stack.append(_find(*argument.split(" ", 1)))
+      case "STACK_GLOBAL":
+        name, module = stack.pop(), stack.pop()
+        stack.append(_find(module, name))
+      case "BINPERSID":
+        stack.append(_find_storage(stack.pop()))
+      case "REDUCE":
+        arguments, function = stack.pop(), stack.pop()
+        if function not in (_ordered_dict, _rebuild_tensor, _rebuild_parameter):
+          raise ReleaseError("its pickle calls something that is no function")
+        stack.append(function(*arguments))
+      case "BUILD":  # Attributes, such as the versions of PyTorch's layers.
+        stack.pop()
+      case "STOP":
+        return stack.pop()
+      case name:
+        raise ReleaseError(f"its pickle has the instruction {name}, which no state dict needs; "
+                           "nothing of it was executed")
+  raise ReleaseError(f"its pickle does not end after {_MAX_INSTRUCTIONS:,} instructions")
 
 
 def _read_zip(content: bytes) -> tuple[Any, dict[str, bytes]]:
@@ -155,10 +219,12 @@ def _read_legacy(content: bytes) -> tuple[Any, dict[str, bytes]]:
   stream = io.BytesIO(content)
   _, protocol, system, tree, keys = (_load_pickle(stream) for _ in range(5))
   if protocol != 1001 or not system["little_endian"]:
-    raise ReleaseError(f"its protocol {protocol!r} or its byte order is not read")
+    raise ReleaseError("its protocol, which is not 1001, or its byte order is not read")
   sizes = {storage.key: np.dtype(_DTYPES[storage.dtype]).itemsize for storage in _storages(tree)}
   storages = {}
   for key in keys:
+    if not isinstance(key, str):
+      raise ReleaseError("its list of storages holds something that is no name")
     size = int.from_bytes(stream.read(8), "little")
     storages[key] = stream.read(min(size * sizes[key], len(content)))
   return tree, storages

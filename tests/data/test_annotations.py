@@ -1,5 +1,7 @@
 """Names and labels of examples, with one label and with any number."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -62,6 +64,21 @@ def test_an_example_without_a_label_is_named(prepare_pictures):
   row = stored_order(folder, "pictures").index(1)
   with pytest.raises(DataError, match=f"Record {row} of pictures:2.3.4 train has no label"):
     read(config("pictures", folder), "train", range(3))
+
+
+def test_an_example_with_an_unknown_label_is_named(prepare_pictures):
+  """Of a set whose features name fewer classes than its records."""
+  for labels, classes in (([2, 0, 1], 2), (LABELS[:3], 9)):
+    folder = prepare_pictures(pngs(3), labels)
+    data = config("pictures" if classes == 2 else "reassessed_pictures", folder)
+    split = dataclasses.replace(open_split(data, "train"), num_classes=classes)
+    with pytest.raises(DataError, match=f"has no label of the {classes} there are"):
+      annotations.read(split, open_records(split), np.arange(3), np.ones(3, bool))
+
+
+def test_nothing_is_read_where_all_are_skipped(prepare_pictures):
+  data = config("pictures", prepare_pictures(pngs(3), [2, 0, 1]))
+  assert read(data, "train", [1, 2], skipped=[1, 2]) == [Annotation("train:1", None), Annotation("train:2", None)]
 
 
 def test_real_sets_have_names(shared):

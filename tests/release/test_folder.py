@@ -118,6 +118,9 @@ def test_existing_folder_is_not_overwritten(imported, folder, tmp_path):
     release.write(imported, tmp_path / "file")
   with pytest.raises(release.ReleaseError, match="cannot be written"):
     release.write(imported, tmp_path / "file" / "net")
+  (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+  with pytest.raises(release.ReleaseError, match="exists already"):
+    release.write(imported, tmp_path / "link")
 
 
 @pytest.mark.parametrize("damage", [
@@ -146,7 +149,8 @@ def test_weights_of_another_network_are_an_error(copy):
     lambda config: config.pop("model"), lambda config: config.pop("release"), lambda config: config["data"].pop("mean"),
     lambda config: config["model"].update(stem="separated"), lambda config: config["model"].update(name="resnet"),
     lambda config: config["model"].update(surprise=1), lambda config: config["batch_norm"].update(epsilon="small"),
-    lambda config: config["data"].update(channel_order="gbr")])
+    lambda config: config["data"].update(channel_order="gbr"),
+    lambda config: config["data"].update(image_size=10**6, eval_resize=10**6)])
 def test_config_of_no_network_is_an_error(copy, change):
   path = copy / "config.json"
   config = json.loads(path.read_text())

@@ -1,6 +1,7 @@
 """What the peers' files may look like, and what is refused: names, shapes, conventions."""
 
 import json
+import lzma
 import re
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from bn_inception import config_checks, release
+from bn_inception.data.host_tf import tf
 from bn_inception.release import mxnet_file, mxnet_graph, peers, source_file, tensorflow_file
 
 
@@ -66,7 +68,9 @@ def test_number_of_classes_is_that_of_the_file(torch_tensors):
     ({"inception_4c_pool_proj.bias": np.zeros(96, np.float32)}, "wrong shape.* inception_4c_pool_proj.bias"),
     ({"conv2_3x3_bn.weight": np.zeros(192, np.int64)}, "wrong shape or type.* conv2_3x3_bn.weight .int64"),
     ({"last_linear.weight": np.zeros((1024, 1000), np.float32)}, "wrong shape.* last_linear.weight"),
-    ({"last_linear.bias": np.zeros(999, np.float32)}, "wrong shape.* last_linear.weight")])
+    ({"last_linear.bias": np.zeros(999, np.float32)}, "wrong shape.* last_linear.weight"),
+    ({"conv2_3x3_bn.bias": np.full(192, np.nan, np.float32)}, r"its conv2_3x3_bn.bias holds .* not finite \(1 of"),
+    ({"conv2_3x3.weight": np.full((192, 64, 3, 3), 1e39)}, "its conv2_3x3.weight holds values that are not finite")])
 def test_what_is_missing_unknown_or_of_a_wrong_shape_is_named(torch_tensors, change, message):
   tensors = {name: array for name, array in (torch_tensors | change).items() if array is not None}
   with pytest.raises(release.ReleaseError, match=message) as error:
@@ -116,6 +120,28 @@ def test_slim_file_with_other_tensors_is_refused(slim_tensors, change, message):
   tensors = {name: array for name, array in (slim_tensors | change).items() if array is not None}
   with pytest.raises(release.ReleaseError, match=message):
     peers.from_tensorflow(tensors)
+
+
+def test_what_an_optimizer_keeps_is_left_out(slim_tensors, tmp_path):
+  """A training checkpoint in both containers: each variable has slots and a moving average; beside them are scalars."""
+  tensors = dict(slim_tensors)
+  rng = np.random.default_rng(0)
+  for name in slim_tensors:
+    if name.startswith("InceptionV2/") and "moving" not in name:
+      tensors |= {f"{name}/{slot}": rng.standard_normal(slim_tensors[name].shape, np.float32)
+                  for slot in ("RMSProp", "RMSProp_1", "ExponentialMovingAverage")}
+  tensors |= {"global_step": np.int64(7), "beta1_power": np.float32(0.9), "total_loss/avg": np.float32(3)}
+  expected = peers.from_tensorflow(slim_tensors)
+  assert_same(peers.from_tensorflow(tensors).variables, expected.variables)
+  for version in (tf.compat.v1.train.SaverDef.V1, tf.compat.v1.train.SaverDef.V2):
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+      variables = {name: tf.compat.v1.get_variable(name, initializer=array) for name, array in tensors.items()}
+      session.run(tf.compat.v1.global_variables_initializer())
+      saver = tf.compat.v1.train.Saver(variables, write_version=version)
+      prefix = saver.save(session, str(tmp_path / f"model{version}.ckpt"), write_meta_graph=False)
+    assert_same(release.read(prefix).variables, expected.variables)
+  with pytest.raises(release.ReleaseError, match="unknown InceptionV2/Conv2d_1a_7x7/BatchNorm/gamma"):
+    peers.from_tensorflow(tensors | {"InceptionV2/Conv2d_1a_7x7/BatchNorm/gamma": np.ones(64, np.float32)})
 
 
 # --------------------------------------------------------------------------------------------------------------- MXNet
@@ -179,9 +205,10 @@ def test_padding_that_is_not_averaged_is_read(graph, tmp_path):
   assert not mxnet_graph.conventions(read_graph(graph, tmp_path)).model["avg_pool_include_pad"]
 
 
-def test_convolutions_without_bias_are_read(graph, tmp_path, mxnet_tensors):
+@pytest.mark.parametrize("true", ["True", "true", "1"])  # All of which MXNet takes.
+def test_convolutions_without_bias_are_read(graph, tmp_path, mxnet_tensors, true):
   for _, values in settings(graph, "Convolution"):
-    values["no_bias"] = "True"
+    values["no_bias"] = true
   nodes = read_graph(graph, tmp_path)
   with pytest.raises(release.ReleaseError, match="unknown arg:conv_1_bias"):
     peers.from_mxnet(mxnet_tensors, nodes)
@@ -230,5 +257,13 @@ def test_what_is_no_graph_is_one_sentence(tmp_path, text):
 def test_parameters_without_their_graph_are_refused(parity, tmp_path):
   path = tmp_path / "net-0001.params"
   path.write_bytes((parity / "formats/mx_v0.params").read_bytes())
-  with pytest.raises(release.ReleaseError, match="net-symbol.json does not exist: give the file with --symbol"):
+  with pytest.raises(release.ReleaseError, match="net-symbol.json does not exist: put it there, or import .* --symbol"):
     release.read(path)
+
+
+def test_compressed_graph_is_found_beside_its_parameters(goldens, tmp_path):
+  path = goldens["mxnet"].path
+  (tmp_path / "net-0126.params.xz").symlink_to(path)
+  symbol = next(path.parent.glob("*legacy-symbol.json"))
+  (tmp_path / "net-symbol.json.xz").write_bytes(lzma.compress(symbol.read_bytes()))
+  assert_same(release.read(tmp_path / "net-0126.params.xz").variables, release.read(path, symbol).variables)

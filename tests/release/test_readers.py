@@ -1,6 +1,7 @@
 """Every container read bit for bit, and what is damaged or hostile refused without executing anything."""
 
 import collections
+import gzip
 import io
 import lzma
 import os
@@ -77,7 +78,7 @@ def test_v2_checkpoint_without_all_its_data_is_an_error(parity, tmp_path):
       release.read(tmp_path / "tf_v2.ckpt")
 
 
-@pytest.mark.parametrize("name", ["tf_v2.ckpt", "tf_v2.ckpt.index", "tf_v2.ckpt.data-00000-of-00001"])
+@pytest.mark.parametrize("name", [f"tf_v2.ckpt{end}" for end in ("", ".index", ".data-00000-of-00001", ".meta")])
 def test_v2_checkpoint_is_found_by_each_of_its_names(parity, name):
   with pytest.raises(release.ReleaseError, match="InceptionV2"):  # Read, but a few tensors are no network.
     release.read(parity / "formats" / name)
@@ -199,9 +200,48 @@ def test_pickle_cannot_change_the_reader():
   assert callable(collections.OrderedDict.pop)
 
 
-def test_huge_memo_index_is_refused():
-  with pytest.raises(release.ReleaseError, match="more objects than"):
-    torch_file.read(as_legacy(b"\x80\x02}r\xff\xff\xff\x7f."))
+def test_huge_memo_index_takes_no_memory():
+  assert torch_file.read(as_legacy(b"\x80\x02}r\xff\xff\xff\x7f.")) == {}
+
+
+def nested_pickles() -> dict[str, bytes]:
+  """What Python itself cannot hash, compare or print: too deep for its stack, or 2^200 leaves."""
+  deep = b")" + b"\x85" * 300_000
+  wide = b")q\x00" + b"h\x00h\x00\x86q\x00" * 200
+  storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x04tQ"
+  rebuild = b"ctorch._utils\n_rebuild_tensor_v2\n("
+  pickles = {}
+  for name, nested in (("deep", deep), ("wide", wide)):
+    pickles |= {
+        f"{name} key": b"\x80\x02}" + nested + b"K\x01s.",
+        f"{name} value": b"\x80\x02}X\x01\x00\x00\x00a" + nested + b"s.",
+        f"{name} items": b"\x80\x02ccollections\nOrderedDict\n](" + nested + b"K\x01\x86e\x85R.",
+        f"{name} storage": b"\x80\x02(X\x07\x00\x00\x00storage" + nested + b"X\x01\x00\x00\x00kNK\x01tQ.",
+        f"{name} shape": b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + b"K\x00" + nested + b")tRs.",
+        f"{name} offset": b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + nested + b"))tRs."}
+  # 10^9 times a tuple of one element would be 8 GB.
+  pickles["product"] = (b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + b"K\x00J\x00\xca\x9a\x3bK\x01\x85\x86"
+                        + b"K\x01K\x01\x86tRs.")
+  pickles["endless"] = b"\x80\x02" + b"N" * 1_100_000 + b"."
+  return pickles
+
+
+@pytest.mark.parametrize("name", nested_pickles())
+def test_nested_pickle_is_one_short_sentence(name):
+  pickled = nested_pickles()[name]
+  for content in (as_zip(pickled), as_legacy(pickled)):
+    with pytest.raises(release.ReleaseError) as error:
+      torch_file.read(content)
+    assert len(str(error.value)) < 300
+
+
+def test_nested_parts_of_the_old_container_are_one_short_sentence():
+  nested = b")q\x00" + b"h\x00h\x00\x86q\x00" * 200 + b"."
+  parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])]
+  for place, part in ((1, nested), (2, nested), (4, nested[:-1] + b"\x85.")):
+    with pytest.raises(release.ReleaseError) as error:
+      torch_file.read(b"".join([*parts[:place], b"\x80\x02" + part, *parts[place + 1:]]))
+    assert len(str(error.value)) < 300
 
 
 # ---------------------------------------------------------------------------------------- what views of storages may be
@@ -300,6 +340,14 @@ def test_what_is_no_checkpoint_is_one_sentence_that_names_the_file(tmp_path, con
   with pytest.raises(release.ReleaseError) as error:
     release.read(path)
   assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_to_be_unpacked_first_is_said(tmp_path):
+  """TF-slim's release is a .tar.gz."""
+  path = tmp_path / "inception_v2_2016_08_28.tar.gz"
+  path.write_bytes(gzip.compress(bytes(1000)))
+  with pytest.raises(release.ReleaseError, match="gzip archive: unpack it and give the file inside"):
+    release.read(path)
 
 
 def test_missing_file_and_folder_without_release_are_errors(tmp_path):

@@ -166,9 +166,10 @@ def test_what_a_run_does_not_have_is_one_sentence(workdir, arguments, error, mes
 
 def test_damaged_config_of_a_run_is_one_sentence(workdir, tmp_path):
   shutil.copytree(workdir, tmp_path / "run")
-  (tmp_path / "run" / "config.json").write_text("{")
-  with pytest.raises(release.ReleaseError, match="config.json is damaged"):
-    release.read(tmp_path / "run")
+  for content in ("{", "[]", "{}", '{"data": 3}', "\0"):
+    (tmp_path / "run" / "config.json").write_text(content)
+    with pytest.raises(release.ReleaseError, match="config.json is damaged"):
+      release.read(tmp_path / "run")
 
 
 def test_speed_of_a_small_network_is_measured(workdir):
@@ -198,6 +199,13 @@ def test_export_refuses_flags_that_do_not_go_together(repository, tmp_path, argu
 def test_export_of_what_is_no_run_is_one_sentence(repository, tmp_path):
   code, _, error = run_script(repository, "export_checkpoint", f"--workdir={tmp_path}", f"--output={tmp_path / 'net'}")
   assert code == 2 and "is not a run directory" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("script, source", [("export_checkpoint", "workdir"), ("import_checkpoint", "source")])
+def test_an_output_that_exists_is_refused_before_anything_is_read(repository, tmp_path, script, source):
+  (tmp_path / "net").write_text("")
+  code, _, error = run_script(repository, script, f"--{source}=nowhere", f"--output={tmp_path / 'net'}")
+  assert code == 2 and "net exists already: give another --output" in error.strip().splitlines()[-1]
 
 
 @pytest.mark.slow
