@@ -52,6 +52,11 @@ def check_config(config: ConfigDict, devices: int) -> None:
   if config.data.cache and (config.data.flip or {*config.data.crop_area, *config.data.crop_aspect} != {1.0}):
     raise ConfigError("data.cache keeps each training image as one, but crops or flips make a new one of it every "
                       "time: set data.cache=False, or data.flip=False and data.crop_area=data.crop_aspect=(1.0, 1.0).")
+  for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
+    values = config.data[name]
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= most or math.isinf(values[1]):
+      raise ConfigError(f"data.{name} is {values}: give the least and the greatest, greater than 0"
+                        + (" and at most 1." if most == 1.0 else "."))
   if config.data.eval_resize < config.data.image_size:
     raise ConfigError(f"data.eval_resize {config.data.eval_resize} is less than data.image_size "
                       f"{config.data.image_size}, which would not fit into it: raise data.eval_resize.")
@@ -151,8 +156,10 @@ def check_data(config: ConfigDict, split: Split) -> None:
   """Checks a config against the data that it names.
 
   Raises:
-    DataError: if classes or channels differ.
+    DataError: if classes or channels differ, or there are no examples.
   """
+  if not split.num_examples:
+    raise DataError(f"{split.name} has no examples in '{split.split}': choose another split.")
   if split.num_classes != config.data.num_classes:
     raise DataError(f"{split.name} has {split.num_classes} classes, but data.num_classes is "
                     f"{config.data.num_classes}: set data.num_classes={split.num_classes}.")

@@ -1,11 +1,13 @@
 """Looks over what a run of a config would need, before it starts: devices, data, speed, disk, versions.
 
-Everything is looked at even if something is wrong before it; each problem is one sentence with what to do.
+One problem does not hide the others: only speeds are not measured with a config that is not sound. Each is one sentence
+with what to do.
 """
 
 from collections.abc import Iterator
 import contextlib
 import importlib.metadata
+import math
 import os
 import pathlib
 import platform
@@ -15,15 +17,16 @@ import time
 from typing import NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import config_checks, models, optim, run_directory, sharding, state as state_lib
 from bn_inception import step as step_lib
-from bn_inception.data import datasets, pipeline
+from bn_inception.data import datasets, pipeline, stream
 from bn_inception.data.datasets import DataError, Split
-from bn_inception.report import samples
+from bn_inception.report import contact_sheet
 
 _MEASURE_SECONDS = 5.0  # Of the input and of the steps, each.
 _SAMPLES = 32  # Images on the sheet.
@@ -66,8 +69,8 @@ def examine(config: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) ->
 
   Args:
     config: from a file in configs/.
-    workdir: of the run, which need not exist; nothing is written there.
-    picture: where to write a sheet of training examples, as they leave the host.
+    workdir: of the run, which need not exist.
+    picture: the .png file to write, of training examples as the network gets them.
 
   Returns:
     Whether the run could start.
@@ -82,9 +85,9 @@ def examine(config: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) ->
   config_is_sound = not findings.stops
   split = None
   with _section(findings, "Data"):
-    split = _data(findings, config)
+    split = _data(config, decode=config_is_sound)
   input_speed = step_speed = None
-  if split:
+  if split and config_is_sound:
     with _section(findings, "Input"):
       input_speed = _input(findings, config, split, picture)
   if config_is_sound:
@@ -129,8 +132,8 @@ def _devices(findings: Findings, mesh: Mesh) -> None:
     findings.warnings.append("No accelerator is in use: if this host has one, install jax for it (requirements.txt).")
 
 
-def _data(findings: Findings, config: ConfigDict) -> Split:
-  """Opens both splits; returns that for training."""
+def _data(config: ConfigDict, *, decode: bool) -> Split:
+  """Finds both splits, decodes the first evaluation example if told so; returns the split for training."""
   splits = []
   for name in (config.data.train_split, config.data.eval_split):
     split = datasets.open_split(config.data, name)
@@ -140,8 +143,8 @@ def _data(findings: Findings, config: ConfigDict) -> Split:
   files = f"{len(train.files)} and {len(evaluation.files)} files of {train.file_format}"
   _row("Data", f"{train.name}: {train.num_examples:,} {train.split}, {evaluation.num_examples:,} "
        f"{evaluation.split}, {train.num_classes:,} classes, {files}")
-  # Opens every file, and decodes the first batch.
-  next(pipeline.eval_batches(config.data, config.data.eval_split, batch_size=1))
+  if decode:  # Opens every file, too; `_input` does so with those for training.
+    next(pipeline.eval_batches(config.data, config.data.eval_split, batch_size=1))
   return train
 
 
@@ -150,15 +153,15 @@ def _input(findings: Findings, config: ConfigDict, split: Split, picture: pathli
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
   batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size, **process)
   with contextlib.closing(batches):
-    images, labels = [], []
+    images, labels, positions = [], [], []
     while sum(map(len, labels)) < _SAMPLES:
       batch = next(batches)
       images.append(batch["image"][0])
       labels.append(batch["label"][0])
+      positions.append(stream.local_positions(len(positions), batch_size=config.batch_size, **process)[0])
     if jax.process_index() == 0:
-      names = [split.label_names[label] for label in np.concatenate(labels)[:_SAMPLES]]
-      samples.draw(np.concatenate(images)[:_SAMPLES], names, picture)
-      _row("Samples", f"{_SAMPLES} training images with their labels: {picture}")
+      images, labels, positions = (np.concatenate(parts)[:_SAMPLES] for parts in (images, labels, positions))
+      _samples(findings, config, images, [split.label_names[label] for label in labels], positions, picture)
     start, count = time.monotonic(), 0
     while (elapsed := time.monotonic() - start) < _MEASURE_SECONDS:
       count += next(batches)["label"].size
@@ -166,6 +169,15 @@ def _input(findings: Findings, config: ConfigDict, split: Split, picture: pathli
   cores = os.cpu_count() or 1
   _row("Input", f"{speed:,.0f} images/s on this host, {speed / cores:,.0f} on each core, nothing else running")
   return speed * jax.process_count()
+
+
+def _samples(findings: Findings, config: ConfigDict, images: np.ndarray, names: list[str], positions: np.ndarray,
+             picture: pathlib.Path) -> None:
+  try:
+    contact_sheet.draw_labelled(contact_sheet.distorted(config, images, positions), names, picture)
+    _row("Samples", f"{len(names)} training images with their labels: {picture}")
+  except OSError as error:
+    findings.stops.append(f"The picture {picture} cannot be written ({error.strerror}): give another --output.")
 
 
 def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, workdir: pathlib.Path) -> float:
@@ -177,33 +189,40 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
   initialize = lambda: state_lib.create(model, optimizer, config, image_shape)
   _disk(findings, config, state_lib.abstract(initialize, replicated), workdir)
 
-  shape = (config.gradient_accumulation, config.batch_size // config.gradient_accumulation)
-  random = np.random.default_rng(0)
-  batch = {"image": random.integers(0, 256, (*shape, *image_shape), np.uint8),
-           "label": random.integers(0, config.data.num_classes, shape, np.int32), "skipped": np.zeros(shape, bool)}
+  steps = config.steps_per_call
+  shapes = step_lib.train_batch_shapes(config, image_shape, steps=steps)
+  batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+  batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
   batch = {name: jax.make_array_from_callback(array.shape, sharding.micro_batches(mesh), array.__getitem__)
            for name, array in batch.items()}
   state = jax.jit(initialize, out_shardings=replicated)()
-  train_step = jax.jit(step_lib.make_train_step(model, optimizer, config), donate_argnums=0, out_shardings=replicated)
-  start = time.monotonic()
-  state = jax.block_until_ready(train_step(state, batch))
-  compilation = time.monotonic() - start
-  times = []
-  while len(times) < 3 or sum(times) < _MEASURE_SECONDS:
+  train_step = step_lib.make_train_step(model, optimizer, config)
+  train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
+  def seconds() -> float:
+    nonlocal state
     start = time.monotonic()
-    state = jax.block_until_ready(train_step(state, batch))
-    times.append(time.monotonic() - start)
-  speed = config.batch_size / statistics.median(times)
-  _row("Steps", f"{speed:,.1f} images/s in steps of {config.batch_size} (median of {len(times)}), compiled in "
+    state = jax.block_until_ready(train_call(state, batch))
+    return time.monotonic() - start
+
+  compilation = seconds()
+  calls = min(1_000, max(3, math.ceil(_MEASURE_SECONDS / seconds())))
+  # As many on every process: they wait for each other in each.
+  calls = int(multihost_utils.broadcast_one_to_all(np.int64(calls)))
+  times = [seconds() for _ in range(calls)]
+  speed = steps * config.batch_size / statistics.median(times)
+  _row("Steps", f"{speed:,.1f} images/s in steps of {config.batch_size} (median of {calls}), compiled in "
        f"{compilation:.0f} s")
   return speed
 
 
 def _disk(findings: Findings, config: ConfigDict, state: state_lib.TrainState, workdir: pathlib.Path) -> None:
+  place = next(path for path in (workdir, *workdir.parents) if path.exists())
+  if not place.is_dir():
+    findings.stops.append(f"{place} is not a folder: give another --workdir.")
+    return
   size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
   kept = config.keep_latest + config.keep_best
   needed = (kept + 1) * size  # One more while it is written.
-  place = next(path for path in (workdir, *workdir.parents) if path.exists())
   free = shutil.disk_usage(place).free
   _row("Disk", f"{needed / 1e6:,.0f} MB for checkpoints of {size / 1e6:,.0f} MB, {kept} kept and one being written; "
        f"{free / 1e9:,.1f} GB free in {place}")

@@ -98,6 +98,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   data = _common_data(paths, releases, data_dir, dataset)
   data.on_error = on_error
   opened = datasets.open_split(data, split or _split_name(data, dataset))
+  records = open_records(opened)
   networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
   request = {
       "networks": [{"path": path, "sha256": _digest(one, network.program)}
@@ -117,7 +118,6 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   batches = pipeline.crop_batches(
       data, opened.split, crops=crops, batch_size=local_images * jax.process_count(), first=done,
       process_index=jax.process_index(), process_count=jax.process_count())
-  records = open_records(opened)
   progress = _Progress(done, opened.num_examples)
   # Float32 is what it says, on accelerators too.
   with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
@@ -155,9 +155,6 @@ def _common_data(paths: Sequence[str], releases: Sequence[release.Release], data
             f"{other.config.data[name]}: " + ("give --dataset." if name == "name" else "evaluate them apart."))
   data = first.copy_and_resolve_references()
   data.name, data.dir = dataset or data.name, data_dir or data.dir
-  if data.name == "fake":
-    raise EvaluationError("The data set 'fake' is noise to measure speed with, nothing to be accurate on: give "
-                          "another --dataset.")
   return data
 
 

@@ -31,6 +31,15 @@ def preprocess_for_training(config: ConfigDict, images: jax.Array, positions: ja
   return preprocess(config, images)
 
 
+def train_batch_shapes(config: ConfigDict, image_shape: tuple[int, int, int], *, steps: int,
+                       sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and types of the batch of `make_train_step` (steps=1) or `make_train_call` (steps=config.steps_per_call)."""
+  micro_batches = (steps * config.gradient_accumulation, config.batch_size // config.gradient_accumulation)
+  leaves = {"image": (image_shape, jnp.uint8), "label": ((), jnp.int32), "skipped": ((), jnp.bool_)}
+  return {name: jax.ShapeDtypeStruct((*micro_batches, *shape), dtype, sharding=sharding)
+          for name, (shape, dtype) in leaves.items()}
+
+
 def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
                     config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
   """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
@@ -100,7 +109,7 @@ def make_train_call(train_step: Callable[[TrainState, Batch], TrainState],
                     config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
   """Makes `steps_per_call` steps one program, so that a small network does not wait for Python between its steps.
 
-  The batches of S steps come as one, {"image": uint8 [S * A, B / A, H, W, C], "label": int32 [S * A, B / A]}.
+  The batches of S steps come as one, whose leaves begin with [S * A, B / A] (see `make_train_step`).
   """
   if config.steps_per_call == 1:
     return train_step

@@ -12,7 +12,6 @@ from typing import Any
 from clu import metric_writers, parameter_overview, periodic_actions
 import jax
 from jax.experimental import multihost_utils
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
@@ -88,12 +87,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
   # To the input several steps are one long step of as many micro-batches more.
   micro_batches = config.steps_per_call * config.gradient_accumulation
-  micro_batch = config.batch_size // config.gradient_accumulation
-  batch_shapes = {
-      name: jax.ShapeDtypeStruct((micro_batches, micro_batch, *shape), dtype,
-                                 sharding=sharding.micro_batches(mesh))
-      for name, shape, dtype in (("image", image_shape, jnp.uint8), ("label", (), jnp.int32),
-                                 ("skipped", (), jnp.bool_))}
+  batch_shapes = step_lib.train_batch_shapes(config, image_shape, steps=config.steps_per_call,
+                                             sharding=sharding.micro_batches(mesh))
   start = time.monotonic()
   lowered = train_call.lower(state, batch_shapes)
   train_call = lowered.compile()

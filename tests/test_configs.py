@@ -166,6 +166,8 @@ BAD = {
     "eval.sigmoid_input_units": [(0,)], "eval.statistics": [("running", "moving"), ("population",)],
     "data.interpolation": ["lanczos"],
     "data.photometric_strength": [-0.1, 1.1, float("nan")],
+    "data.crop_area": [(0.0, 1.0), (0.5, 1.1), (0.9, 0.8), (float("nan"), 1.0), (0.5,)],
+    "data.crop_aspect": [(0.0, 1.0), (4 / 3, 3 / 4), (1.0, float("inf"))],
 }
 
 
@@ -221,6 +223,13 @@ def test_cached_images_need_no_resizing(digits_dir):
   config.data.eval_resize = 32
   with pytest.raises(datasets.DataError, match="data.cache needs images of 28x28 pixels as stored"):
     config_checks.check_data(config, split)
+
+
+def test_a_split_without_examples_is_an_error(digits_dir):
+  config = mnist.get_config("bn,quickstart")
+  config.data.dir = digits_dir
+  with pytest.raises(datasets.DataError, match=r"has no examples in 'test\[:0\]'"):
+    config_checks.check_data(config, datasets.open_split(config.data, "test[:0]"))
 
 
 def test_without_batch_norm_the_group_size_does_not_matter():

@@ -12,7 +12,8 @@ from PIL import Image
 import pytest
 
 from bn_inception import doctor, state as state_lib
-from bn_inception.report import samples
+from bn_inception.data import datasets, pipeline
+from bn_inception.report import contact_sheet
 from configs import mnist
 
 
@@ -64,6 +65,12 @@ def test_every_problem_is_found_at_once(config, tmp_path, capsys):
   assert "'cifar10' is not prepared" in text and "tfds build cifar10" in text
 
 
+def test_nothing_is_decoded_with_a_config_that_is_not_sound(config, tmp_path, capsys):
+  config.data.update({"crop_aspect": (-1.0, 1.0), "cache": False})
+  sound, text = examine(config, tmp_path, capsys)
+  assert not sound and "data.crop_aspect is (-1.0, 1.0)" in text and "4,000 train" in text
+
+
 def test_a_missing_file_and_a_full_disk_stop_a_run(config, digits_dir, tmp_path, capsys, monkeypatch):
   shutil.copytree(pathlib.Path(digits_dir) / "digits", tmp_path / "data" / "digits")
   (file,) = (tmp_path / "data" / "digits" / "1.0.0").glob("digits-train*")
@@ -85,10 +92,36 @@ def test_the_disk_needed_is_that_of_the_states(config, tmp_path, capsys):
 def test_the_sheet_shows_colours_and_gray(tmp_path):
   for channels, colour in ((3, (200, 30, 90)), (1, (77,))):
     images = np.broadcast_to(np.array(colour, np.uint8), (5, 20, 30, channels))
-    samples.draw(images, list("abcde"), tmp_path / "sheet.png")
+    contact_sheet.draw_labelled(images, list("abcde"), tmp_path / "sheet.png")
     pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).reshape(-1, 3)
     expected = np.array(colour if channels == 3 else colour * 3)
     assert (np.abs(pixels.astype(int) - expected).max(axis=1) <= 1).mean() > 0.1
+
+
+def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, monkeypatch):
+  """With the distortions of the device, from the first position on, whatever the batch size."""
+  config.data.photometric_strength, config.batch_size, config.batch_norm.group_size = 1.0, 8, 8
+  drawn = []
+  monkeypatch.setattr(contact_sheet, "draw_labelled", lambda images, *_: drawn.append(images))
+  split = datasets.open_split(config.data, "train")
+  doctor._input(doctor.Findings([], []), config, split, tmp_path / "samples.png")  # pylint: disable=protected-access
+  contact_sheet.draw(config, tmp_path / "sheet.png", images=32)
+  sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+  cells = [sheet[top : top + 28, left : left + 28] for top in range(0, 128, 32) for left in range(0, 256, 32)]
+  np.testing.assert_array_equal(drawn[0][..., 0], cells)
+  stored = next(pipeline.train_batches(config.data, seed=config.seed, batch_size=32))["image"][0]
+  assert np.abs(drawn[0].astype(int) - stored).mean() > 5
+
+
+def test_a_place_that_is_no_folder_is_a_sentence(config, tmp_path):
+  (tmp_path / "file").write_text("")
+  findings = doctor.Findings([], [])
+  doctor._disk(findings, config, None, tmp_path / "file" / "run")  # pylint: disable=protected-access
+  images, positions = np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1)
+  doctor._samples(findings, config, images, ["0"], positions,  # pylint: disable=protected-access
+                  tmp_path / "file" / "samples.png")
+  assert f"{tmp_path / 'file'} is not a folder" in findings.stops[0]
+  assert "samples.png cannot be written (" in findings.stops[1]
 
 
 def test_the_exit_code(repository, tmp_path):

@@ -228,10 +228,14 @@ def test_what_does_not_fit_is_said_before_anything_is_written(paths, digits_dir,
   assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_folded_or_has_no_images_is_one_sentence(paths, digits_dir, tmp_path):
+def test_noise_cannot_be_evaluated(paths, tmp_path):
+  with pytest.raises(datasets.DataError, match="'fake' is noise"):
+    evaluate_checkpoints(paths, str(tmp_path / "out"), dataset="fake", split="test")
+  assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_folded_or_has_no_path_is_one_sentence(paths, digits_dir, tmp_path):
   out = str(tmp_path / "out")
-  with pytest.raises(EvaluationError, match="'fake' is noise"):
-    evaluate_checkpoints(paths, out, dataset="fake", split="validation")
   for wrong in ([], [paths[0], ""]):
     with pytest.raises(EvaluationError, match="A network has no path"):
       evaluate_checkpoints(wrong, out, data_dir=digits_dir)

@@ -28,6 +28,7 @@ import os
 import re
 import weakref
 
+from google.protobuf import message
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -98,13 +99,8 @@ def train_batches(
         f"{', '.join(train_distortions.INTERPOLATIONS)}."
     )
 
-  # A concrete function: traced here once, not by several threads, and quicker to call.
-  parse = tf.function(functools.partial(_parse, split), autograph=False).get_concrete_function(
-      tf.TensorSpec([None], tf.string)
-  )
-
   def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
-    encoded, labels = parse(tf.constant(serialized))
+    encoded, labels = _parse(split, serialized)
     train_distortions.random_crops(
         encoded,
         positions,
@@ -115,7 +111,7 @@ def train_batches(
         flip=data_config.flip,
         interpolation=data_config.interpolation,
     )
-    return labels.numpy()
+    return labels
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
@@ -256,10 +252,11 @@ def _batches(
   else:
     records = open_records(split)
     read, waiting_for = _reader(split, records, decode, on_error, stop_step is None), records.waiting_for
-  cores = os.cpu_count() or 1
+  # More than cores, for while others wait for TensorFlow's threads, the disk or Python's lock.
+  threads = (os.cpu_count() or 1) + 3
 
-  def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray) -> None:
-    batch["label"][places], skipped = read(positions, records_of(positions), batch["image"][places])
+  def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray, indices: np.ndarray) -> None:
+    batch["label"][places], skipped = read(positions[places], indices[places], batch["image"][places])
     batch["skipped"][places] = skipped
     if stop_step is not None:
       batch["mask"][places] = ~skipped
@@ -276,16 +273,17 @@ def _batches(
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
     # What is padding stands at the end.
     chunks = [slice(first, min(first + chunk, mask.sum())) for first in range(0, mask.sum(), chunk)]
-    return batch, [pool.submit(fill, flat, part, positions.reshape(-1)[part]) for part in chunks]
+    positions = positions.reshape(-1)
+    indices = records_of(positions)
+    return batch, [pool.submit(fill, flat, part, positions, indices) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
-    # One more than cores, for while another waits for Python's lock.
-    pool = concurrent.futures.ThreadPoolExecutor(cores + 1, thread_name_prefix="decode")
+    pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
     # Runs once: here below or, if the iterator is still in use then, at exit.
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
     steps = itertools.count(start_step) if stop_step is None else iter(range(start_step, stop_step))
-    # Enough to keep every core at work while the consumer takes its time over one batch.
-    ahead = 1 + -(-cores * chunk // positions_of(start_step).size)
+    # Enough to keep every thread at work while the consumer takes its time over one batch.
+    ahead = 1 + -(-threads * chunk // positions_of(start_step).size)
     started = collections.deque()
     try:
       while True:
@@ -314,32 +312,48 @@ def _wait(part: concurrent.futures.Future, waiting_for: Callable[[], str | None]
   part.result()
 
 
-def _parse(split: Split, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-  """Encoded images string [n] and labels int64 [n] (0 if none are read) of serialized records."""
-  features = {split.image_key: tf.io.FixedLenFeature([], tf.string)}
-  if split.label_key:
-    features[split.label_key] = tf.io.FixedLenFeature([], tf.int64)
-  examples = tf.io.parse_example(serialized, features)
-  encoded = examples[split.image_key]
-  return encoded, examples[split.label_key] if split.label_key else tf.zeros_like(encoded, tf.int64)
+def _parse(split: Split, serialized: list[bytes]) -> tuple[list[bytes], np.ndarray]:
+  """Encoded images and labels int64 [n] (0 if none are read) of serialized records.
+
+  Protobuf's own parser takes a fifth of the time of TensorFlow's operation and makes fewer copies of the images.
+
+  Raises:
+    _ParseError: for a record that is no tf.train.Example, or has not one image and one label.
+  """
+  images, labels = [], np.zeros(len(serialized), np.int64)
+  for row, record in enumerate(serialized):
+    try:
+      features = tf.train.Example.FromString(record).features.feature
+    except message.DecodeError as error:
+      raise _ParseError("it is no tf.train.Example") from error
+    image, label = features[split.image_key].bytes_list.value, features[split.label_key].int64_list.value
+    if len(image) != 1 or (split.label_key and len(label) != 1):
+      raise _ParseError(f"it has {len(image)} values of '{split.image_key}' and {len(label)} of '{split.label_key}'")
+    images.append(image[0])
+    if split.label_key:
+      labels[row] = label[0]
+  return images, labels
+
+
+class _ParseError(ValueError):
+  """A record that is not an example of the data set; the text says why."""
 
 
 def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Decode:
   """Makes a decoder of a TensorFlow function of an encoded image that does not depend on the position."""
 
   @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-  def graph(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    encoded, labels = _parse(split, serialized)
+  def graph(encoded: tf.Tensor) -> tf.Tensor:
     # One at a time: chunks are decoded in parallel already.
-    return tf.map_fn(to_pixels, encoded, fn_output_signature=tf.uint8, parallel_iterations=1), labels
+    return tf.map_fn(to_pixels, encoded, fn_output_signature=tf.uint8, parallel_iterations=1)
 
   graph.get_concrete_function()  # Traced here once, not by several threads.
 
   def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
     del positions
-    pixels, labels = graph(serialized)
-    images[:] = pixels
-    return labels.numpy()
+    encoded, labels = _parse(split, serialized)
+    images[:] = graph(tf.constant(encoded))
+    return labels
 
   return decode
 
@@ -359,11 +373,11 @@ def _reader(
     serialized = records.read(indices)
     try:
       labels = decode(positions, serialized, images)
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, _ParseError) as error:
       if len(indices) > 1:  # Not known which of them it is; `read` finds it.
         raise BadRecordError("A record cannot be decoded.") from error
       # Without what TensorFlow says about where in its graph it was.
-      reason = re.sub(r"{{.*?}} *| *\[Op:.*", "", error.message.partition("\n\t [[")[0].splitlines()[-1]).rstrip(".")
+      reason = re.sub(r"{{.*?}} *| *\[Op:.*", "", str(error).partition("\n\t [[")[0].splitlines()[-1]).rstrip(".")
       raise BadRecordError(
           f"{records.describe(indices[0], serialized[0])} cannot be decoded ({reason}): prepare the data set again, or "
           "set data.on_error=skip."
@@ -411,7 +425,8 @@ def _from_memory(
   """Decodes the whole split, whose images need no resizing (`config_checks.check_data`); as `_reader`, from memory."""
   side, channels, count = split.image_side, split.image_channels, split.num_examples
   as_stored = functools.partial(evaluation_crops.centre_crop, size=side, resize=side, channels=channels)
-  read = _reader(split, open_records(split), _decoder(split, as_stored), on_error, stand_in)
+  records = open_records(split)
+  read = _reader(split, records, _decoder(split, as_stored), on_error, stand_in)
   images, labels = np.zeros((count, side, side, channels), np.uint8), np.zeros(count, np.int64)
   skipped = np.zeros(count, bool)
 
@@ -421,7 +436,8 @@ def _from_memory(
     labels[part], skipped[part] = read(indices, indices, images[part])
 
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(pool.map(fill, range(0, count, _CHUNK)))  # Raises what a part raised.
+    for part in [pool.submit(fill, first) for first in range(0, count, _CHUNK)]:
+      _wait(part, records.waiting_for)
 
   def gather(positions: np.ndarray, indices: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     del positions

@@ -50,15 +50,20 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
   """
   if not source.is_dir():
     raise DataError(f"--source={source} is not a folder: give the one with the ILSVRC2012 archives or a TFDS data_dir.")
-  if any((source / archive).exists() for archive in _ARCHIVES.values()):
-    _prepare_imagenet(source, data_dir, name)
-  elif any(source.glob(f"{re.split('[/:]', name)[0]}/*")):
-    _convert(source, data_dir, name)
-  else:
+  try:
+    if any((source / archive).exists() for archive in _ARCHIVES.values()):
+      return _prepare_imagenet(source, data_dir, name)
+    if re.match(r"\w", name) and any(source.glob(f"{re.split('[/:]', name)[0]}/*")):
+      return _convert(source, data_dir, name)
+  except OSError as error:  # A full disk, a medium that fails.
     raise DataError(
-        f"{source} holds neither {' and '.join(_ARCHIVES.values())} nor a prepared {name}: get the archives from "
-        "https://image-net.org/download-images (after registration) and give their folder as --source."
-    )
+        f"{error.filename or data_dir} cannot be read or written ({error.strerror or error}): when that is mended, the "
+        "same command goes on."
+    ) from error
+  raise DataError(
+      f"{source} holds neither {' and '.join(_ARCHIVES.values())} nor a prepared {name}: get the archives from "
+      "https://image-net.org/download-images (after registration) and give their folder as --source."
+  )
 
 
 # From the official archives.
@@ -166,10 +171,13 @@ def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.P
   with _progress(split, folder, (source / _ARCHIVES[split]).stat().st_size):
     builder = tfds.builder(_IMAGENET, data_dir=folder)
     with contextlib.redirect_stdout(None):  # TFDS prints that it downloads.
-      builder.download_and_prepare(
-          file_format="array_record",
-          download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
-      )
+      try:
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
+        )
+      except RuntimeError as error:  # What ArrayRecord's writer makes of an OSError.
+        raise OSError(None, str(error).partition(";")[0], str(folder)) from error
   prepared = pathlib.Path(builder.data_dir)
   info = _read_json(prepared / "dataset_info.json")
   info["splits"] = [facts for facts in info["splits"] if facts["name"] == split]
@@ -322,10 +330,13 @@ def _convert_file(source: pathlib.Path, target: pathlib.Path, length: int, stopp
 
   # As TFDS writes it: one record in each group, so that each can be read alone.
   writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1")
-  for _, records in chunks():
-    for record in records:
-      writer.write(record)
-  writer.close()
+  try:
+    for _, records in chunks():
+      for record in records:
+        writer.write(record)
+    writer.close()
+  except RuntimeError as error:  # What ArrayRecord's writer makes of an OSError.
+    raise OSError(None, str(error).partition(";")[0], str(partial)) from error
   reader = array_record_module.ArrayRecordReader(str(partial))
   for first, records in chunks():
     if reader.num_records() != length or reader.read(first, first + len(records)) != records:
@@ -348,6 +359,8 @@ def _working_folder(target: pathlib.Path, data_dir: pathlib.Path) -> Iterator[pa
     shutil.rmtree(work, ignore_errors=True)
     yield None
     return
+  if target.is_dir() and any(target.iterdir()):
+    raise DataError(f"{target} holds something that is not a whole data set: remove it.")
   try:
     work.mkdir(parents=True, exist_ok=True)
     lock = (work / "lock").open("w")

@@ -123,8 +123,10 @@ def open_records(split: Split) -> Records:
   """Opens all files of a split and checks that each holds as many records as the data set says.
 
   Raises:
-    DataError: naming the file, if one is missing, damaged or has another number of records.
+    DataError: naming the file, if one is missing, damaged or has another number of records; for 'fake', without files.
   """
+  if split.file_format == "fake":
+    raise DataError("The data set 'fake' is noise for training and has no records to read: choose another data set.")
   opener = {"tfrecord": TFRecordShard, "array_record": _ArrayRecordShard}[split.file_format]
 
   def open_shard(path: str, num_records: int) -> _Shard:

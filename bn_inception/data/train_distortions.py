@@ -10,6 +10,8 @@ than the resizing operations of TensorFlow or PIL. Both release Python's lock. E
 position, number of the choice), never of threads or of what was drawn before.
 """
 
+from collections.abc import Callable, Sequence
+import functools
 import math
 
 import cv2
@@ -29,7 +31,7 @@ cv2.setNumThreads(1)
 
 
 def random_crops(
-    encoded: tf.Tensor,
+    encoded: Sequence[bytes],
     positions: np.ndarray,
     out: np.ndarray,
     *,
@@ -42,7 +44,7 @@ def random_crops(
   """A random part of each image, resized to `out`, mirrored half of the time.
 
   Args:
-    encoded: string [n], JPEG, PNG, GIF or BMP files.
+    encoded: n JPEG, PNG, GIF or BMP files.
     positions: int64 [n], of the examples in the training stream.
     out: uint8 [n, height, width, channels], filled here. With 1 channel or 3; images stored otherwise (gray, CMYK) are
       converted.
@@ -64,22 +66,41 @@ def random_crops(
   methods = (uniforms[:, -1] * (len(_METHODS) if interpolation == "random" else 1)).astype(int)
   mirrored = flip & (uniforms[:, -2] < 0.5)
   # Only the header of a JPEG is read before its crop; other formats are decoded whole.
-  jpeg_shapes = [_jpeg_shape(image) for image in encoded.numpy()]
-  sources = [
-      image if shape else tf.io.decode_image(image, channels=channels, expand_animations=False)
-      for image, shape in zip(tf.unstack(encoded), jpeg_shapes)
-  ]
-  shapes = np.array([shape or source.shape[:2] for source, shape in zip(sources, jpeg_shapes)])
+  shapes = [_jpeg_shape(image) for image in encoded]
+  jpegs = [row for row, shape in enumerate(shapes) if shape]
+  others = {row: tf.io.decode_image(encoded[row], channels=channels, expand_animations=False).numpy()
+            for row, shape in enumerate(shapes) if not shape}
+  shapes = np.array([shape or others[row].shape[:2] for row, shape in enumerate(shapes)])
   boxes = _random_boxes(shapes, uniforms[:, : 4 * _TRIES].reshape(-1, 4, _TRIES), crop_area, crop_aspect)
-  for row, (source, box) in enumerate(zip(sources, tf.unstack(boxes))):
-    if jpeg_shapes[row]:
-      # The default DCT shifts colours.
-      decoded = tf.io.decode_and_crop_jpeg(source, box, channels=channels, dct_method="INTEGER_ACCURATE")
-      crop = np.asarray(memoryview(decoded))  # Without a copy, unlike Tensor.numpy().
+  crops = {row: image[top : top + height, left : left + width]
+           for row, image in others.items() for top, left, height, width in [boxes[row]]}
+  if jpegs:
+    decode = _jpeg_crop_decoder(len(jpegs), channels)
+    decoded = decode(tf.constant([encoded[row] for row in jpegs]), tf.constant(boxes[jpegs]))
+    # Without a copy, unlike Tensor.numpy().
+    crops |= {row: np.asarray(memoryview(image)) for row, image in zip(jpegs, decoded)}
+  mirror = np.empty_like(out[0])
+  for row, crop in crops.items():
+    if mirrored[row]:  # After resizing, when there are fewer pixels to move.
+      resize(crop, _METHODS[methods[row]], mirror)
+      cv2.flip(mirror, 1, dst=out[row])
     else:
-      top, left, height, width = boxes[row]
-      crop = source.numpy()[top : top + height, left : left + width]
-    resize(cv2.flip(crop, 1) if mirrored[row] else crop, _METHODS[methods[row]], out[row])
+      resize(crop, _METHODS[methods[row]], out[row])
+
+
+@functools.cache
+def _jpeg_crop_decoder(count: int, channels: int) -> Callable[[tf.Tensor, tf.Tensor], list[tf.Tensor]]:
+  """Makes a function that decodes boxes int32 [count, 4] (top, left, height, width) of JPEG files string [count].
+
+  One call for all of them, during which nobody needs Python's lock.
+  """
+  @tf.function(autograph=False)
+  def decode(encoded: tf.Tensor, boxes: tf.Tensor) -> list[tf.Tensor]:
+    # The default DCT shifts colours.
+    return [tf.io.decode_and_crop_jpeg(image, box, channels=channels, dct_method="INTEGER_ACCURATE")
+            for image, box in zip(tf.unstack(encoded), tf.unstack(boxes))]
+
+  return decode.get_concrete_function(tf.TensorSpec([count], tf.string), tf.TensorSpec([count, 4], tf.int32))
 
 
 def _jpeg_shape(encoded: bytes) -> tuple[int, int] | None:

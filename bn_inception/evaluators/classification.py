@@ -25,7 +25,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
     A function from a TrainState to {"running/top1", "running/top5", "running/loss", the same for "population" and
     "batch" where the network has BN and `eval.statistics` names them, "count", "skipped_examples"}; accuracies in
     [0, 1] over the examples counted, loss in nats. It raises RuntimeError if it did not see or skip each example
-    exactly once, or skipped all.
+    exactly once, DataError if it skipped all.
   """
   split = datasets.open_split(config.data, config.data.eval_split)
   # Results are on every device, so that every process can read them.
@@ -61,7 +61,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dic
         raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
                            f"it has {split.num_examples}: its result is not to be trusted.")
       if not seen:
-        raise RuntimeError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
+        raise datasets.DataError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
       for name in ("top1", "top5", "loss"):
         metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / seen
     return metrics | {"count": seen, "skipped_examples": skipped}

@@ -121,10 +121,8 @@ def measure(config: ConfigDict) -> tuple[float, float]:
   image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
   optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
   state = jax.jit(lambda: state_lib.create(model, optimizer, config, image_shape))()
-  batches = config.steps_per_call * config.gradient_accumulation
-  size = config.batch_size // config.gradient_accumulation
-  batch = {"image": jnp.zeros((batches, size, *image_shape), jnp.uint8),
-           "label": jnp.zeros((batches, size), jnp.int32), "skipped": jnp.zeros((batches, size), bool)}
+  shapes = step_lib.train_batch_shapes(config, image_shape, steps=config.steps_per_call)
+  batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
   call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
   start = time.monotonic()
   call = jax.jit(call, donate_argnums=0).lower(state, batch).compile()

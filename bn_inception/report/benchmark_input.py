@@ -59,6 +59,8 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   Raises:
     DataError: if the data cannot be read.
   """
+  if json_path:
+    pathlib.Path(json_path).parent.mkdir(parents=True, exist_ok=True)
   data = config.data.copy_and_resolve_references()
   whole = datasets.open_split(data, data.train_split)
   if max_records < whole.num_examples:
@@ -103,10 +105,9 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   }
   medians = {name: row["images_per_second"]["median"] for name, row in result["pipelines"].items()}
   result["ratios"] = {f"ours / {name}": round(medians[OURS] / medians[name], 2) for name in names if name != OURS}
-  if json_path:
-    pathlib.Path(json_path).parent.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
   _log.info("\n%s", _table(result))
+  if json_path:
+    pathlib.Path(json_path).write_text(json.dumps(result, indent=2) + "\n")
   return result
 
 
@@ -134,7 +135,7 @@ def _measure_torchvision(encoded: list[bytes], size: int, batch_size: int, worke
     pathlib.Path(file.name).write_bytes(pickle.dumps(encoded))
     arguments = (file.name, size, batch_size, workers, _WARM_UP_BATCHES, _SECONDS)
     command = [sys.executable, "-m", "bn_inception.report.torchvision_loader", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   return float(result.stdout), math.nan
 
 

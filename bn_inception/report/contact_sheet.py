@@ -1,8 +1,12 @@
-"""A picture of training images as the network sees them: the input pipeline's, with the device's distortions."""
+"""Pictures of training images as the network gets them: the input pipeline's, with the device's distortions."""
 
+from collections.abc import Sequence
+import math
 import pathlib
 
 import jax
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -35,13 +39,10 @@ def draw(config: ConfigDict, output: pathlib.Path, *, images: int = 64, quality:
   split = datasets.open_split(config.data, config.data.train_split)
   config_checks.check_data(config, split)
   batch = next(pipeline.train_batches(config.data, seed=config.seed, batch_size=images))
-  positions = stream.local_positions(0, batch_size=images)[0].astype(np.uint32)
-  pixels = jax.jit(lambda images, positions: color_distortions.distort(
-      images, positions, seed=config.seed, strength=config.data.photometric_strength))(batch["image"][0], positions)
-  pixels = np.round(np.asarray(pixels)).astype(np.uint8)
+  pixels = distorted(config, batch["image"][0], stream.local_positions(0, batch_size=images)[0])
 
   size, channels = pixels.shape[1], pixels.shape[3]
-  rows = -(-images // _COLUMNS)
+  rows = math.ceil(images / _COLUMNS)
   cell = size + _GAP
   sheet = np.full((rows * cell - _GAP, _COLUMNS * cell - _GAP, channels), 255, np.uint8)
   for number, image in enumerate(pixels):
@@ -51,3 +52,30 @@ def draw(config: ConfigDict, output: pathlib.Path, *, images: int = 64, quality:
   output.parent.mkdir(parents=True, exist_ok=True)
   output.write_bytes(encoded.numpy())
   return f"{output}: {images} training images of {split.name}, {sheet.shape[1]}x{sheet.shape[0]} pixels"
+
+
+def draw_labelled(images: np.ndarray, names: Sequence[str], output: pathlib.Path) -> None:
+  """Writes a picture of images with the names of their labels.
+
+  Args:
+    images: uint8 [n, height, width, 1 or 3].
+    names: n labels.
+    output: the .png file.
+  """
+  rows = math.ceil(len(images) / _COLUMNS)
+  figure = Figure(figsize=(1.6 * _COLUMNS, 1.8 * rows), layout="constrained")
+  FigureCanvasAgg(figure)
+  for axes, image, name in zip(figure.subplots(rows, _COLUMNS, squeeze=False).flat, images, names):
+    axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=255)
+    axes.set_title(name, fontsize=8)
+  for axes in figure.axes:
+    axes.set_axis_off()
+  output.parent.mkdir(parents=True, exist_ok=True)
+  figure.savefig(output, dpi=110, format="png")
+
+
+def distorted(config: ConfigDict, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
+  """uint8 [n, height, width, channels] of the input at `positions` [n] with the photometric distortions of the step."""
+  distort = jax.jit(lambda images, positions: color_distortions.distort(
+      images, positions, seed=config.seed, strength=config.data.photometric_strength))
+  return np.round(np.asarray(distort(images, positions.astype(np.uint32)))).astype(np.uint8)

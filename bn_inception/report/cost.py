@@ -44,18 +44,16 @@ def _count(config: ConfigDict) -> Cost:
   image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
   optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
   state = jax.eval_shape(lambda: state_lib.create(model, optimizer, config, image_shape))
-
-  def batch(*shape: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return {"image": jax.ShapeDtypeStruct((*shape, *image_shape), jnp.uint8),
-            "label": jax.ShapeDtypeStruct(shape, jnp.int32), "mask": jax.ShapeDtypeStruct(shape, bool),
-            "skipped": jax.ShapeDtypeStruct(shape, bool)}
-
-  parts = config.gradient_accumulation
+  batch = step_lib.train_batch_shapes(config, image_shape, steps=1)
+  flags = jax.ShapeDtypeStruct((32,), jnp.bool_)
+  eval_batch = {"image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
+                "label": jax.ShapeDtypeStruct((32,), jnp.int32), "mask": flags, "skipped": flags}
   train_step = jax.jit(step_lib.make_train_step(model, optimizer, config))
-  train = train_step.lower(state, batch(parts, config.batch_size // parts)).cost_analysis()["flops"]
+  train = train_step.lower(state, batch).cost_analysis()["flops"]
   eval_step = jax.jit(step_lib.make_eval_step(model, config))
-  inference = eval_step.lower(state.params, state.batch_stats, batch(32)).cost_analysis()["flops"]
-  return Cost(train * parts, inference / 32)  # The body of a loop over micro-batches is counted once.
+  inference = eval_step.lower(state.params, state.batch_stats, eval_batch).cost_analysis()["flops"]
+  # The body of a loop over micro-batches is counted once.
+  return Cost(train * config.gradient_accumulation, inference / 32)
 
 
 def total(config: ConfigDict, one: Cost, eval_examples: int) -> float:

@@ -32,7 +32,7 @@ def crops(encoded: bytes, positions: Sequence[int], size: int = 8, channels: int
   """uint8 [positions, size, size, channels] of one image."""
   options = {"crop_area": AREA, "crop_aspect": ASPECT, "flip": False, "interpolation": "bilinear", **options}
   out = np.zeros((len(positions), size, size, channels), np.uint8)
-  files = tf.constant([encoded] * len(positions))
+  files = [encoded] * len(positions)
   train_distortions.random_crops(files, np.array(positions, np.int64), out, seed=seed, **options)
   return out
 

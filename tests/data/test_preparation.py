@@ -156,6 +156,10 @@ def test_what_cannot_be_begun(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
   (tmp_path / "file").write_text("")
   with pytest.raises(DataError, match="Cannot write to"):
     preparation.prepare(archives, tmp_path / "file" / "data", "imagenet2012")
+  (tmp_path / "half" / "imagenet2012" / "5.1.0").mkdir(parents=True)
+  (tmp_path / "half" / "imagenet2012" / "5.1.0" / "leftover").write_text("")
+  with pytest.raises(DataError, match="not a whole data set: remove it"):
+    preparation.prepare(archives, tmp_path / "half", "imagenet2012")
   monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
   with pytest.raises(DataError, match="1.0 kB free, and .* needed"):
     preparation.prepare(archives, tmp_path / "data", "imagenet2012")
@@ -355,11 +359,30 @@ def test_a_copy_that_reads_back_otherwise_is_not_accepted(
     preparation.prepare(tfrecord, tmp_path / "array", "shards")
 
 
+def test_a_disk_that_is_full_meanwhile_is_a_sentence(
+    tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  class Full:
+    def __init__(self, path, options):
+      self._path = path
+
+    def write(self, record):  # In ArrayRecord's words.
+      raise RuntimeError(f"write() failed: No space left on device; writing {self._path}; at byte 12124160")
+
+  monkeypatch.setattr(preparation.array_record_module, "ArrayRecordWriter", Full)
+  with pytest.raises(DataError, match=r"partial cannot be read or written \(write\(\) failed: No space left on dev"):
+    preparation.prepare(tfrecord, tmp_path / "array", "shards")
+  monkeypatch.undo()
+  preparation.prepare(tfrecord, tmp_path / "array", "shards")
+
+
 def test_what_cannot_be_converted(tfrecord: pathlib.Path, tmp_path: pathlib.Path) -> None:
   with pytest.raises(DataError, match="give another --data_dir"):
     preparation.prepare(tfrecord, tfrecord, "shards")
   with pytest.raises(DataError, match="neither .* nor a prepared cifar10"):
     preparation.prepare(tfrecord, tmp_path / "array", "cifar10")
+  with pytest.raises(DataError, match="neither .* nor a prepared"):
+    preparation.prepare(tfrecord, tmp_path / "array", "")
   preparation.prepare(tfrecord, tmp_path / "array", "shards")
   with pytest.raises(DataError, match="nothing to convert"):
     preparation.prepare(tmp_path / "array", tmp_path / "again", "shards")

@@ -1,13 +1,14 @@
 """Caffe's files, for which there is no golden one: written here by Google's protobuf, computed by OpenCV.
 
 The messages are declared as in caffe.proto and serialised by the protobuf library, which shares no code with the
-reader. Where OpenCV can be imported with its Caffe reader (cv2.dnn, before version 5), it computes the network from a
+reader. OpenCV's Caffe reader (cv2.dnn; version 5 dropped it) computes the network from a
 prototxt that is written here layer by layer.
 """
 
 import struct
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def lim_path(lim, proto, tmp_path_factory):
 
 def test_lim0606_has_416_blobs_and_the_counts_of_its_deploy_network(lim, lim_path):
   assert sum(len(blobs) for _, blobs in lim.layers.values()) == 416
-  config, variables = release.read(lim_path)
+  config, variables, *_ = release.read(lim_path)
   assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == 11_194_984
   assert config.data.channel_order == "bgr" and config.data.num_classes == 1000
   config_checks.check_config(config, devices=1)
@@ -174,9 +175,6 @@ def test_factor_0_makes_statistics_0(lim, proto):
 
 
 def test_lim0606_logits_are_those_of_opencv(lim, lim_path, images):
-  cv2 = pytest.importorskip("cv2", reason="OpenCV is not a dependency; with opencv-python-headless 4 this test runs")
-  if not hasattr(cv2.dnn, "readNetFromCaffe"):
-    pytest.skip("this OpenCV has no reader of Caffe's files: version 5 dropped it")
   network = cv2.dnn.readNetFromCaffe(np.frombuffer("\n".join(lim.text).encode(), np.uint8),
                                      np.frombuffer(lim_path.read_bytes(), np.uint8))
   model, variables, preprocess = release.load(lim_path)
@@ -218,7 +216,7 @@ def test_yjxiong_is_the_pytorch_network(torch_tensors, proto, tmp_path, old):
   assert "inception_3a/double_3x3_1_bn" in layers and "inception_5b/pool_proj" in layers
   path = tmp_path / "net.caffemodel"
   path.write_bytes(write(proto, layers, old))
-  config, variables = release.read(path)
+  config, variables, *_ = release.read(path)
   expected = peers.from_torch(torch_tensors)
   jax.tree.map(np.testing.assert_array_equal, variables, expected.variables)
   assert config.model == expected.config.model and config.data.mean == (123.0, 117.0, 104.0)
