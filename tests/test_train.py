@@ -391,7 +391,8 @@ def test_bad_records_end_a_run_or_are_counted_by_it(digits_dir, tmp_path):
   config = make_config(str(tmp_path / "data"), batch_size=250, log_every=5)
   config.batch_norm.group_size = 125
   config.eval.batch_size = 250
-  with pytest.raises(DataError, match=r"Record \d+ of digits:1.0.0 train \(number \d+ in .*\) cannot be decoded .it is no tf.train.Example"):
+  sentence = r"Record \d+ of digits:1.0.0 train \(number \d+ in .*\) cannot be decoded \(it is no tf.train.Example"
+  with pytest.raises(DataError, match=sentence):
     train.train_and_evaluate(config, tmp_path / "fails", jax.devices()[:1])
   config.data.on_error = "skip"
   train.train_and_evaluate(config, tmp_path / "straight", jax.devices()[:1])
