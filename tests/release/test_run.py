@@ -235,7 +235,7 @@ def test_small_inception_with_heads_and_per_activation(digits_dir, tmp_path):
   for statistics in ("running", "population"):
     exported = release.from_run(tmp_path / "run", statistics=statistics, devices=jax.devices()[:1])
     release.write(exported, tmp_path / statistics)
-    state = stored_state(tmp_path / "run")
+    state = stored_state(tmp_path / "run", 2)
     variables = {"params": state["params"], "batch_stats": exported.variables["batch_stats"]}
     assert "auxiliary_4a" in state["params"] and "auxiliary_4a" not in exported.variables["params"]
     np.testing.assert_array_equal(loaded_logits(tmp_path / statistics, images),
