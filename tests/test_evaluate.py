@@ -122,7 +122,7 @@ def test_ensemble_is_the_mean_of_probabilities_one_crop_at_a_time(paths, digits_
   assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
 
-@pytest.mark.parametrize("batch_size,devices", [(1, 1), (7, 1), (64, 1), (7, 4), (64, 4), (1, 8), (7, 8), (64, 8)])
+@pytest.mark.parametrize("batch_size,devices", [(size, devices) for size in (1, 7, 64) for devices in (1, 4, 8)])
 def test_metrics_do_not_depend_on_batch_size_or_devices(paths, digits_dir, tmp_path, batch_size, devices):
   """203 is divided by no batch."""
   metrics = evaluate_checkpoints(paths, str(tmp_path / "one"), data_dir=digits_dir, split="test[:203]", crops=10,
