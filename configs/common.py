@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 SCALES = ("imagenet", "cifar10", "quickstart")
 
 # Steps of 32 at the small scales, in place of the 6e6 of BN-x30 (Figure 3), and the training examples there.
-_SMALL_STEPS = {"cifar10": 2_000, "quickstart": 800}
+_SMALL_STEPS = {"cifar10": 1_000, "quickstart": 800}
 _SMALL_EXAMPLES = {"cifar10": 50_000, "quickstart": 4_000}
 
 

@@ -6,6 +6,7 @@ Runs are made one after the other in this process. Several machines that see the
 
 import logging
 import pathlib
+import statistics
 import time
 
 import jax
@@ -21,6 +22,8 @@ from bn_inception.report import cost, tables
 _log = logging.getLogger(__name__)
 
 FINISHED = ("done", "diverged")  # Divergence is a result; making the run again would only repeat it.
+
+_MEASURED_CALLS, _MEASURED_SECONDS = 5, 5.0  # At least, both.
 
 
 def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: str = "", seeds: int | None = None,
@@ -116,7 +119,10 @@ def _scale(evaluation: plans.Evaluation) -> str:
 
 
 def measure(config: ConfigDict) -> tuple[float, float]:
-  """(seconds to compile, FLOP a second) of a config's training step on this machine, from five calls on no data."""
+  """(seconds to compile, FLOP a second) of a config's training step on this machine, on no data.
+
+  The speed is that of the median call: the first ones of a process can take several times as long.
+  """
   model = models.build(config)
   image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
   optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
@@ -127,11 +133,12 @@ def measure(config: ConfigDict) -> tuple[float, float]:
   start = time.monotonic()
   call = jax.jit(call, donate_argnums=0).lower(state, batch).compile()
   compiled = time.monotonic() - start
-  state = jax.block_until_ready(call(state, batch))
-  start, calls = time.monotonic(), 5
-  for _ in range(calls):
+  seconds = []
+  while len(seconds) < _MEASURED_CALLS or sum(seconds) < _MEASURED_SECONDS:
+    start = time.monotonic()
     state = jax.block_until_ready(call(state, batch))
-  return compiled, calls * config.steps_per_call * cost.of(config).train / (time.monotonic() - start)
+    seconds.append(time.monotonic() - start)
+  return compiled, config.steps_per_call * cost.of(config).train / statistics.median(seconds)
 
 
 def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations: list[plans.Evaluation],

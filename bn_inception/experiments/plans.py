@@ -44,7 +44,7 @@ HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
 # averages alone.
 _CURVES = {"cifar10": {"data.eval_split": "test[:20%]", "eval.statistics": ("running",)}}
 # The members of the ensemble are few: they are evaluated seldom, and with all statistics.
-_MEMBERS = {"cifar10": {"data.eval_split": "test[:20%]", "eval_every": 500, "checkpoint_every": 500}}
+_MEMBERS = {"cifar10": {"data.eval_split": "test[:20%]", "eval_every": 250, "checkpoint_every": 250}}
 CROPS = {"imagenet": 144, "cifar10": 10, "quickstart": 10}  # §4.2.3: 144; small images gain little from so many.
 
 
@@ -190,12 +190,12 @@ def sweep(scale: str, seeds: int) -> Plan:
     networks = [("inception", "inception", scale)]
   for seed in range(seeds):
     for experiment, config_file, argument in networks:
-      # Ten evaluations, of a tenth of the training set, are enough to find the best of a few.
-      extra = HELD_OUT | {"eval_every": Run("", config_file, argument, {}).config().num_steps // 10}
+      # A few evaluations, of a tenth of the training set, are enough to find the best of a few.
+      steps = Run("", config_file, argument, {}).config().num_steps
+      extra = HELD_OUT | {"eval_every": steps // (10 if scale == "mnist" else 5)}
       runs += [_run(scale, f"sweep/{experiment}/rate_{rate:g}", seed, config_file, argument, learning_rate=rate,
                     extra=extra) for rate in SWEEP_RATES[scale]]
       if scale != "mnist":  # Figure 1 says how many steps.
-        steps = Run("", config_file, argument, {}).config().num_steps
         runs += [_run(scale, f"sweep/{experiment}/length_{factor:g}", seed, config_file, argument,
                       num_steps=int(steps * factor), extra=extra) for factor in SWEEP_LENGTHS]
   return Plan(runs)
