@@ -138,7 +138,7 @@ def measure(config: ConfigDict) -> tuple[float, float]:
     start = time.monotonic()
     state = jax.block_until_ready(call(state, batch))
     seconds.append(time.monotonic() - start)
-  return compiled, config.steps_per_call * cost.of(config).train / statistics.median(seconds)
+  return compiled, config.steps_per_call * cost.of(config).train.flop / statistics.median(seconds)
 
 
 def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations: list[plans.Evaluation],
@@ -155,10 +155,10 @@ def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations:
     one = cost.of(config)
     examples = datasets.open_split(config.data, config.data.eval_split).num_examples
     done = run_directory.read_status(root / run.name).get("step", 0) / config.num_steps
-    seconds = compile_seconds + (1 - done) * cost.total(config, one, examples) / speed
+    seconds = compile_seconds + (1 - done) * cost.total(config, one, examples).flop / speed
     total += seconds
     lines.append(f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
-                 f"{one.train / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}"
+                 f"{one.train.flop / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}"
                  + (f", {done:.0%} done" if done else ""))
   lines.append(f"It takes about {tables.duration(total)}, at the {speed / 1e9:.0f} GFLOP/s that "
                f"{open_runs[0][0].name} reached just now and {compile_seconds:.0f} s to compile each"

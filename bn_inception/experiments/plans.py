@@ -108,6 +108,11 @@ class Plan(NamedTuple):
   evaluations: list[Evaluation] = []
 
 
+def experiment_of(run: Run) -> str:
+  """EXPERIMENT of a run's name, what its seeds have in common: 'bn_x5', 'alone/shuffling'."""
+  return run.name.split("/", 1)[1].rpartition("/")[0]
+
+
 def _run(scale: str, experiment: str, seed: int, config_file: str, argument: str, **overrides: Any) -> Run:
   extra = overrides.pop("extra", {})
   return Run(f"{scale}/{experiment}/seed{seed}", config_file, argument,

@@ -1,7 +1,11 @@
-"""What a run costs, by XLA's count of the floating point operations (FLOP) of its programs. Nothing is computed."""
+"""What a run costs: XLA's count of the floating point operations and memory traffic of its programs. Nothing is run.
 
+The programs are lowered for an accelerator, whatever this machine has: some layers are put differently on a CPU.
+"""
+
+from collections.abc import Callable
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +14,49 @@ from ml_collections import ConfigDict
 from bn_inception import models, optim, state as state_lib, step as step_lib
 
 
-class Cost(NamedTuple):
-  """FLOP by `cost_analysis` of the programs before they are partitioned over devices.
+class Work(NamedTuple):
+  """By `cost_analysis` of a program before it is partitioned over devices and before its operations are fused.
 
   Attributes:
-    train: of a training step.
-    inference: of the inference of one image.
+    flop: floating point operations.
+    bytes: read and written by all its operations. Fusion leaves out many of them, so it is an upper bound.
   """
 
-  train: float
-  inference: float
+  flop: float
+  bytes: float
+
+  def times(self, factor: float) -> "Work":
+    return Work(self.flop * factor, self.bytes * factor)
+
+  def plus(self, other: "Work") -> "Work":
+    return Work(self.flop + other.flop, self.bytes + other.bytes)
+
+
+class Cost(NamedTuple):
+  """Work of a training step, and of the inference of one image."""
+
+  train: Work
+  inference: Work
+
+
+class Accelerator(NamedTuple):
+  """What a maker's data sheet says: dense FLOP a second at the precision that JAX gives float32, bytes a second."""
+
+  name: str
+  flop: float
+  bandwidth: float
+
+  def hours(self, work: Work) -> tuple[float, float]:
+    """(least, most): arithmetic at the peak alone, and unfused memory traffic at the full bandwidth (a roofline)."""
+    arithmetic, memory = work.flop / self.flop / 3600, work.bytes / self.bandwidth / 3600
+    return arithmetic, max(arithmetic, memory)
+
+
+ACCELERATORS = (
+    Accelerator("NVIDIA A100 80 GB", 156e12, 2.039e12),  # TF32.
+    Accelerator("NVIDIA H100 SXM", 494e12, 3.35e12),  # TF32.
+    Accelerator("TPU v4", 275e12, 1.2e12),  # bfloat16 passes.
+)
 
 
 def of(config: ConfigDict) -> Cost:
@@ -48,20 +85,23 @@ def _count(config: ConfigDict) -> Cost:
   flags = jax.ShapeDtypeStruct((32,), jnp.bool_)
   eval_batch = {"image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
                 "label": jax.ShapeDtypeStruct((32,), jnp.int32), "mask": flags, "skipped": flags}
-  train_step = jax.jit(step_lib.make_train_step(model, optimizer, config))
-  train = train_step.lower(state, batch).cost_analysis()["flops"]
-  eval_step = jax.jit(step_lib.make_eval_step(model, config))
-  inference = eval_step.lower(state.params, state.batch_stats, eval_batch).cost_analysis()["flops"]
   # The body of a loop over micro-batches is counted once.
-  return Cost(train * config.gradient_accumulation, inference / 32)
+  train = _work(step_lib.make_train_step(model, optimizer, config), state, batch).times(config.gradient_accumulation)
+  inference = _work(step_lib.make_eval_step(model, config), state.params, state.batch_stats, eval_batch)
+  return Cost(train, inference.times(1 / 32))
 
 
-def total(config: ConfigDict, one: Cost, eval_examples: int) -> float:
-  """FLOP of a whole run: its steps, and its evaluations with each of `eval.statistics` where it has BN."""
+def _work(function: Callable, *arguments: Any) -> Work:
+  analysis = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",)).cost_analysis()
+  return Work(analysis["flops"], analysis["bytes accessed"])
+
+
+def total(config: ConfigDict, one: Cost, eval_examples: int) -> Work:
+  """Work of a whole run: its steps, and its evaluations with each of `eval.statistics` where it has BN."""
   images = eval_examples
   if config.batch_norm.enabled:
     images *= len(config.eval.statistics)
     if "population" in config.eval.statistics:
       images += config.eval.population_batches * config.batch_size
   evaluations = -(-config.num_steps // config.eval_every)
-  return config.num_steps * one.train + evaluations * images * one.inference
+  return one.train.times(config.num_steps).plus(one.inference.times(evaluations * images))

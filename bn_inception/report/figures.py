@@ -75,7 +75,10 @@ def _figure1_row(row: Sequence[Axes], text: str, with_bn: Sequence[Result], with
 
 
 def figure2(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None:
-  """Validation accuracy of the variants against steps; the runs that fail are dotted."""
+  """Validation accuracy of the variants against steps; the runs that fail are dotted.
+
+  A diamond is where a variant matches Inception's maximum, as in the paper.
+  """
   names = [name for name in paper.FIGURE_3 if any(run.accuracy for run in experiments.get(name, []))]
   if not names:
     return None
@@ -86,7 +89,14 @@ def figure2(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | No
     _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], style)
   baseline = measured.baseline_maximum(experiments.get("inception", []))
   if baseline is not None:
-    axes.axhline(baseline[0], color="#999999", linewidth=0.8, label="maximum of Inception")
+    target, own = baseline
+    axes.axhline(target, color="#999999", linewidth=0.8, label="maximum of Inception")
+    for name in names:
+      steps = own if name == "inception" else measured.over_seeds(experiments[name],
+                                                                  lambda run: measured.steps_to(run, target))
+      if steps is not None:
+        axes.plot(steps.mean, target, "D", color=_COLOURS[name], markersize=6)
+    axes.plot([], [], "D", color="#999999", markersize=6, label="steps to match Inception")
   curves.finish_axes(axes, "validation top-1 accuracy")
   figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
   return curves.save(figure, output)
@@ -108,21 +118,49 @@ def ablation(experiments: Experiments, changes: Sequence[str], group_sizes: Sequ
   groups = {f"m = {size}": f"group/{size}" for size in group_sizes}
   if not any(experiments.get(name) for name in [*alone.values(), *groups.values()] if name != "bn_baseline"):
     return None
-  figure = curves.new_figure(12)
-  for axes, bars, title in zip(figure.subplots(1, 3), (alone, up_to, groups),
-                               ("each change alone", "one after the other", "BN group size")):
-    spreads = {label: measured.over_seeds(experiments.get(name, []), measured.maximum) for label, name in bars.items()}
-    shown = {label: spread for label, spread in spreads.items() if spread is not None}
-    places = range(len(shown))
-    axes.barh(places, [spread.mean for spread in shown.values()], color="#56B4E9",
-              xerr=[spread.deviation or 0 for spread in shown.values()])
-    axes.set_yticks(places, [label.replace("_", " ") for label in shown], fontsize=8)
-    axes.invert_yaxis()
-    curves.finish_axes(axes, "")
-    if shown:
-      least = min(spread.mean for spread in shown.values())
-      axes.set_xlim(left=max(0, least - 0.1))
-    axes.set(title=title, xlabel="maximum validation accuracy")
+  figure = curves.new_figure(12, 4)
+  panels = figure.subplots(1, 3, sharex=True)
+  for axes, rows, title in zip(panels, (alone, up_to, groups),
+                               ("each change alone", "one after the other", "size of the BN groups")):
+    _dots(axes, {label.replace("_", " "): measured.over_seeds(experiments.get(name, []), measured.maximum)
+                 for label, name in rows.items()}, "maximum validation accuracy")
+    axes.set_title(title)
+    if rows is not groups and (baseline := measured.over_seeds(experiments.get("bn_baseline", []), measured.maximum)):
+      axes.axvline(baseline.mean, color="#999999", linewidth=0.8, zorder=0)
+  return curves.save(figure, output)
+
+
+def _dots(axes: Axes, rows: dict[str, measured.Spread | None], label: str) -> None:
+  """A row for each label: every value as a small dot, the mean as a large one, and in figures at the right."""
+  for place, spread in enumerate(rows.values()):
+    if spread is not None:
+      axes.plot(spread.values, [place] * len(spread.values), "o", color="#56B4E9", markersize=3.5)
+      axes.plot(spread.mean, place, "o", color="#0072B2", markersize=7)
+      axes.text(1.02, place, f"{spread.mean:.1%}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+  axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+  axes.set_ylim(len(rows) - 0.5, -0.5)
+  curves.finish_axes(axes, "")
+  axes.set_xlabel(label)
+
+
+def figure4(evaluations: dict[str, tuple[dict, dict[str, float]]], output: pathlib.Path) -> pathlib.Path | None:
+  """§4.2.3: top-1 errors of single networks and of the ensemble, with one crop and with many, beside the paper's."""
+  kinds = {kind: found for kind, found in measured.errors(evaluations).items() if kind[2] == "running"}
+  if not kinds:
+    return None
+  figure = curves.new_figure(9.5, 2.8)
+  ours, theirs = figure.subplots(1, 2)
+  rows = {}
+  for networks, crops, statistics in sorted(kinds):
+    name = "one network" if networks == 1 else f"ensemble of {networks}"
+    rows[f"{name}, {crops} crop{'s' if crops > 1 else ''}"] = measured.Spread(
+        tuple(metrics["top1_error"] for metrics in kinds[networks, crops, statistics].values()))
+  _dots(ours, rows, "top-1 error")
+  ours.set_title("measured")
+  _dots(theirs, {("one network" if row.networks == 1 else f"ensemble of {row.networks}")
+                 + f", {row.crops} crop{'s' if row.crops > 1 else ''}": measured.Spread((row.top1_error,))
+                 for row in paper.FIGURE_4 if row.name.startswith("BN-Inception")}, "top-1 error")
+  theirs.set_title("the paper, on ImageNet")
   return curves.save(figure, output)
 
 
@@ -143,5 +181,8 @@ def sweep(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | None
     axes.plot(list(points), [spread.mean for spread in points.values()], "o-", color=colour, label=network)
   curves.finish_axes(axes, "maximum held-out accuracy")
   axes.set(xscale="log", xlabel="learning rate")
+  ticks = sorted({rate for points in rates.values() for rate in points})
+  axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])
+  axes.minorticks_off()
   axes.legend(frameon=False, fontsize=8)
   return curves.save(figure, output)

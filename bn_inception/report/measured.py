@@ -57,11 +57,6 @@ class Spread(NamedTuple):
     """Sample standard deviation; None for one value."""
     return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-  @property
-  def error(self) -> float:
-    """Standard error of the mean; 0 for one value, which has none to go by."""
-    return (self.deviation or 0.0) / len(self.values) ** 0.5
-
 
 Results = dict[str, dict[str, list[Result]]]
 
@@ -104,6 +99,16 @@ def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any
   for path in sorted(root.rglob(f"{scale}/figure4/*/metrics.json")):
     found[path.parent.name] = (json.loads((path.parent / "request.json").read_text()), json.loads(path.read_text()))
   return found
+
+
+def errors(evaluations: dict[str, tuple[dict[str, Any], dict[str, float]]]) -> dict[
+    tuple[int, int, str], dict[str, dict[str, float]]]:
+  """Evaluations of Figure 4 by what they are of, {(networks, crops, statistics): {"member0" or "ensemble": metrics}}."""
+  kinds: dict[tuple[int, int, str], dict[str, dict[str, float]]] = {}
+  for name, (request, metrics) in evaluations.items():
+    kind = len(request["networks"]), request["crops"], request["statistics"]
+    kinds.setdefault(kind, {})[name.split("_")[0]] = metrics
+  return kinds
 
 
 def maximum(result: Result) -> float | None:

@@ -11,9 +11,6 @@ from bn_inception.experiments import plans
 from bn_inception.report import claims, cost, figures, measured, paper
 from bn_inception.report.measured import Result
 
-# Peak FLOP a second by the makers' data sheets, dense bfloat16.
-ACCELERATORS = {"NVIDIA A100": 312e12, "NVIDIA H100 SXM": 989e12, "TPU v4": 275e12}
-UTILISATION = 0.1  # Of the peak [assumption]: small convolutions, BN and pooling are bound by memory.
 _IMAGENET_VALIDATION = 50_000  # Images.
 
 _STYLE = """
@@ -70,18 +67,23 @@ def _claims(results: measured.Results, root: pathlib.Path) -> list[str]:
     return [scale for scale in all_scales if any(name in results.get(scale, {}) for name in experiments)] or [
         all_scales[0]]
 
-  rows = [(scale, row) for scale in scales("figure1", ("mnist_bn", "mnist_plain"))
-          for row in claims.mnist(results.get(scale, {}), _command("figure1", scale))]
-  rows += [(scale, row) for scale in scales("figure3", (*paper.FIGURE_3, "ensemble"))
-           for row in claims.inception(results.get(scale, {}), measured.evaluations(root, scale),
-                                       {figure: _command(figure, scale) for figure in ("figure3", "figure4",
-                                                                                       "ablation")})]
+  rows = []
+  for scale in scales("figure1", ("mnist_bn", "mnist_plain")):
+    experiments = results.get(scale, {})
+    rows += [(scale, row) for row in claims.mnist(experiments, _command("figure1", scale, experiments))]
+  for scale in scales("figure3", (*paper.FIGURE_3, "ensemble")):
+    experiments = results.get(scale, {})
+    commands = {figure: _command(figure, scale, experiments) for figure in ("figure3", "figure4", "ablation")
+                if scale in plans.FIGURES[figure][1]}
+    rows += [(scale, row) for row in claims.inception(experiments, measured.evaluations(root, scale), commands)]
+  rows.append(("imagenet", claims.human(measured.evaluations(root, "imagenet"), _command("figure4", "imagenet", {}))))
   verdict = lambda text: _Html(f"<span class='{text.replace(' ', '-')}'>{text}</span>")
   counts = {text: sum(row.verdict == text for _, row in rows)
             for text in (claims.CONFIRMED, claims.REFUTED, claims.UNDECIDED, claims.NOT_MEASURED)}
   return ["<h2>The claims</h2>",
           "<p>" + ", ".join(f"{count} {text}" for text, count in counts.items()) + ". Confirmed and refuted speak of "
-          "the direction at the scale of the row; undecided is a difference within two standard errors over seeds.</p>",
+          "the direction at the scale of the row, the sizes stand beside each other; undecided is a difference within "
+          "two standard errors.</p>",
           _table(["claim", "section", "paper", "scale", "measured", "verdict", "command"],
                  [[row.claim, row.section, row.paper, scale, row.measured, verdict(row.verdict), _code(row.command)]
                   for scale, row in rows])]
@@ -90,7 +92,6 @@ def _claims(results: measured.Results, root: pathlib.Path) -> list[str]:
 def _scale(scale: str, experiments: dict[str, list[Result]], evaluations: claims.Evaluations,
            output: pathlib.Path) -> list[str]:
   """Everything at one scale."""
-  commands = {figure: _command(figure, scale) for figure in plans.FIGURES}
   parts = [f"<h2>{_title(scale, experiments)}</h2>"]
 
   def picture(figure: str, heading: str, path: pathlib.Path | None, remark: str) -> list[str]:
@@ -98,7 +99,7 @@ def _scale(scale: str, experiments: dict[str, list[Result]], evaluations: claims
       return []
     encoded = base64.b64encode(path.read_bytes()).decode()
     return [f"<h3>{heading}</h3>", f"<img alt='{heading}' src='data:image/png;base64,{encoded}'>",
-            f"<p>{remark} <code>{html.escape(commands[figure])}</code></p>"]
+            f"<p>{remark} <code>{html.escape(_command(figure, scale, experiments))}</code></p>"]
 
   def file(figure: str) -> pathlib.Path:
     path = output / figure / f"{scale}.png"
@@ -112,37 +113,50 @@ def _scale(scale: str, experiments: dict[str, list[Result]], evaluations: claims
       "BN the network trains faster and ends higher, and its distributions stay stable.")
   parts += picture(
       "figure2", "Figure 2: validation accuracy against steps (§4.2.2)", figures.figure2(experiments, file("figure2")),
-      "The paper's order from fast to slow is BN-x5, BN-x30, BN-x5-Sigmoid, BN-Baseline, Inception.")
+      "Diamonds: as good as Inception's maximum. The paper's order from fast to slow is BN-x5, BN-x30, BN-Baseline, "
+      "Inception.")
   experiments = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
-  parts += _figure3(experiments, commands["figure3"])
+  parts += _figure3(scale, experiments)
   parts += picture(
       "ablation", "Ablation: from BN-Baseline to BN-x5 (§4.2.1), and the size of the BN groups",
       figures.ablation(experiments, tuple(plans.CHANGES), plans.GROUP_SIZES, file("ablation")),
       "The paper gives a number for one of the changes: about 1% for shuffling within shards. Groups of m in batches "
       f"of {plans.GROUP_BATCH}, everything else as BN-x5.")
   parts += _ablation(experiments)
-  parts += _figure4(scale, evaluations, experiments, commands["figure4"])
+  parts += picture("figure4", "Figure 4: crops and the ensemble (§4.2.3)",
+                   figures.figure4(evaluations, file("figure4")),
+                   "Small dots are the single networks, large ones their mean.")
+  parts += _figure4(evaluations, experiments)
   parts += picture("sweep", "Learning rates", figures.sweep(experiments, file("sweep")),
-                   "The rates in configs/ are chosen here, on training examples held out. "
-                   + _best_rates(experiments))
-  for figure in ("figure1", "figure2", "ablation", "sweep"):
+                   "The rates in configs/ are chosen here, on training examples held out.")
+  parts += _sweep(experiments)
+  for figure in ("figure1", "figure2", "ablation", "figure4", "sweep"):
     if (folder := output / figure).is_dir() and not any(folder.iterdir()):
       folder.rmdir()
   return parts
 
 
 def _title(scale: str, experiments: dict[str, list[Result]]) -> str:
-  data = sorted({run.config["data"]["name"] for runs in experiments.values() for run in runs})
-  return html.escape(f"{scale} ({', '.join(data)})")
+  runs = [run for runs in experiments.values() for run in runs]
+  data = sorted({run.config["data"]["name"] for run in runs})
+  lengths = sorted({run.config["num_steps"] for run in runs})
+  return html.escape(f"{scale}: {', '.join(data)}, runs of "
+                     + " to ".join(f"{length:,}" for length in dict.fromkeys((lengths[0], lengths[-1]))) + " steps")
 
 
-def _command(figure: str, scale: str) -> str:
-  default = plans.FIGURES[figure][1][0]
-  return (f"python scripts/reproduce.py {figure}" + (f" --scale={scale}" if scale != default else "")
+def _command(figure: str, scale: str, experiments: dict[str, list[Result]]) -> str:
+  """The command for a figure with as many seeds as it was made with."""
+  make_plan, scales, default_seeds = plans.FIGURES[figure]
+  counts = [count for name in {plans.experiment_of(run) for run in make_plan(scale, 1).runs}
+            if (count := sum(run.seed.startswith("seed") for run in experiments.get(name, [])))]
+  # The most frequent: some of its runs may serve other figures, with more seeds.
+  seeds = statistics.mode(sorted(counts)) if counts else default_seeds
+  return (f"python scripts/reproduce.py {figure}" + (f" --scale={scale}" if scale != scales[0] else "")
+          + (f" --seeds={seeds}" if seeds != default_seeds else "")
           + " --workdir=runs/paper --data_dir=$TFDS_DATA_DIR")
 
 
-def _figure3(experiments: dict[str, list[Result]], command: str) -> list[str]:
+def _figure3(scale: str, experiments: dict[str, list[Result]]) -> list[str]:
   """The table of Figure 3, and the runs that §4.2.2 tells of."""
   if not any(name in experiments for name in paper.FIGURE_3):
     return []
@@ -173,7 +187,8 @@ def _figure3(experiments: dict[str, list[Result]], command: str) -> list[str]:
           _table(["", "paper: steps to 72.2%", heading, "paper: maximum top-1", "maximum top-1", "learning rate",
                   "status", "the paper's text"], rows),
           f"<p>Steps are mini-batches of 32, to the first evaluation that is as good as Inception's mean maximum (of "
-          f"Inception, to each run's own). <code>{html.escape(command)}</code></p>"]
+          f"Inception, to each run's own). "
+          f"<code>{html.escape(_command('figure3', scale, experiments))}</code></p>"]
 
 
 def _ablation(experiments: dict[str, list[Result]]) -> list[str]:
@@ -190,70 +205,109 @@ def _ablation(experiments: dict[str, list[Result]]) -> list[str]:
   return [_table(["", "maximum top-1", "at the end"], rows)]
 
 
-def _figure4(scale: str, evaluations: claims.Evaluations, experiments: dict[str, list[Result]],
-             command: str) -> list[str]:
-  statistics_rows = []
-  for name, runs in experiments.items():
-    kinds = [measured.over_seeds(runs, lambda run, kind=kind: (run.lines or [{}])[-1].get(f"eval/{kind}/top1"))
-             for kind in ("running", "population", "batch")]
-    if None not in kinds and not name.startswith("sweep/"):
-      statistics_rows.append([name, *map(claims.describe, kinds)])
+def _figure4(evaluations: claims.Evaluations, experiments: dict[str, list[Result]]) -> list[str]:
+  """The table of Figure 4, its networks one by one, and the three kinds of statistics at inference."""
   parts = []
-  if evaluations:
-    rows = [[f"the paper: {row.name}", row.crops or "", row.networks or "", "", _percent(row.top1_error),
-             _percent(row.top5_error)] for row in paper.FIGURE_4]
-    rows += [[name, request["crops"], len(request["networks"]), request["statistics"],
-              _percent(metrics["top1_error"]), _percent(metrics["top5_error"])]
-             for name, (request, metrics) in evaluations.items()]
-    parts += ["<h3>Figure 4: crops and the ensemble (§4.2.3)</h3>",
-              _table(["", "crops", "networks", "BN statistics", "top-1 error", "top-5 error"], rows),
-              f"<p>The paper's are of ImageNet. <code>{html.escape(command)}</code></p>"]
-  if statistics_rows:
+  kinds = measured.errors(evaluations)
+  if kinds:
+    many = max(crops for _, crops, _ in kinds)
+    paper_rows = {row.name: row for row in paper.FIGURE_4}
+    found = lambda single, crops, statistics: next(
+        (metrics for (networks, of, kind), metrics in kinds.items()
+         if ((networks == 1) == single) and (of, kind) == (crops, statistics)), None)
+    rows = [[name, *_paper_errors(row), *[""] * 4] for name, row in paper_rows.items() if "BN-Inception" not in name]
+    for name, metrics, crops, statistics in (
+        ("BN-Inception single crop", found(True, 1, "running"), 1, "moving averages"),
+        ("BN-Inception multicrop", found(True, many, "running"), many, "moving averages"),
+        ("BN-Inception ensemble", found(False, many, "running"), many, "moving averages"),
+        ("the ensemble with one crop", found(False, 1, "running"), 1, "moving averages"),
+        ("the ensemble with one crop", found(False, 1, "population"), 1, "population (Algorithm 2)")):
+      if metrics is not None:
+        row = paper_rows.get(name)
+        rows.append([name, *(_paper_errors(row) if row else [""] * 4), crops, statistics,
+                     *(_error(metrics, place) for place in ("top1_error", "top5_error"))])
+    parts += [_table(["", "the paper: crops", "networks", "top-1 error", "top-5 error", "measured: crops", "statistics",
+                      "top-1 error", "top-5 error"], rows),
+              "<p>The paper's are of ImageNet; ± is the standard deviation over the single networks.</p>"]
+    rows = []
+    for run in experiments.get("ensemble", []):
+      model, norm = run.config["model"], run.config["batch_norm"]
+      rows.append([run.seed, f"{model['init_scale']:g}", f"{model['dropout_rate']:.0%}",
+                   ", ".join(norm["per_activation"]) or "none",
+                   *(_percent((found(True, crops, "running") or {}).get(run.seed, {}).get(place))
+                     for crops in (1, many) for place in ("top1_error", "top5_error"))])
+    parts.append(_table(["", "factor on the initial weights", "dropout", "modules with BN per activation",
+                         *(f"{place} error, {crops} crop{'s' if crops > 1 else ''}" for crops in (1, many)
+                           for place in ("top-1", "top-5"))], rows))
+  rows = []
+  for name, runs in experiments.items():
+    of_kinds = [measured.over_seeds(runs, lambda run, kind=kind: (run.lines or [{}])[-1].get(f"eval/{kind}/top1"))
+                for kind in ("running", "population", "batch")]
+    if None not in of_kinds and not name.startswith("sweep/"):
+      rows.append([name, *map(claims.describe, of_kinds)])
+  if rows:
     parts += ["<h3>Statistics at inference (Algorithm 2, §3.1): top-1 at the end of the runs</h3>",
-              _table(["", "moving averages", "population (Algorithm 2)", "each batch's own"], statistics_rows)]
+              _table(["", "moving averages", "population (Algorithm 2)", "each batch's own"], rows)]
   return parts
+
+
+def _paper_errors(row: paper.ErrorRow) -> list[object]:
+  return [row.crops or "", row.networks or "", _percent(row.top1_error), _percent(row.top5_error)]
+
+
+def _error(metrics: dict[str, dict[str, float]], place: str) -> str:
+  errors = measured.Spread(tuple(of[place] for of in metrics.values()))
+  return _percent(errors.mean) if len(metrics) == 1 else claims.describe(errors, _percent, of="network")
 
 
 def _percent(value: float | None) -> str:
   return "" if value is None else f"{value:.2%}"
 
 
-def _best_rates(experiments: dict[str, list[Result]]) -> str:
-  best: dict[str, tuple[float, float]] = {}
+def _sweep(experiments: dict[str, list[Result]]) -> list[str]:
+  """Every rate and length that was tried."""
+  rows = []
   for name, runs in experiments.items():
-    network, _, point = name.removeprefix("sweep/").partition("/")
-    top1 = measured.over_seeds(runs, measured.maximum)
-    if name.startswith("sweep/") and point.startswith("rate_") and top1 is not None:
-      best[network] = max(best.get(network, (0.0, 0.0)), (top1.mean, runs[0].config["learning_rate"]))
-  return " ".join(f"Best of {network}: {rate:g} ({top1:.2%})." for network, (top1, rate) in sorted(best.items()))
+    best = measured.over_seeds(runs, measured.maximum)
+    if name.startswith("sweep/") and best is not None:
+      config = runs[0].config
+      rows.append([name.split("/")[1], config["learning_rate"], config["num_steps"], best])
+  rows.sort(key=lambda row: row[:3])
+  return [_table(["network", "learning rate", "steps", "maximum held-out top-1"],
+                 [[network, f"{rate:g}", f"{steps:,}", claims.describe(best, _percent)]
+                  for network, rate, steps, best in rows])] if rows else []
 
 
 def _full_scale() -> list[str]:
   """The commands for ImageNet, and what they take."""
   rows = []
   for figure in ("figure2", "figure3", "ablation", "figure4"):
-    make_plan, _, seeds = plans.FIGURES[figure]
-    total, steps, flop = 0.0, 0, 0.0
+    make_plan, _, _ = plans.FIGURES[figure]
+    work, steps = cost.Work(0, 0), 0
     plan = make_plan("imagenet", 1)
     for run in plan.runs:
       config = run.config()
-      one = cost.of(config)
-      total += cost.total(config, one, _IMAGENET_VALIDATION)
-      steps, flop = steps + config.num_steps, max(flop, one.train / config.batch_size)
+      work = work.plus(cost.total(config, cost.of(config), _IMAGENET_VALIDATION))
+      steps += config.num_steps
     inference = cost.of(plan.runs[0].config()).inference
-    total += sum(inference * evaluation.crops * len(evaluation.runs) * _IMAGENET_VALIDATION
-                 for evaluation in plan.evaluations)
-    rows.append([figure, len(plan.runs), claims.steps_text(steps), f"{flop / 1e9:.1f}", f"{total:.1e}",
-                 *(f"{total / (peak * UTILISATION) / 3600:,.0f}" for peak in ACCELERATORS.values()),
+    for evaluation in plan.evaluations:
+      work = work.plus(inference.times(evaluation.crops * len(evaluation.runs) * _IMAGENET_VALIDATION))
+    rows.append([figure, len(plan.runs), claims.steps_text(steps), f"{work.flop:.1e}", f"{work.bytes:.1e}",
+                 *("{:,.0f} to {:,.0f}".format(*accelerator.hours(work)) for accelerator in cost.ACCELERATORS),
                  _code(f"python scripts/reproduce.py {figure} --scale=imagenet --seeds=1 --workdir=runs/paper "
                        "--data_dir=/data/tfds --index=0 --count=8")])
   return ["<h2>At full scale: ImageNet</h2>",
-          _table(["figure", "runs of one seed", "steps of 32", "GFLOP an image", "FLOP", *(f"{name} hours" for name in
-                  ACCELERATORS), "command, on each machine with its --index"], rows),
-          "<p>FLOP: XLA's count for the training step and inference times the steps, evaluations and crops. Hours: at "
-          f"{UTILISATION:.0%} of the peak in dense bfloat16 of one accelerator "
-          f"({', '.join(f'{name} {peak / 1e12:.0f} TFLOP/s' for name, peak in ACCELERATORS.items())}), an assumption. "
-          "Figures share runs: figure 3 includes those of figure 2.</p>"]
+          _table(["figure", "runs of one seed", "steps of 32", "FLOP", "bytes",
+                  *(f"{accelerator.name} hours" for accelerator in cost.ACCELERATORS),
+                  "command, on each machine with its --index"], rows),
+          "<p>FLOP and bytes: XLA's counts for the programs of a training step and of inference, lowered for an "
+          "accelerator and before fusion, times the steps, evaluations and crops. Hours of one accelerator: from all "
+          "arithmetic at its peak to all that memory traffic at its bandwidth ("
+          + "; ".join(f"{name}: {flop / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s"
+                      for name, flop, bandwidth in cost.ACCELERATORS)
+          + ", by their data sheets, in float32 as JAX computes it there). Fusion saves much of the traffic; input, "
+          "kernel launches and small layers come on top. Figures share runs: figure 3 includes those of figure 2. "
+          "Figure 1 takes minutes on a CPU.</p>"]
 
 
 def _runs(results: measured.Results) -> list[str]:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from bn_inception import config_checks
+from bn_inception import config_checks, optim
 from bn_inception.experiments import archive, plans
 from configs import bn_baseline, bn_x5
 from tests.test_configs import differences
@@ -66,6 +66,18 @@ def test_groups_differ_in_their_size_alone():
 def test_seeds_differ_in_the_seed_alone():
   one, two = (run for run in runs_of("figure2", "cifar10") if "/bn_x30/" in run.name)
   assert list(differences(one.config(), two.config())) == ["seed"]
+
+
+def test_long_runs_differ_in_their_length_alone_and_end_at_the_same_rate():
+  short, long = ({plans.experiment_of(run): run.config() for run in runs_of("figure3", scale, 1)}
+                 for scale in ("cifar10", "cifar10_long"))
+  assert list(short) == list(long)
+  for name, config in long.items():
+    assert set(differences(short[name], config)) == {"num_steps", "eval_every", "checkpoint_every",
+                                                     "learning_rate_decay_epochs"}
+    assert config.num_steps == 6 * short[name].num_steps == 6_000
+    last_rates = [float(optim.learning_rate_schedule(c, 50_000)(c.num_steps)) for c in (short[name], config)]
+    assert last_rates[0] == pytest.approx(last_rates[1], rel=1e-3)
 
 
 def test_rates_are_swept_without_the_test_split():

@@ -40,3 +40,18 @@ def write_run(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     return tmp_path / "runs"
 
   return write
+
+
+@pytest.fixture
+def write_evaluation(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
+  """A function that writes an evaluation of Figure 4 at the scale cifar10, and returns the folder of all runs."""
+
+  def write(name: str, networks: int, crops: int, top1_error: float, statistics: str = "running") -> pathlib.Path:
+    folder = tmp_path / "runs" / "cifar10" / "figure4" / name
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text(json.dumps(
+        {"networks": [{}] * networks, "crops": crops, "statistics": statistics}))
+    (folder / "metrics.json").write_text(json.dumps({"top1_error": top1_error, "top5_error": top1_error / 2}))
+    return tmp_path / "runs"
+
+  return write

@@ -27,6 +27,27 @@ def test_greater_asks_for_two_standard_errors(a, b, verdict):
   assert claims.greater(Spread(a), Spread(b)) == verdict
 
 
+def test_a_single_run_varies_as_those_it_is_compared_with():
+  # Deviation 0.01; errors 0.01 of the one and 0.01 / sqrt(3) of the three: 0.0115 of the difference.
+  three = Spread((0.39, 0.40, 0.41))
+  assert claims.greater(Spread((0.424,)), three) == "confirmed"
+  assert claims.greater(Spread((0.422,)), three) == "undecided"
+  assert claims.greater(three, Spread((0.422,))) == "undecided"
+  assert claims.greater(three, Spread((0.424,))) == "refuted"
+  # Both single, with a deviation of 0.01 each: 0.0141 of the difference.
+  assert claims.greater(Spread((0.43,)), Spread((0.40,)), single=0.01) == "confirmed"
+  assert claims.greater(Spread((0.428,)), Spread((0.40,)), single=0.01) == "undecided"
+
+
+def test_two_single_runs_must_differ_by_more_than_the_evaluation_split_can_tell(write_run):
+  """At 50% of 1,000 examples the deviation is 1.58%, that of a difference 2.24%."""
+  for name, top1 in (("inception", 0.5), ("bn_baseline", 0.54), ("bn_x5", 0.55)):
+    root = write_run(f"cifar10/{name}/seed0", [0.1, top1])
+  rows = verdicts(root)
+  assert find(rows, "BN-Baseline ends higher").verdict == "undecided"
+  assert find(rows, "BN-x5 beats").verdict == "confirmed"
+
+
 def test_speed_is_counted_to_the_mean_maximum_of_inception(write_run):
   for seed, top1 in enumerate(([0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.42])):
     write_run(f"cifar10/inception/seed{seed}", top1)
@@ -83,20 +104,59 @@ def test_slower_at_first_looks_at_the_first_fifth(write_run):
   assert find(rows, "BN-x30 ends higher").verdict == "confirmed"
 
 
+def test_single_changes_stand_beside_the_baseline_without_them(write_run):
+  write_run("cifar10/inception/seed0", [0.1, 0.2, 0.3, 0.4])
+  write_run("cifar10/bn_baseline/seed0", [0.2, 0.3, 0.4, 0.5])
+  write_run("cifar10/alone/no_dropout/seed0", [0.4, 0.4, 0.4, 0.4])
+  write_run("cifar10/alone/shuffling/seed0", [0.2, 0.3, 0.4, 0.6])
+  root = write_run("cifar10/alone/weight_decay/seed0", [0.2, 0.3, 0.4, 0.41])
+  rows = verdicts(root)
+  dropout = find(rows, "Removing dropout")
+  assert dropout.verdict == "confirmed" and "BN-Baseline with no dropout took 200 (one seed) to 40.0%" in dropout.measured
+  assert find(rows, "shuffling").verdict == "confirmed" and find(rows, "L2").verdict == "refuted"
+  assert find(rows, "without local response").verdict == "not measured"
+
+
+def test_a_scale_without_a_figure_has_no_rows_for_it():
+  texts = [row.claim for row in claims.inception({}, {}, {"figure3": "make 3"})]
+  assert not any("crops" in text or "shuffling" in text for text in texts) and any("BN-x30" in text for text in texts)
+
+
+def evaluation(crops, networks, top1_error, top5_error=0.0):
+  return ({"crops": crops, "networks": [{}] * networks, "statistics": "running"},
+          {"top1_error": top1_error, "top5_error": top5_error})
+
+
 def test_crops_and_ensemble():
-  def evaluation(crops, networks, error):
-    return {"crops": crops, "networks": [{}] * networks, "statistics": "running"}, {"top1_error": error}
   found = {f"member{n}_1crop_running": evaluation(1, 1, 0.30 + n / 100) for n in range(2)}
   found |= {f"member{n}_10crop_running": evaluation(10, 1, 0.28 + n / 100) for n in range(2)}
-  found |= {"ensemble_1crop_running": evaluation(1, 2, 0.29), "ensemble_10crop_running": evaluation(10, 2, 0.25),
-            "ensemble_1crop_population": evaluation(1, 2, 0.01)}
-  rows = {row.claim: row for row in claims.inception({}, found, COMMAND)}
-  crops, ensemble = find(rows, "Many crops"), find(rows, "ensemble of six")
+  found |= {"ensemble_1crop_running": evaluation(1, 2, 0.29), "ensemble_10crop_running": evaluation(10, 2, 0.25)}
+  population = evaluation(1, 2, 0.01)
+  population[0]["statistics"] = "population"
+  found["ensemble_1crop_population"] = population
+
+  def rows():
+    return {row.claim: row for row in claims.inception({}, found, COMMAND)}
+
+  crops, ensemble = find(rows(), "Many crops"), find(rows(), "ensemble of six")
   assert crops.verdict == "confirmed" and "30.5% to 28.5%" in crops.measured
   assert ensemble.verdict == "confirmed" and "28.5% to 25.0%" in ensemble.measured and "28.0%" in ensemble.measured
   found["ensemble_10crop_running"][1]["top1_error"] = 0.285  # Better than the mean, not than the best.
-  rows = {row.claim: row for row in claims.inception({}, found, COMMAND)}
-  assert find(rows, "ensemble of six").verdict == "refuted"
+  assert find(rows(), "ensemble of six").verdict == "refuted"
+  # Gains of 2% and -1.4%: 0.3% on average, with a standard error of 1.7%.
+  found["member1_10crop_running"][1]["top1_error"] = 0.324
+  assert find(rows(), "Many crops").verdict == "undecided"
+  del found["member1_10crop_running"]  # Not of the same networks.
+  assert find(rows(), "Many crops").verdict == "not measured"
+
+
+@pytest.mark.parametrize("top5_error,verdict", [(0.049, "confirmed"), (0.052, "refuted")])
+def test_human_raters(top5_error, verdict):
+  found = {"ensemble_144crop_running": evaluation(144, 6, 0.2, top5_error),
+           "ensemble_1crop_running": evaluation(1, 6, 0.2, 0.9), "member0_144crop_running": evaluation(144, 1, 0.2, 0.9)}
+  row = claims.human(found, "make 4")
+  assert row.verdict == verdict and "144 crops" in row.measured
+  assert claims.human({}, "make 4").verdict == "not measured"
 
 
 def test_population_statistics_agree_within_a_point(write_run):

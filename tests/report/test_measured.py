@@ -25,7 +25,6 @@ def test_mean_and_spread_over_seeds():
   spread = measured.Spread((0.2, 0.4, 0.9))
   deviation = math.sqrt(((0.2 - 0.5) ** 2 + (0.4 - 0.5) ** 2 + (0.9 - 0.5) ** 2) / 2)
   assert spread.mean == pytest.approx(0.5) and spread.deviation == pytest.approx(deviation)
-  assert spread.error == pytest.approx(deviation / math.sqrt(3))
   assert measured.Spread((0.2,)).deviation is None
 
 

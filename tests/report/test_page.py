@@ -11,7 +11,7 @@ from bn_inception.report import cost, page, paper
 @pytest.fixture(autouse=True)
 def cheap_full_scale(monkeypatch):
   """Tracing full Inception takes seconds; `tests/report/test_cost.py` does it."""
-  monkeypatch.setattr(cost, "of", lambda config: cost.Cost(1e12, 1e10))
+  monkeypatch.setattr(cost, "of", lambda config: cost.Cost(cost.Work(1e12, 1e11), cost.Work(1e10, 1e8)))
 
 
 def text_of(html: str) -> str:
@@ -46,17 +46,45 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   # Inception: maxima 0.9 and 0.91 after 800 steps of 32.
   assert "Inception 31.0M 800 ± 0 (2 seeds) 72.2% 90.5% ± 0.7% (2 seeds) 0.1 done" in text
   assert "Inception at the rate of BN-x5 parameters reach" not in text and "diverged parameters reach machine" in text
-  assert "python scripts/reproduce.py figure3 --workdir=runs/paper --data_dir=$TFDS_DATA_DIR" in text
+  assert "python scripts/reproduce.py figure3 --seeds=2 --workdir=runs/paper --data_dir=$TFDS_DATA_DIR" in text
   assert "0123456789 1 abacus" in text and "jax 0.0.1" in text
   assert "python scripts/train.py --config=configs/bn_x5.py:cifar10 --config.seed=1" in text
   # 1e12 FLOP x steps, three evaluations of 50,000 images every 20,000 steps, and 1,024 for the population.
-  assert "--scale=imagenet" in text and "A100 hours" in text
+  assert "--scale=imagenet" in text and "A100 80 GB hours" in text
+
+
+def test_figure_4_stands_in_the_papers_layout(write_run, write_evaluation, tmp_path):
+  for member, (rate, one, many) in enumerate(((0.05, 0.30, 0.25), (0.10, 0.34, 0.29))):
+    write_run(f"cifar10/ensemble/member{member}", [0.5], model={
+        "name": "inception", "init_scale": 1.5, "dropout_rate": rate}, batch_norm={"per_activation": ["5b"]})
+    write_evaluation(f"member{member}_1crop_running", 1, 1, one)
+    write_evaluation(f"member{member}_10crop_running", 1, 10, many)
+  write_evaluation("ensemble_10crop_running", 2, 10, 0.22)
+  root = write_evaluation("ensemble_1crop_population", 2, 1, 0.23, statistics="population")
+  text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
+  assert (tmp_path / "report" / "figure4" / "cifar10.png").read_bytes().startswith(b"\x89PNG")
+  assert ("BN-Inception single crop 1 1 25.20% 7.82% 1 moving averages 32.00% ± 2.83% (2 networks) "
+          "16.00% ± 1.41% (2 networks)") in text
+  assert "BN-Inception multicrop 144 1 21.99% 5.82% 10 moving averages 27.00%" in text
+  assert "BN-Inception ensemble 144 6 20.10% 4.90% 10 moving averages 22.00% 11.00%" in text
+  assert "the ensemble with one crop 1 population (Algorithm 2) 23.00% 11.50%" in text
+  assert "member0 1.5 5% 5b 30.00% 15.00% 25.00% 12.50%" in text and "GoogLeNet ensemble 144 7 6.67%" in text
+  assert "python scripts/reproduce.py figure4 --workdir" in text
+
+
+def test_a_long_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
+  write_run("cifar10_long/inception/seed0", [0.1, 0.3])
+  root = write_run("cifar10_long/bn_x5/seed0", [0.3, 0.4])
+  text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
+  assert "reproduce.py figure3 --scale=cifar10_long --seeds=1 --workdir" in text
+  assert "BN-x5 took 200 (one seed) to 30.0%" in text and "--config.num_steps=6000" in text
+  assert "ablation --scale=cifar10_long" not in text and "figure4 --scale=cifar10_long" not in text
 
 
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
   root = write_run("mnist/mnist_bn/seed0", [0.5])
   text = text_of(page.write(str(root), str(tmp_path)).read_text())
-  assert "0 confirmed, 0 refuted, 0 undecided, 17 not measured" in text
+  assert "0 confirmed, 0 refuted, 0 undecided, 22 not measured" in text
   with pytest.raises(FileNotFoundError, match="holds no runs"):
     (tmp_path / "empty").mkdir()
     page.write(str(tmp_path / "empty"), str(tmp_path))
@@ -66,6 +94,6 @@ def test_hours_follow_from_the_count_of_operations(write_run, tmp_path):
   text = text_of(page.write(str(write_run("mnist/mnist_bn/seed0", [0.5])), str(tmp_path)).read_text())
   steps = 31e6 + 31e6 + 3 * 6e6  # Figure 2: the two without §4.2.1's changes run as long as Inception.
   evaluations = 31e6 / 20_000 * (50_000 + 3 * 50_000 + 32 * 32) + 3 * 6e6 / 20_000 * (3 * 50_000 + 32 * 32)
-  flop = steps * 1e12 + evaluations * 1e10
-  hours = flop / (312e12 * page.UTILISATION) / 3600
-  assert f"figure2 5 80.0M 31.2 {flop:.1e} {hours:,.0f} " in text
+  flop, traffic = steps * 1e12 + evaluations * 1e10, steps * 1e11 + evaluations * 1e8
+  a100 = f"{flop / 156e12 / 3600:,.0f} to {traffic / 2.039e12 / 3600:,.0f}"
+  assert f"figure2 5 80.0M {flop:.1e} {traffic:.1e} {a100} " in text
