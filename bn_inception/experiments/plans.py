@@ -33,6 +33,7 @@ GROUP_SIZES, GROUP_BATCH = (4, 8, 16, 32, 64), 64  # The same batch for all, so 
 SWEEP_RATES = {
     "mnist": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
     "cifar10": (0.0025, 0.005, 0.01, 0.02, 0.04),
+    "cifar10_long": (0.005, 0.01, 0.02),
     "quickstart": (0.01, 0.02, 0.04, 0.08, 0.16),
     "imagenet": (0.00075, 0.0015, 0.003),
 }
@@ -80,7 +81,8 @@ class Run(NamedTuple):
 
   def command(self, workdir: str) -> str:
     """The command that makes this run alone."""
-    flags = "".join(f" --config.{path}={shlex.quote(str(value))}" for path, value in self.overrides.items())
+    text = lambda value: shlex.quote(str(value).replace("'", '"'))  # ("running",) is quoted more simply.
+    flags = "".join(f" --config.{path}={text(value)}" for path, value in self.overrides.items())
     return (f"python scripts/train.py --config=configs/{self.config_file}.py:{self.argument}{flags} "
             f"--workdir={workdir}/{self.name}")
 
@@ -116,20 +118,27 @@ def experiment_of(run: Run) -> str:
 def _run(scale: str, experiment: str, seed: int, config_file: str, argument: str, **overrides: Any) -> Run:
   extra = overrides.pop("extra", {})
   return Run(f"{scale}/{experiment}/seed{seed}", config_file, argument,
-             {"seed": seed, **_CURVES.get(scale, {}), **overrides, **extra})
+             {"seed": seed, **_CURVES.get(_config_scale(scale), {}), **overrides, **extra})
+
+
+def _config_scale(scale: str) -> str:
+  return LONGER[scale][0] if scale in LONGER else scale
+
+
+def _length(scale: str, config: ConfigDict) -> dict[str, Any]:
+  """What differs from `config` at the greater length of a scale of LONGER."""
+  if scale not in LONGER:
+    return {}
+  factor = LONGER[scale][1]
+  return {"num_steps": factor * config.num_steps, "eval_every": 2 * config.eval_every,
+          "checkpoint_every": 2 * config.checkpoint_every,
+          # Stretched with the run, so that the rate falls as far.
+          "learning_rate_decay_epochs": factor * config.learning_rate_decay_epochs}
 
 
 def _variant(scale: str, name: str, seed: int) -> Run:
-  if scale not in LONGER:
-    return _run(scale, name, seed, name, scale)
-  config_scale, factor = LONGER[scale]
-  run = _variant(config_scale, name, seed)
-  config = run.config()
-  return run._replace(name=f"{scale}/{name}/seed{seed}", overrides=run.overrides | {
-      "num_steps": factor * config.num_steps, "eval_every": 2 * config.eval_every,
-      "checkpoint_every": 2 * config.checkpoint_every,
-      # Stretched with the run, so that the rate falls as far.
-      "learning_rate_decay_epochs": factor * config.learning_rate_decay_epochs})
+  run = _run(scale, name, seed, name, _config_scale(scale))
+  return run._replace(overrides=run.overrides | _length(scale, run.config()))
 
 
 def figure1(scale: str, seeds: int) -> Plan:
@@ -203,15 +212,17 @@ def sweep(scale: str, seeds: int) -> Plan:
   if scale == "mnist":
     networks = [(f"mnist_{network}", "mnist", f"{network},mnist") for network in MNIST_NETWORKS]
   else:
-    networks = [("inception", "inception", scale)]
+    networks = [("inception", "inception", _config_scale(scale))]
   for seed in range(seeds):
     for experiment, config_file, argument in networks:
+      config = Run("", config_file, argument, {}).config()
+      length = _length(scale, config)
+      steps = length.get("num_steps", config.num_steps)
       # A few evaluations, of a tenth of the training set, are enough to find the best of a few.
-      steps = Run("", config_file, argument, {}).config().num_steps
-      extra = HELD_OUT | {"eval_every": steps // (10 if scale == "mnist" else 5)}
+      extra = HELD_OUT | length | {"eval_every": steps // (10 if scale == "mnist" else 5)}
       runs += [_run(scale, f"sweep/{experiment}/rate_{rate:g}", seed, config_file, argument, learning_rate=rate,
                     extra=extra) for rate in SWEEP_RATES[scale]]
-      if scale != "mnist":  # Figure 1 says how many steps.
+      if scale != "mnist" and scale not in LONGER:  # Figure 1 says how many steps.
         runs += [_run(scale, f"sweep/{experiment}/length_{factor:g}", seed, config_file, argument,
                       num_steps=int(steps * factor), extra=extra) for factor in SWEEP_LENGTHS]
   return Plan(runs)
@@ -224,5 +235,5 @@ FIGURES: dict[str, tuple[Callable[[str, int], Plan], tuple[str, ...], int]] = {
     "figure3": (figure3, ("cifar10", "cifar10_long", "imagenet", "quickstart"), 3),
     "figure4": (figure4, ("cifar10", "imagenet", "quickstart"), 1),
     "ablation": (ablation, ("cifar10", "imagenet", "quickstart"), 1),
-    "sweep": (sweep, ("cifar10", "mnist", "imagenet", "quickstart"), 1),
+    "sweep": (sweep, ("cifar10", "cifar10_long", "mnist", "imagenet", "quickstart"), 1),
 }

@@ -81,7 +81,7 @@ def test_long_runs_differ_in_their_length_alone_and_end_at_the_same_rate():
 
 
 def test_rates_are_swept_without_the_test_split():
-  for scale in ("mnist", "cifar10", "imagenet"):
+  for scale in ("mnist", "cifar10", "cifar10_long", "imagenet"):
     for run in runs_of("sweep", scale):
       config = run.config()
       assert (config.data.train_split, config.data.eval_split) == ("train[:90%]", "train[90%:]")
