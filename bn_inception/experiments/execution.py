@@ -33,7 +33,7 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
   Args:
     figure: a key of `plans.FIGURES`.
     workdir: holds the runs, SCALE/EXPERIMENT/seedN.
-    scale: one of the figure's; None: its first.
+    scale: one of the figure's; None: its first, or, without its data and a `data_dir`, that of the embedded digits.
     data_dir: TFDS data_dir.
     seeds: runs of each experiment; None: the figure's own number.
     num_steps: in place of each run's own length (the schedule of the learning rate stays).
@@ -47,7 +47,7 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
     ConfigError, DataError, CheckpointError: one sentence on what cannot be used, before the first run starts.
   """
   make_plan, scales, default_seeds = plans.FIGURES[figure]
-  scale = scale or scales[0]
+  scale = scale or _usual_scale(figure, data_dir)
   if scale not in scales:
     raise config_checks.ConfigError(f"{figure} has no scale '{scale}': choose one of {', '.join(scales)}.")
   if not 0 <= index < count:
@@ -74,6 +74,19 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
   for evaluation in plan.evaluations:
     _evaluate(evaluation, root, data_dir)
   return "done"
+
+
+def _usual_scale(figure: str, data_dir: str) -> str:
+  make_plan, scales, _ = plans.FIGURES[figure]
+  if data_dir or "quickstart" not in scales:
+    return scales[0]
+  data = make_plan(scales[0], 1).runs[0].config().data
+  try:
+    datasets.open_split(data, data.eval_split)
+  except datasets.DataError as error:
+    _log.warning("%s Or give a --data_dir. Until then the embedded digits serve instead: --scale=quickstart.", error)
+    return "quickstart"
+  return scales[0]
 
 
 def part(runs: list[plans.Run], index: int, count: int) -> list[plans.Run]:

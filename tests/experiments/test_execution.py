@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from bn_inception import config_checks, run_directory, train
+from bn_inception.data import datasets
 from bn_inception.experiments import archive, execution, plans
 
 TINY = {"num_steps": 4, "log_every": 2, "eval_every": 2, "checkpoint_every": 2, "steps_per_call": 2,
@@ -92,6 +93,19 @@ def test_a_dry_run_makes_nothing_and_says_how_long(digits_dir, tmp_path, caplog)
   text = caplog.messages[-1]
   assert "4 runs, 0 of them finished" in text and all(name in text for name in NAMES)
   assert "It takes about 4 s, at the 1000 GFLOP/s" in text  # Almost all of it to compile.
+
+
+def test_the_embedded_digits_serve_where_the_data_set_is_absent(digits_dir, tmp_path, monkeypatch, caplog):
+  monkeypatch.setenv("TFDS_DATA_DIR", digits_dir)  # It holds no MNIST.
+  make = lambda **arguments: execution.reproduce("figure1", str(tmp_path), seeds=1, dry_run=True, **arguments)
+  caplog.set_level("INFO")
+  assert make() == "planned"
+  assert "'mnist' is not prepared" in caplog.messages[0] and "--scale=quickstart" in caplog.messages[0]
+  assert "figure1 at the scale quickstart: 4 runs" in caplog.messages[-1]
+  # Whoever names the data set or its folder wants it and no other.
+  for arguments in ({"scale": "mnist"}, {"data_dir": digits_dir}):
+    with pytest.raises(datasets.DataError, match="'mnist' is not prepared"):
+      make(**arguments)
 
 
 @pytest.mark.parametrize("arguments,message", [
