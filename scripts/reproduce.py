@@ -3,6 +3,7 @@
 python scripts/reproduce.py figure1 --workdir=runs/paper --data_dir=/data/tfds
 python scripts/reproduce.py figure3 --scale=cifar10 --seeds=3 --workdir=runs/paper [--index=0 --count=4] [--dry_run]
   figure1, figure2, figure3, figure4, ablation, sweep (of the learning rates behind them). The same command resumes.
+  Without --scale and --data_dir the embedded digits serve where the data set of the figure is absent.
 
 python scripts/reproduce.py archive --workdir=runs/paper --output=results
   copies the small files of finished runs.
@@ -16,7 +17,7 @@ from absl import flags
 from bn_inception import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are.", required=True)
-_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10 or quickstart; of figure1 mnist or quickstart.")
+_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10, cifar10_long or quickstart; for figure1 mnist.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each experiment.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "In place of the configs' lengths.", lower_bound=1)

@@ -46,7 +46,7 @@ HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
 _CURVES = {"cifar10": {"data.eval_split": "test[:20%]", "eval.statistics": ("running",)}}
 # The members of the ensemble are few: they are evaluated seldom, and with all statistics.
 _MEMBERS = {"cifar10": {"data.eval_split": "test[:20%]", "eval_every": 250, "checkpoint_every": 250}}
-# The same at a greater length: {scale: (that of the configs, factor on the steps)}. It tells what is owed to short runs.
+# The same for longer: {scale: (that of the configs, factor on the steps)}. It tells what is owed to short runs.
 LONGER = {"cifar10_long": ("cifar10", 6)}
 CROPS = {"imagenet": 144, "cifar10": 10, "quickstart": 10}  # §4.2.3: 144; small images gain little from so many.
 

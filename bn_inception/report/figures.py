@@ -145,20 +145,18 @@ def _dots(axes: Axes, rows: dict[str, measured.Spread | None], label: str) -> No
 
 def figure4(evaluations: dict[str, tuple[dict, dict[str, float]]], output: pathlib.Path) -> pathlib.Path | None:
   """§4.2.3: top-1 errors of single networks and of the ensemble, with one crop and with many, beside the paper's."""
-  kinds = {kind: found for kind, found in measured.errors(evaluations).items() if kind[2] == "running"}
+  kinds = {(networks, crops): found for (networks, crops, kind), found in measured.errors(evaluations).items()
+           if kind == "running"}
   if not kinds:
     return None
   figure = curves.new_figure(9.5, 2.8)
   ours, theirs = figure.subplots(1, 2)
-  rows = {}
-  for networks, crops, statistics in sorted(kinds):
-    name = "one network" if networks == 1 else f"ensemble of {networks}"
-    rows[f"{name}, {crops} crop{'s' if crops > 1 else ''}"] = measured.Spread(
-        tuple(metrics["top1_error"] for metrics in kinds[networks, crops, statistics].values()))
-  _dots(ours, rows, "top-1 error")
+  name = lambda networks, crops: (("one network" if networks == 1 else f"ensemble of {networks}")
+                                  + f", {crops} crop{'s' if crops > 1 else ''}")
+  _dots(ours, {name(*kind): measured.Spread(tuple(metrics["top1_error"] for metrics in kinds[kind].values()))
+               for kind in sorted(kinds)}, "top-1 error")
   ours.set_title("measured")
-  _dots(theirs, {("one network" if row.networks == 1 else f"ensemble of {row.networks}")
-                 + f", {row.crops} crop{'s' if row.crops > 1 else ''}": measured.Spread((row.top1_error,))
+  _dots(theirs, {name(row.networks, row.crops): measured.Spread((row.top1_error,))
                  for row in paper.FIGURE_4 if row.name.startswith("BN-Inception")}, "top-1 error")
   theirs.set_title("the paper, on ImageNet")
   return curves.save(figure, output)

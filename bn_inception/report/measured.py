@@ -103,7 +103,7 @@ def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any
 
 def errors(evaluations: dict[str, tuple[dict[str, Any], dict[str, float]]]) -> dict[
     tuple[int, int, str], dict[str, dict[str, float]]]:
-  """Evaluations of Figure 4 by what they are of, {(networks, crops, statistics): {"member0" or "ensemble": metrics}}."""
+  """Evaluations of Figure 4 by what they are of, {(networks, crops, statistics): {"member0", "ensemble": metrics}}."""
   kinds: dict[tuple[int, int, str], dict[str, dict[str, float]]] = {}
   for name, (request, metrics) in evaluations.items():
     kind = len(request["networks"]), request["crops"], request["statistics"]

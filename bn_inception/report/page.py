@@ -192,16 +192,18 @@ def _figure3(scale: str, experiments: dict[str, list[Result]]) -> list[str]:
 
 
 def _ablation(experiments: dict[str, list[Result]]) -> list[str]:
-  names = ["bn_baseline", *(f"alone/{name}" for name in plans.CHANGES), *(f"up_to/{name}" for name in plans.CHANGES),
-           "bn_x5", *(f"group/{size}" for size in plans.GROUP_SIZES)]
-  if not any(name in experiments for name in names if name not in plans.VARIANTS):
+  changes = {name: name.replace("_", " ") for name in plans.CHANGES}
+  labels = {"bn_baseline": "BN-Baseline", **{f"alone/{name}": f"{text} alone" for name, text in changes.items()},
+            **{f"up_to/{name}": f"all up to {text}" for name, text in changes.items()}, "bn_x5": "all: BN-x5",
+            **{f"group/{size}": f"BN-x5 in groups of {size}" for size in plans.GROUP_SIZES}}
+  if not any(name in experiments for name in labels if name not in plans.VARIANTS):
     return []
   rows = []
-  for name in names:
+  for name, label in labels.items():
     best = measured.over_seeds(experiments.get(name, []), measured.maximum)
     last = measured.over_seeds(experiments.get(name, []), lambda run: run.accuracy[-1][1] if run.accuracy else None)
     if best is not None:
-      rows.append([name.replace("_", " "), claims.describe(best), claims.describe(last)])
+      rows.append([label, claims.describe(best), claims.describe(last)])
   return [_table(["", "maximum top-1", "at the end"], rows)]
 
 
@@ -244,7 +246,8 @@ def _figure4(evaluations: claims.Evaluations, experiments: dict[str, list[Result
     of_kinds = [measured.over_seeds(runs, lambda run, kind=kind: (run.lines or [{}])[-1].get(f"eval/{kind}/top1"))
                 for kind in ("running", "population", "batch")]
     if None not in of_kinds and not name.startswith("sweep/"):
-      rows.append([name, *map(claims.describe, of_kinds)])
+      of = "network" if name == "ensemble" else "seed"
+      rows.append([name, *(claims.describe(spread, of=of) for spread in of_kinds)])
   if rows:
     parts += ["<h3>Statistics at inference (Algorithm 2, §3.1): top-1 at the end of the runs</h3>",
               _table(["", "moving averages", "population (Algorithm 2)", "each batch's own"], rows)]

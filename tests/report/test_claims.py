@@ -112,7 +112,8 @@ def test_single_changes_stand_beside_the_baseline_without_them(write_run):
   root = write_run("cifar10/alone/weight_decay/seed0", [0.2, 0.3, 0.4, 0.41])
   rows = verdicts(root)
   dropout = find(rows, "Removing dropout")
-  assert dropout.verdict == "confirmed" and "BN-Baseline with no dropout took 200 (one seed) to 40.0%" in dropout.measured
+  assert dropout.verdict == "confirmed"
+  assert "BN-Baseline with no dropout took 200 (one seed) to 40.0%" in dropout.measured
   assert find(rows, "shuffling").verdict == "confirmed" and find(rows, "L2").verdict == "refuted"
   assert find(rows, "without local response").verdict == "not measured"
 
@@ -153,7 +154,8 @@ def test_crops_and_ensemble():
 @pytest.mark.parametrize("top5_error,verdict", [(0.049, "confirmed"), (0.052, "refuted")])
 def test_human_raters(top5_error, verdict):
   found = {"ensemble_144crop_running": evaluation(144, 6, 0.2, top5_error),
-           "ensemble_1crop_running": evaluation(1, 6, 0.2, 0.9), "member0_144crop_running": evaluation(144, 1, 0.2, 0.9)}
+           "ensemble_1crop_running": evaluation(1, 6, 0.2, 0.9),
+           "member0_144crop_running": evaluation(144, 1, 0.2, 0.9)}
   row = claims.human(found, "make 4")
   assert row.verdict == verdict and "144 crops" in row.measured
   assert claims.human({}, "make 4").verdict == "not measured"
