@@ -1,7 +1,8 @@
 """Runs a plan: what is finished is left alone, what was cut resumes, and it says beforehand how long it will take.
 
 Runs are made one after the other in this process. Several machines that see the same work directory share a plan by
-`index` and `count`: each takes every count-th run, and evaluations are made by whoever finds their runs finished.
+`index` and `count`: each takes every count-th run and every count-th evaluation. One whose runs another machine has
+still to finish is made when the command is given again.
 """
 
 import logging
@@ -54,7 +55,11 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
     raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
   plan = make_plan(scale, default_seeds if seeds is None else seeds)
   root = pathlib.Path(workdir)
-  runs = [(run, _config(run, data_dir, num_steps)) for run in part(plan.runs, index, count)]
+  whole = {run.name: run.config() for run in plan.runs}
+  given = {"data.dir": data_dir} | ({} if num_steps is None else {"num_steps": num_steps})
+  runs = [run._replace(overrides=run.overrides | given) for run in part(plan.runs, index, count)]
+  runs = [(run, run.config()) for run in runs]
+  evaluations = part(plan.evaluations, index, count)
   # What can be wrong with any run is found before the first.
   for run, config in runs:
     config_checks.check_config(config, jax.device_count())
@@ -62,7 +67,7 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
       config_checks.check_data(config, datasets.open_split(config.data, split))
     _check_unchanged(root / run.name, config)
   open_runs = [(run, config) for run, config in runs if not finished(root / run.name, config)]
-  _log.info("%s", _announce(figure, scale, runs, open_runs, plan.evaluations, root, index, count))
+  _log.info("%s", _announce(figure, scale, runs, open_runs, evaluations, root, index, count))
   if dry_run:
     return "planned"
 
@@ -71,8 +76,8 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
     if train.train_and_evaluate(config, root / run.name)["status"] == "preempted":
       return "preempted"
     jax.clear_caches()  # The compiled programs of a run serve no other.
-  for evaluation in plan.evaluations:
-    _evaluate(evaluation, root, data_dir)
+  for evaluation in evaluations:
+    _evaluate(evaluation, whole, root, data_dir)
   return "done"
 
 
@@ -89,17 +94,9 @@ def _usual_scale(figure: str, data_dir: str) -> str:
   return scales[0]
 
 
-def part(runs: list[plans.Run], index: int, count: int) -> list[plans.Run]:
-  """Every count-th run from `index` on: long and short ones are spread alike."""
-  return runs[index::count]
-
-
-def _config(run: plans.Run, data_dir: str, num_steps: int | None) -> ConfigDict:
-  config = run.config()
-  config.data.dir = data_dir
-  if num_steps is not None:
-    config.num_steps = num_steps
-  return config
+def part(tasks: list, index: int, count: int) -> list:
+  """Every count-th run or evaluation from `index` on."""
+  return tasks[index::count]
 
 
 def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
@@ -116,11 +113,15 @@ def _check_unchanged(workdir: pathlib.Path, config: ConfigDict) -> None:
                                     "it away, or give another --workdir.")
 
 
-def _evaluate(evaluation: plans.Evaluation, root: pathlib.Path, data_dir: str) -> None:
+def _evaluate(evaluation: plans.Evaluation, configs: dict[str, ConfigDict], root: pathlib.Path, data_dir: str) -> None:
+  """Makes an evaluation unless it is there; only of runs of their whole length, so that it never becomes outdated."""
   output = root / evaluation.name
-  missing = [name for name in evaluation.runs if run_directory.read_status(root / name).get("status") != "done"]
-  if missing:
-    _log.info("%s waits for %s.", evaluation.name, ", ".join(missing))
+  diverged = [name for name in evaluation.runs if run_directory.read_status(root / name).get("status") == "diverged"]
+  missing = [name for name in evaluation.runs if not finished(root / name, configs[name])]
+  if diverged:
+    _log.warning("%s cannot be made: %s diverged.", evaluation.name, ", ".join(diverged))
+  elif missing:
+    _log.info("%s waits for all steps of %s: the same command makes it then.", evaluation.name, ", ".join(missing))
   elif not (output / "metrics.json").exists():
     evaluate.evaluate_checkpoints([str(root / name) for name in evaluation.runs], str(output),
                                   data_dir=data_dir or None, split="test" if _scale(evaluation) != "imagenet" else None,

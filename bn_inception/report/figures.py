@@ -17,6 +17,7 @@ _COLOURS = dict(zip(paper.FIGURE_3, curves.RUN_COLOURS))
 
 def _mean_curve(runs: Sequence[Result]) -> tuple[list[float], list[float], list[float], list[float]]:
   """(steps, mean, least, greatest accuracy) over seeds, of finished runs if there are any."""
+  runs = [run for run in runs if run.accuracy]
   runs = [run for run in runs if run.finished] or runs
   by_step: dict[float, list[float]] = {}
   for run in runs:
@@ -43,7 +44,8 @@ def figure1(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | No
   rows = {}
   for suffix, text in (("", "best rate of each"), ("_low_rate", "low rate")):
     both = [experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain")]
-    if all(any(run.accuracy for run in runs) for runs in both):
+    both = [[run for run in runs if run.accuracy] for runs in both]
+    if all(both):
       rows[text] = both
   if not rows:
     return None
@@ -87,12 +89,13 @@ def figure2(experiments: Experiments, output: pathlib.Path) -> pathlib.Path | No
   for name in names:
     style = {"inception": "--", "inception_x5": ":", "inception_sigmoid": ":"}.get(name, "-")
     _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], style)
+  experiments = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
   baseline = measured.baseline_maximum(experiments.get("inception", []))
   if baseline is not None:
     target, own = baseline
     axes.axhline(target, color="#999999", linewidth=0.8, label="maximum of Inception")
     for name in names:
-      steps = own if name == "inception" else measured.over_seeds(experiments[name],
+      steps = own if name == "inception" else measured.over_seeds(experiments.get(name, []),
                                                                   lambda run: measured.steps_to(run, target))
       if steps is not None:
         axes.plot(steps.mean, target, "D", color=_COLOURS[name], markersize=6)

@@ -37,6 +37,10 @@ class Result(NamedTuple):
     return self.status.get("status") in ("done", "diverged")
 
   @property
+  def diverged(self) -> bool:
+    return self.status.get("status") == "diverged"
+
+  @property
   def accuracy(self) -> list[tuple[float, float]]:
     """(step, validation accuracy) of every evaluation."""
     unit = "step" if self.config["model"]["name"] == "mnist_mlp" else "paper_steps"
@@ -88,9 +92,29 @@ def collect(root: pathlib.Path) -> Results:
 
 
 def finished(experiments: dict[str, list[Result]]) -> dict[str, list[Result]]:
-  """The runs that came to their end or diverged, and the experiments that have any."""
-  kept = {name: [run for run in runs if run.finished] for name, runs in experiments.items()}
+  """The runs that came to their end or diverged, and the experiments that have any.
+
+  Seeds of different lengths are not compared: of an experiment only those of the greatest length count.
+  """
+  kept = {}
+  for name, runs in experiments.items():
+    length = max(run.config["num_steps"] for run in runs)
+    kept[name] = [run for run in runs if run.finished and run.config["num_steps"] == length]
   return {name: runs for name, runs in kept.items() if runs}
+
+
+def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]]:
+  """The same, but BN-Baseline up to the length of the ablation's runs.
+
+  At full scale it runs five times as long. Nothing in a run depends on its length, so it is as if it had been made so.
+  """
+  steps = max((run.config["num_steps"] for name, runs in experiments.items() if name.startswith(("alone/", "up_to/"))
+               for run in runs), default=None)
+  if steps is None or "bn_baseline" not in experiments:
+    return experiments
+  cut = [run._replace(lines=[line for line in run.lines if line["step"] <= steps]) for run in
+         experiments["bn_baseline"]]
+  return experiments | {"bn_baseline": cut}
 
 
 def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:

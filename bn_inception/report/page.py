@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 import html
+import json
 import pathlib
 import statistics
 
@@ -46,7 +47,7 @@ def write(workdir: str, output: str) -> pathlib.Path:
     raise FileNotFoundError(f"{workdir} holds no runs: make some with scripts/reproduce.py, e.g. figure1.")
   parts = ["<h1>Batch Normalization, reproduced</h1>",
            "<p>Ioffe and Szegedy, 2015 (<a href='https://arxiv.org/abs/1502.03167'>arXiv:1502.03167</a>): each figure "
-           "and claim beside what was measured. Accuracies are on the validation (test) split with moving averages; "
+           "and claim beside what was measured. Accuracies are those of evaluation with moving averages; "
            "± is the standard deviation over seeds, bands in pictures their range.</p>"]
   parts += _claims(results, root)
   for scale in (scale for scale in measured.SCALES if scale in results):
@@ -76,14 +77,18 @@ def _claims(results: measured.Results, root: pathlib.Path) -> list[str]:
     commands = {figure: _command(figure, scale, experiments) for figure in ("figure3", "figure4", "ablation")
                 if scale in plans.FIGURES[figure][1]}
     rows += [(scale, row) for row in claims.inception(experiments, measured.evaluations(root, scale), commands)]
-  rows.append(("imagenet", claims.human(measured.evaluations(root, "imagenet"), _command("figure4", "imagenet", {}))))
+  rows += [("imagenet", row) for row in claims.full_scale(measured.evaluations(root, "imagenet"),
+                                                          _command("figure4", "imagenet", {}))]
   verdict = lambda text: _Html(f"<span class='{text.replace(' ', '-')}'>{text}</span>")
   counts = {text: sum(row.verdict == text for _, row in rows)
             for text in (claims.CONFIRMED, claims.REFUTED, claims.UNDECIDED, claims.NOT_MEASURED)}
   return ["<h2>The claims</h2>",
           "<p>" + ", ".join(f"{count} {text}" for text, count in counts.items()) + ". Confirmed and refuted speak of "
           "the direction at the scale of the row, the sizes stand beside each other; undecided is a difference within "
-          "two standard errors.</p>",
+          "two standard errors, or seeds that disagree. A single run is taken to vary over seeds as those it is "
+          "compared with; no accuracy is taken to vary by less than the binomial error of the evaluation split, no "
+          "number of steps by less than the distance between evaluations. “No worse” is confirmed where nothing worse "
+          "was measured.</p>",
           _table(["claim", "section", "paper", "scale", "measured", "verdict", "command"],
                  [[row.claim, row.section, row.paper, scale, row.measured, verdict(row.verdict), _code(row.command)]
                   for scale, row in rows])]
@@ -92,7 +97,7 @@ def _claims(results: measured.Results, root: pathlib.Path) -> list[str]:
 def _scale(scale: str, experiments: dict[str, list[Result]], evaluations: claims.Evaluations,
            output: pathlib.Path) -> list[str]:
   """Everything at one scale."""
-  parts = [f"<h2>{_title(scale, experiments)}</h2>"]
+  parts = [f"<h2>{_title(scale, experiments)}</h2>", _evaluated(experiments)]
 
   def picture(figure: str, heading: str, path: pathlib.Path | None, remark: str) -> list[str]:
     if path is None:
@@ -115,14 +120,14 @@ def _scale(scale: str, experiments: dict[str, list[Result]], evaluations: claims
       "figure2", "Figure 2: validation accuracy against steps (§4.2.2)", figures.figure2(experiments, file("figure2")),
       "Diamonds: as good as Inception's maximum. The paper's order from fast to slow is BN-x5, BN-x30, BN-Baseline, "
       "Inception.")
-  experiments = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
+  experiments = measured.finished(experiments)
   parts += _figure3(scale, experiments)
   parts += picture(
       "ablation", "Ablation: from BN-Baseline to BN-x5 (§4.2.1), and the size of the BN groups",
-      figures.ablation(experiments, tuple(plans.CHANGES), plans.GROUP_SIZES, file("ablation")),
+      figures.ablation(measured.for_ablation(experiments), tuple(plans.CHANGES), plans.GROUP_SIZES, file("ablation")),
       "The paper gives a number for one of the changes: about 1% for shuffling within shards. Groups of m in batches "
       f"of {plans.GROUP_BATCH}, everything else as BN-x5.")
-  parts += _ablation(experiments)
+  parts += _ablation(measured.for_ablation(experiments))
   parts += picture("figure4", "Figure 4: crops and the ensemble (§4.2.3)",
                    figures.figure4(evaluations, file("figure4")),
                    "Small dots are the single networks, large ones their mean.")
@@ -144,11 +149,23 @@ def _title(scale: str, experiments: dict[str, list[Result]]) -> str:
                      + " to ".join(f"{length:,}" for length in dict.fromkeys((lengths[0], lengths[-1]))) + " steps")
 
 
+def _evaluated(experiments: dict[str, list[Result]]) -> str:
+  """Which examples the curves and the tables of runs are of."""
+  splits = {}
+  for name, runs in experiments.items():
+    for run in runs:
+      count = next((line["eval/count"] for line in run.lines if "eval/count" in line), None)
+      if count and not name.startswith("sweep/"):
+        splits[run.config["data"]["eval_split"]] = count
+  return "<p>Evaluated during training on " + html.escape(", ".join(
+      f"{split} ({count:,.0f} examples)" for split, count in splits.items())) + ".</p>" if splits else ""
+
+
 def _command(figure: str, scale: str, experiments: dict[str, list[Result]]) -> str:
   """The command for a figure with as many seeds as it was made with."""
   make_plan, scales, default_seeds = plans.FIGURES[figure]
-  counts = [count for name in {plans.experiment_of(run) for run in make_plan(scale, 1).runs}
-            if (count := sum(run.seed.startswith("seed") for run in experiments.get(name, [])))]
+  planned = [plans.experiment_of(run) for run in make_plan(scale, 2).runs]
+  counts = [len(experiments[name]) for name in set(planned) & set(experiments) if planned.count(name) == 2]
   # The most frequent: some of its runs may serve other figures, with more seeds.
   seeds = statistics.mode(sorted(counts)) if counts else default_seeds
   return (f"python scripts/reproduce.py {figure}" + (f" --scale={scale}" if scale != scales[0] else "")
@@ -218,28 +235,29 @@ def _figure4(evaluations: claims.Evaluations, experiments: dict[str, list[Result
         (metrics for (networks, of, kind), metrics in kinds.items()
          if ((networks == 1) == single) and (of, kind) == (crops, statistics)), None)
     rows = [[name, *_paper_errors(row), *[""] * 4] for name, row in paper_rows.items() if "BN-Inception" not in name]
-    for name, metrics, crops, statistics in (
-        ("BN-Inception single crop", found(True, 1, "running"), 1, "moving averages"),
-        ("BN-Inception multicrop", found(True, many, "running"), many, "moving averages"),
-        ("BN-Inception ensemble", found(False, many, "running"), many, "moving averages"),
-        ("the ensemble with one crop", found(False, 1, "running"), 1, "moving averages"),
-        ("the ensemble with one crop", found(False, 1, "population"), 1, "population (Algorithm 2)")):
-      if metrics is not None:
-        row = paper_rows.get(name)
-        rows.append([name, *(_paper_errors(row) if row else [""] * 4), crops, statistics,
+    for name, single, crops, kind in (
+        ("BN-Inception single crop", True, 1, "running"), ("BN-Inception multicrop", True, many, "running"),
+        ("BN-Inception ensemble", False, many, "running"), ("the ensemble with one crop", False, 1, "running"),
+        ("the ensemble with one crop", False, 1, "population")):
+      row = paper_rows.get(name)
+      if row is not None and row.crops > 1 and many == 1:
+        continue  # Only single crops so far.
+      if (metrics := found(single, crops, kind)) is not None:
+        rows.append([name, *(_paper_errors(row) if row else [""] * 4), crops,
+                     {"running": "moving averages", "population": "population (Algorithm 2)"}[kind],
                      *(_error(metrics, place) for place in ("top1_error", "top5_error"))])
     parts += [_table(["", "the paper: crops", "networks", "top-1 error", "top-5 error", "measured: crops", "statistics",
                       "top-1 error", "top-5 error"], rows),
               "<p>The paper's are of ImageNet; ± is the standard deviation over the single networks.</p>"]
-    rows = []
+    rows, all_crops = [], sorted({1, many})
     for run in experiments.get("ensemble", []):
       model, norm = run.config["model"], run.config["batch_norm"]
       rows.append([run.seed, f"{model['init_scale']:g}", f"{model['dropout_rate']:.0%}",
                    ", ".join(norm["per_activation"]) or "none",
                    *(_percent((found(True, crops, "running") or {}).get(run.seed, {}).get(place))
-                     for crops in (1, many) for place in ("top1_error", "top5_error"))])
+                     for crops in all_crops for place in ("top1_error", "top5_error"))])
     parts.append(_table(["", "factor on the initial weights", "dropout", "modules with BN per activation",
-                         *(f"{place} error, {crops} crop{'s' if crops > 1 else ''}" for crops in (1, many)
+                         *(f"{place} error, {crops} crop{'s' if crops > 1 else ''}" for crops in all_crops
                            for place in ("top-1", "top-5"))], rows))
   rows = []
   for name, runs in experiments.items():
@@ -284,14 +302,14 @@ def _sweep(experiments: dict[str, list[Result]]) -> list[str]:
 def _full_scale() -> list[str]:
   """The commands for ImageNet, and what they take."""
   rows = []
-  for figure in ("figure2", "figure3", "ablation", "figure4"):
+  for figure in ("figure2", "figure3", "ablation", "figure4", "sweep"):
     make_plan, _, _ = plans.FIGURES[figure]
     work, steps = cost.Work(0, 0), 0
     plan = make_plan("imagenet", 1)
     for run in plan.runs:
       config = run.config()
       work = work.plus(cost.total(config, cost.of(config), _IMAGENET_VALIDATION))
-      steps += config.num_steps
+      steps += round(config.num_steps * config.batch_size / 32)
     inference = cost.of(plan.runs[0].config()).inference
     for evaluation in plan.evaluations:
       work = work.plus(inference.times(evaluation.crops * len(evaluation.runs) * _IMAGENET_VALIDATION))
@@ -308,7 +326,8 @@ def _full_scale() -> list[str]:
           "arithmetic at its peak to all that memory traffic at its bandwidth ("
           + "; ".join(f"{name}: {flop / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2f} TB/s"
                       for name, flop, bandwidth in cost.ACCELERATORS)
-          + ", by their data sheets, in float32 as JAX computes it there). Fusion saves much of the traffic; input, "
+          + ", by their data sheets; in float32, whose products JAX makes of TF32 or bfloat16 there, but for crops and "
+          "ensembles, which are computed exactly and take longer). Fusion saves much of the traffic; input, "
           "kernel launches and small layers come on top. Figures share runs: figure 3 includes those of figure 2. "
           "Figure 1 takes minutes on a CPU.</p>"]
 
@@ -322,14 +341,20 @@ def _runs(results: measured.Results) -> list[str]:
     for experiment, runs in experiments.items():
       for run in runs:
         name = f"{scale}/{experiment}/{run.seed}"
-        status = run.status
+        status, revision = run.status, run.status.get("git_revision") or ""  # 40 digits, and maybe "+changes".
+        same = name in known and _settings(json.loads(known[name].config().to_json())) == _settings(run.config)
         rows.append([name, f"{status.get('step', 0):,}", status.get("status", ""),
-                     (status.get("git_revision") or "")[:10], status.get("devices", ""),
-                     _code(known[name].command("runs/paper")) if name in known else ""])
+                     revision[:10] + revision[40:], status.get("devices", ""),
+                     _code(known[name].command("runs/paper")) if same else "made with another config"])
   packages = sorted({f"{name} {version}" for experiments in results.values() for runs in experiments.values()
                      for run in runs for name, version in run.status.get("packages", {}).items()})
   return ["<h2>The runs</h2>", f"<p>{html.escape(', '.join(packages))}</p>",
           _table(["run", "steps", "status", "revision", "devices", "command"], rows)]
+
+
+def _settings(config: dict) -> dict:
+  """All but where the data lie."""
+  return config | {"data": config["data"] | {"dir": ""}}
 
 
 class _Html(str):

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from bn_inception import config_checks, run_directory, train
+from bn_inception import config_checks, evaluate, run_directory, train
 from bn_inception.data import datasets
 from bn_inception.experiments import archive, execution, plans
 
@@ -75,6 +75,65 @@ def test_machines_share_the_runs_without_overlap(monkeypatch, digits_dir, tmp_pa
   parts = [execution.part(runs, index, 4) for index in range(4)]
   assert sorted(run.name for part in parts for run in part) == sorted(run.name for run in runs)
   assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.fixture
+def evaluations(monkeypatch, tmp_path, digits_dir):
+  """Three evaluations of two runs; returns a function that makes the plan's part, and what was evaluated so far."""
+  names = NAMES[:2]
+  made = []
+
+  def figure(scale, seeds):
+    runs = plans.FIGURES["tiny"][0](scale, 1).runs
+    return plans.Plan(runs, [plans.Evaluation(f"quickstart/figure4/{name}", tuple(of), 1, "running")
+                             for name, of in (("one", names[:1]), ("two", names[1:]), ("both", names))])
+
+  def evaluate_checkpoints(paths, output, **arguments):
+    made.append(output.rpartition("/")[2])
+    assert [path.removeprefix(f"{tmp_path}/") for path in paths] in (names[:1], names[1:], names)
+    (tmp_path / "quickstart/figure4" / made[-1]).mkdir(parents=True)
+    (tmp_path / "quickstart/figure4" / made[-1] / "metrics.json").write_text("{}")
+
+  monkeypatch.setitem(plans.FIGURES, "evaluated", (figure, ("quickstart",), 1))
+  monkeypatch.setattr(evaluate, "evaluate_checkpoints", evaluate_checkpoints)
+  monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir: {"status": "done"})
+  return lambda **arguments: execution.reproduce("evaluated", str(tmp_path), data_dir=digits_dir, **arguments), made
+
+
+def set_status(root, name, status, step):
+  (root / name).mkdir(parents=True, exist_ok=True)
+  (root / name / "status.json").write_text(json.dumps({"status": status, "step": step}))
+
+
+def test_evaluations_wait_for_the_whole_length_of_their_runs_and_are_made_once(evaluations, tmp_path, caplog):
+  make, made = evaluations
+  caplog.set_level("INFO")
+  set_status(tmp_path, NAMES[0], "done", 4)
+  set_status(tmp_path, NAMES[1], "done", 2)  # Tried out with --num_steps=2.
+  assert make() == "done" and made == ["one"]
+  assert f"quickstart/figure4/both waits for all steps of {NAMES[1]}: the same command" in caplog.text
+  set_status(tmp_path, NAMES[1], "done", 4)
+  make()
+  make()
+  assert made == ["one", "two", "both"]
+
+
+def test_an_evaluation_of_a_diverged_run_is_not_waited_for(evaluations, tmp_path, caplog):
+  make, made = evaluations
+  set_status(tmp_path, NAMES[0], "done", 4)
+  set_status(tmp_path, NAMES[1], "diverged", 3)
+  make()
+  assert made == ["one"] and f"quickstart/figure4/both cannot be made: {NAMES[1]} diverged." in caplog.text
+
+
+def test_machines_share_the_evaluations_without_overlap(evaluations, tmp_path):
+  make, made = evaluations
+  for name in NAMES[:2]:
+    set_status(tmp_path, name, "done", 4)
+  make(index=1, count=2)
+  assert made == ["two"]
+  make(index=0, count=2)
+  assert sorted(made) == ["both", "one", "two"]
 
 
 def test_diverged_runs_are_results_and_longer_ones_go_on(tmp_path):

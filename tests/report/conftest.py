@@ -21,7 +21,7 @@ def write_run(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
         {"learning_rate": 0.1, "batch_size": 60 if mnist else 64, "num_steps": every * len(top1),
          "model": {"name": "mnist_mlp" if mnist else "inception"},
          "eval": {"sigmoid_input_units": list(units)},
-         "data": {"name": "pictures", "num_classes": 10, "dir": "/secret"}}
+         "data": {"name": "pictures", "num_classes": 10, "eval_split": "test", "dir": "/secret"}}
         | config))
     step = every * len(top1)
     (folder / "status.json").write_text(json.dumps(
@@ -51,7 +51,8 @@ def write_evaluation(tmp_path: pathlib.Path) -> Callable[..., pathlib.Path]:
     folder.mkdir(parents=True)
     (folder / "request.json").write_text(json.dumps(
         {"networks": [{}] * networks, "crops": crops, "statistics": statistics}))
-    (folder / "metrics.json").write_text(json.dumps({"top1_error": top1_error, "top5_error": top1_error / 2}))
+    (folder / "metrics.json").write_text(json.dumps(
+        {"top1_error": top1_error, "top5_error": top1_error / 2, "count": 10_000}))
     return tmp_path / "runs"
 
   return write

@@ -69,3 +69,12 @@ def test_movement_of_sigmoid_inputs(write_run):
   assert measured.movement(series[7]) == 0 and measured.movement(series[9]) == pytest.approx(0.5)
   assert measured.widening(series[4]) == 1 and measured.widening(series[7]) == 2
   assert measured.typical_unit(run) == 9
+
+
+def test_only_seeds_of_the_same_length_are_compared(write_run):
+  """A plan that was tried with few steps leaves short runs behind."""
+  write_run("cifar10/bn_x5/seed0", [0.1, 0.2, 0.3])
+  write_run("cifar10/bn_x5/seed1", [0.1])
+  root = write_run("cifar10/bn_x30/seed0", [0.1], status="running")
+  kept = measured.finished(measured.collect(root)["cifar10"])
+  assert {name: [run.seed for run in runs] for name, runs in kept.items()} == {"bn_x5": ["seed0"]}

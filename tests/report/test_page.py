@@ -1,5 +1,6 @@
 """The report of tiny hand-made runs holds what it must, and nothing from outside."""
 
+import json
 import re
 
 import pytest
@@ -29,6 +30,8 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
       write_run(f"cifar10/{name}/seed{seed}", [value + seed / 100 for value in curve],
                 population=None if name == "inception" else 0.9)
   write_run("cifar10/inception_x5/seed0", [], status="diverged")
+  planned = next(run for run in plans.figure2("cifar10", 3).runs if run.name == "cifar10/bn_x5/seed2")
+  write_run(planned.name, [value + 0.02 for value in curve], **json.loads(planned.config().to_json()), population=0.9)
   for name in ("alone/shuffling", "up_to/no_dropout", "group/8"):
     root = write_run(f"cifar10/{name}/seed0", curve)
   path = page.write(str(root), str(tmp_path / "report"))
@@ -48,7 +51,9 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   assert "Inception at the rate of BN-x5 parameters reach" not in text and "diverged parameters reach machine" in text
   assert "python scripts/reproduce.py figure3 --seeds=2 --workdir=runs/paper --data_dir=$TFDS_DATA_DIR" in text
   assert "0123456789 1 abacus" in text and "jax 0.0.1" in text
-  assert "python scripts/train.py --config=configs/bn_x5.py:cifar10 --config.seed=1" in text
+  assert "python scripts/train.py --config=configs/bn_x5.py:cifar10 --config.seed=2" in text
+  # Of the runs only this one has the config of the plan.
+  assert "--config.seed=1" not in text and text.count("made with another config") > 10
   # 1e12 FLOP x steps, three evaluations of 50,000 images every 20,000 steps, and 1,024 for the population.
   assert "--scale=imagenet" in text and "A100 80 GB hours" in text
 
@@ -77,14 +82,14 @@ def test_a_long_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   root = write_run("cifar10_long/bn_x5/seed0", [0.3, 0.4])
   text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
   assert "reproduce.py figure3 --scale=cifar10_long --seeds=1 --workdir" in text
-  assert "BN-x5 took 200 (one seed) to 30.0%" in text and "--config.num_steps=6000" in text
+  assert "BN-x5 took 200 (one seed) to 30.0%" in text
   assert "ablation --scale=cifar10_long" not in text and "figure4 --scale=cifar10_long" not in text
 
 
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
   root = write_run("mnist/mnist_bn/seed0", [0.5])
   text = text_of(page.write(str(root), str(tmp_path)).read_text())
-  assert "0 confirmed, 0 refuted, 0 undecided, 22 not measured" in text
+  assert "0 confirmed, 0 refuted, 0 undecided, 28 not measured" in text
   with pytest.raises(FileNotFoundError, match="holds no runs"):
     (tmp_path / "empty").mkdir()
     page.write(str(tmp_path / "empty"), str(tmp_path))
