@@ -96,6 +96,14 @@ def test_seeds_that_miss_the_target_took_at_least_their_length(write_run):
   assert find(verdicts(root), "speed BN up further").verdict == "confirmed"
 
 
+def test_what_never_got_there_may_have_taken_any_time(write_run):
+  """Four of five seeds are far ahead, more than two standard errors; the fifth never comes to 40%."""
+  for seed in range(5):
+    write_run(f"cifar10/inception/seed{seed}", [0.1] * 9 + [0.4])
+    root = write_run(f"cifar10/bn_x5/seed{seed}", [0.41 if seed else 0.39] * 10)
+  assert find(verdicts(root), "many times fewer").verdict == "undecided"
+
+
 def test_diverged_runs_never_win(write_run):
   write_run("cifar10/inception/seed0", [0.1, 0.2])
   write_run("cifar10/bn_x5/seed0", [0.2, 0.3])

@@ -77,6 +77,14 @@ def test_figure_4_stands_in_the_papers_layout(write_run, write_evaluation, tmp_p
   assert "python scripts/reproduce.py figure4 --workdir" in text
 
 
+def test_single_crops_are_not_shown_as_many(write_evaluation, write_run, tmp_path):
+  write_run("cifar10/bn_x5/seed0", [0.5])
+  root = write_evaluation("member0_1crop_running", 1, 1, 0.30)
+  text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
+  assert "BN-Inception single crop 1 1 25.20% 7.82% 1 moving averages 30.00% 15.00% BN-Inception multicrop" in text
+  assert "BN-Inception multicrop 144 1 21.99% 5.82% BN-Inception ensemble 144 6 20.10% 4.90% The paper's" in text
+
+
 def test_a_long_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   write_run("cifar10_long/inception/seed0", [0.1, 0.3])
   root = write_run("cifar10_long/bn_x5/seed0", [0.3, 0.4])
@@ -101,4 +109,5 @@ def test_hours_follow_from_the_count_of_operations(write_run, tmp_path):
   evaluations = 31e6 / 20_000 * (50_000 + 3 * 50_000 + 32 * 32) + 3 * 6e6 / 20_000 * (3 * 50_000 + 32 * 32)
   flop, traffic = steps * 1e12 + evaluations * 1e10, steps * 1e11 + evaluations * 1e8
   a100 = f"{flop / 156e12 / 3600:,.0f} to {traffic / 2.039e12 / 3600:,.0f}"
+  assert "ablation 19 139.0M" in text  # 31M, 12 of 6M (alone, one after the other), 6M, 5 of 3M with batches of 64.
   assert f"figure2 5 80.0M {flop:.1e} {traffic:.1e} {a100} " in text
