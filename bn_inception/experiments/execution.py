@@ -48,11 +48,11 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
     ConfigError, DataError, CheckpointError: one sentence on what cannot be used, before the first run starts.
   """
   make_plan, scales, default_seeds = plans.FIGURES[figure]
-  scale = scale or _usual_scale(figure, data_dir)
-  if scale not in scales:
+  if scale is not None and scale not in scales:
     raise config_checks.ConfigError(f"{figure} has no scale '{scale}': choose one of {', '.join(scales)}.")
   if not 0 <= index < count:
     raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
+  scale = scale or _usual_scale(figure, data_dir)
   plan = make_plan(scale, default_seeds if seeds is None else seeds)
   root = pathlib.Path(workdir)
   whole = {run.name: run.config() for run in plan.runs}
