@@ -89,7 +89,7 @@ def _usual_scale(figure: str, data_dir: str) -> str:
   try:
     datasets.open_split(data, data.eval_split)
   except datasets.DataError as error:
-    _log.warning("%s Or give a --data_dir. Until then the embedded digits serve instead: --scale=quickstart.", error)
+    _log.warning("%s Here that is --data_dir. Until then the embedded digits serve instead: --scale=quickstart.", error)
     return "quickstart"
   return scales[0]
 
