@@ -173,8 +173,11 @@ def _stays_at_chance(run: Result) -> bool:
 
 
 def _trains(claim: str, section: str, paper_value: str, command: str, experiments: Experiments, name: str,
-            wanted: bool) -> Claim:
-  """"The network trains" or, with `wanted` False, "it does not": it diverges, or stays at chance."""
+            wanted: bool, beside: str | None = None) -> Claim:
+  """"The network trains" or, with `wanted` False, "it does not": it diverges, or stays at chance.
+
+  The maximum of `beside`, if it is given, is stated for comparison.
+  """
   if name not in experiments:
     return _missing(claim, section, paper_value, command)
   runs = experiments[name]
@@ -191,6 +194,8 @@ def _trains(claim: str, section: str, paper_value: str, command: str, experiment
                  f"{percent(_chance(runs[0]))}")
   if at_chance and not wanted:
     texts.append(f"{len(at_chance)} of them learned nothing")
+  if beside in experiments and (best := measured.over_seeds(experiments[beside], measured.maximum)):
+    texts.append(f"{_name(beside)} itself came to {describe(best)}")
   failed = len(diverged) + len(at_chance)
   verdict = CONFIRMED if failed == (0 if wanted else len(runs)) else REFUTED if failed == (
       len(runs) if wanted else 0) else UNDECIDED
@@ -376,7 +381,8 @@ def inception(experiments: Experiments, evaluations: Evaluations, command: dict[
   figure3 = command["figure3"]
   sooner = lambda text, a, b, where, value: _sooner(text, where, value, figure3, experiments, a, b, "inception")
   higher = lambda text, a, b, value: _higher(text, "§4.2.2, Figure 3", value, figure3, experiments, a, b)
-  trains = lambda text, name, where, value, wanted: _trains(text, where, value, figure3, experiments, name, wanted)
+  trains = lambda text, name, where, value, wanted, beside=None: _trains(
+      text, where, value, figure3, experiments, name, wanted, beside)
   claims = [
       sooner("The same accuracy in many times fewer training steps: BN-x5 against Inception", "bn_x5", "inception",
              "abstract, §4.2.2", f"{paper.SPEEDUP} times fewer: 2.1M against 31.0M"),
@@ -392,7 +398,7 @@ def inception(experiments: Experiments, evaluations: Evaluations, command: dict[
              "2.7M against 31.0M"),
       _higher_with_fewer_steps(experiments, figure3),
       trains("5 times its learning rate breaks Inception without BN", "inception_x5", "§4.2.2",
-             "parameters reach machine infinity", False),
+             "parameters reach machine infinity", False, beside="inception"),
       trains("BN allows much higher learning rates: a network with BN trains at 30 times Inception's", "bn_x30",
              "abstract, §4.2.2", "74.8%", True),
       trains("Inception with sigmoid does not train without BN: it stays at chance", "inception_sigmoid", "§4.2.2",

@@ -149,6 +149,15 @@ def test_divergence(write_run, status, top1, verdict, text):
   assert row.verdict == verdict and text in row.measured
 
 
+def test_seeds_that_disagree_on_breaking_decide_nothing(write_run):
+  write_run("cifar10/inception/seed0", [0.1, 0.3])
+  write_run("cifar10/inception_x5/seed0", [0.1, 0.1])
+  root = write_run("cifar10/inception_x5/seed1", [0.1, 0.2])
+  row = find(verdicts(root), "breaks Inception")
+  assert row.verdict == "undecided" and "1 of them learned nothing" in row.measured
+  assert row.measured.endswith("Inception itself came to 30.0% (one seed)")
+
+
 def test_slower_at_first_looks_at_the_first_fifth(write_run):
   write_run("cifar10/bn_x5/seed0", [0.3, 0.4] + [0.5] * 8)
   rows = verdicts(write_run("cifar10/bn_x30/seed0", [0.1, 0.2] + [0.9] * 8))
