@@ -164,6 +164,7 @@ def _evaluated(experiments: dict[str, list[Result]]) -> str:
 def _command(figure: str, scale: str, experiments: dict[str, list[Result]]) -> str:
   """The command for a figure with as many seeds as it was made with."""
   make_plan, scales, default_seeds = plans.FIGURES[figure]
+  experiments = measured.finished(experiments)
   planned = [plans.experiment_of(run) for run in make_plan(scale, 2).runs]
   # Some runs are made once whatever the seeds; the ablation begins and ends with runs of Figure 3, which has its own.
   seeds = max((len(experiments[name]) for name in set(planned) & set(experiments) if planned.count(name) == 2
