@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help install quickstart test test-all clean
 
 help:
-	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, 2 to 3 minutes on 2 CPU cores"
+	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, 3 to 4 minutes on 2 CPU cores"
 	@echo "make test         the tests"
 	@echo "make test-all     the tests and the slow end-to-end checks"
 	@echo "make install      only set up .venv"
