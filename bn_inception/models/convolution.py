@@ -51,10 +51,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: 
     padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
   if feature_group_count > 1:
     return _grouped_conv(x, kernel, tuple(strides), _as_tuples(padding), feature_group_count)
-  conv = functools.partial(_conv, strides=strides, padding=padding)
-  if kernel.shape[:2] == tuple(strides) == (1, 1) and not np.any(padding):
-    return lax.platform_dependent(x, kernel, cpu=lambda x, kernel: x @ kernel[0, 0], default=conv)
-  return conv(x, kernel)
+  return _dense_conv(x, kernel, tuple(strides), _as_tuples(padding))
 
 
 def max_pool(x: jax.Array, *, window: Pair = (3, 3), strides: Pair, padding: Padding) -> jax.Array:
@@ -108,6 +105,82 @@ def _as_tuples(padding: Padding) -> Padding:
 def _conv(x, kernel, strides, padding, groups=1):
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
                                   feature_group_count=groups)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense_conv(x, kernel, strides, padding):
+  conv = functools.partial(_conv, strides=strides, padding=padding)
+  if _is_pointwise(kernel, strides, padding):
+    return lax.platform_dependent(x, kernel, cpu=lambda x, kernel: x @ kernel[0, 0], default=conv)
+  return conv(x, kernel)
+
+
+def _is_pointwise(kernel, strides, padding):
+  return kernel.shape[:2] == strides == (1, 1) and not np.any(padding)
+
+
+def _dense_conv_forward(x, kernel, strides, padding):
+  return _dense_conv(x, kernel, strides, padding), (x, kernel)
+
+
+def _dense_conv_backward(strides, padding, residuals, dy):
+  conv = functools.partial(_conv, strides=strides, padding=padding)
+
+  def by_taps(x, kernel, dy):
+    # Two operations read dy. Without the barrier XLA computes the whole chain that makes dy once for each.
+    dy = lax.optimization_barrier(dy)
+    if _is_pointwise(kernel, strides, padding):
+      return dy @ kernel[0, 0].T, _contract_pixels(x, dy)[None, None]
+    dx = jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0]
+    return dx, _kernel_gradient_by_taps(x, dy, kernel.shape[:2], strides, padding)
+
+  return lax.platform_dependent(
+      *residuals, dy, cpu=by_taps, default=lambda x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy))
+
+
+_dense_conv.defvjp(_dense_conv_forward, _dense_conv_backward)
+
+
+def _contract_pixels(a, b):
+  return lax.dot_general(a, b, (((0, 1, 2), (0, 1, 2)), ((), ())))
+
+
+def _kernel_gradient_by_taps(x, dy, window, strides, padding):
+  """Each tap of the kernel gets (the pixels of x that it meets)^T dy."""
+  devices = _devices_of_batch(x.shape[0])
+  chunks = _chunks(x, dy, devices)
+  rows, columns = dy.shape[1:3]
+  low_high = tuple((low, stride * (count - 1) + size - length - low) for (low, _), stride, count, size, length in zip(
+      padding, strides, (rows, columns), window, x.shape[1:3], strict=True))
+
+  def add_chunk(index, total):
+    x_chunk, dy_chunk = (lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in (xs, dys))
+    x_chunk = lax.pad(x_chunk, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), *((*edge, 0) for edge in low_high), (0, 0, 0)))
+    taps = []
+    for i, j in np.ndindex(window):
+      seen = x_chunk[:, :, i:i + strides[0] * (rows - 1) + 1:strides[0], j:j + strides[1] * (columns - 1) + 1:strides[1]]
+      taps.append(lax.dot_general(dy_chunk, seen, (((1, 2, 3), (1, 2, 3)), ((0,), (0,)))))
+    return total + jnp.stack(taps)
+
+  split = lambda a: a.reshape(devices, chunks, a.shape[0] // (devices * chunks), *a.shape[1:])
+  xs, dys = split(x), split(dy)
+  shape = (math.prod(window), devices, dy.shape[-1], x.shape[-1])
+  total = lax.fori_loop(0, chunks, add_chunk, jnp.zeros(shape, x.dtype))
+  return jnp.sum(total, 1).transpose(0, 2, 1).reshape(*window, x.shape[-1], dy.shape[-1])
+
+
+def _devices_of_batch(batch):
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.size if not mesh.empty and batch % mesh.size == 0 else 1
+
+
+_CHUNK_BYTES = 7 << 20
+
+
+def _chunks(x, dy, devices):
+  examples = x.shape[0] // devices
+  example_bytes = (x.nbytes + dy.nbytes) // x.shape[0] if hasattr(x, "nbytes") else (x.size + dy.size) * x.dtype.itemsize // x.shape[0]
+  return next(n for n in range(1, examples + 1) if examples % n == 0 and (examples // n * example_bytes <= _CHUNK_BYTES or n == examples))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
