@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,7 +24,7 @@ import numpy as np
 
 from bn_inception import config_checks, models, optim, sharding, state as state_lib, step as step_lib
 from bn_inception.errors import UserError
-from bn_inception.report import describe
+from bn_inception.report import describe, machine
 
 TRAINING, INFERENCE, FOLDED = "training", "inference", "inference, folded"
 PEERS = ("torch",)
@@ -93,12 +92,12 @@ def benchmark(config: ConfigDict, *, against: str | None, rounds: int) -> str:
     if against == "torch":
       for kind in (TRAINING, INFERENCE):
         programs[kind, "PyTorch"], description = _torch_program(config, kind, processes)
-      notes.append(f"PyTorch {description['version']} on {description['device']}, eager, channels_last, in processes of "
-                   f"its own with {_cores()} threads each.")
+      notes += _torch_notes(config, description)
     rates = _measure(programs, rounds)
     results = {name: Result(rates[name], gflop[name[0]], program.memory(), program.compile_seconds)
                for name, program in programs.items()}
-  return "\n".join([_heading(config, rounds), _table(results, peak), *_ratios(results), *notes, *_notes(config, peak)])
+  return "\n".join([_heading(config, rounds), _table(results, peak), *_ratios(results), "",
+                    *_notes(config, peak), *notes])
 
 
 def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]:
@@ -171,7 +170,8 @@ def _check_torch(config: ConfigDict) -> None:
 def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStack) -> tuple[Program, dict[str, str]]:
   """Starts PyTorch, which ends with `processes`; returns also what it says of itself."""
   request = {"config": config.to_dict(), "batch_size": config.batch_size, "training": kind == TRAINING,
-             "threads": _cores()}
+             "threads": machine.cores(),
+             "device": "cuda" if jax.devices()[0].platform == "gpu" else "cpu"}
   process = processes.enter_context(subprocess.Popen(
       [sys.executable, "-m", "bn_inception.report.torch_step", json.dumps(request)], stdin=subprocess.PIPE,
       stdout=subprocess.PIPE, text=True, cwd=pathlib.Path(__file__).parents[2]))
@@ -191,11 +191,6 @@ def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStac
 
   description = answer()
   return Program(run, config.batch_size, lambda: memory[0], None), description
-
-
-def _cores() -> int:
-  """That this process may use, as JAX does."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _measure(programs: dict[Any, Program], rounds: int) -> dict[Any, list[float]]:
@@ -220,7 +215,7 @@ def _matrix_product_peak(dtype: str) -> float:
   best, size, seconds = 0.0, 512, 0.0
   while seconds < 0.25 and size < 16_384:
     size *= 2
-    matrix = jnp.ones((size, size), dtype)
+    matrix = jax.random.uniform(jax.random.key(0), (size, size)).astype(dtype)
     product(matrix, matrix).block_until_ready()
     for _ in range(5):
       begin = time.perf_counter()
@@ -241,26 +236,20 @@ def _gflop(config: ConfigDict) -> dict[str, float]:
 
 def _heading(config: ConfigDict, rounds: int) -> str:
   device = jax.devices()[0]
-  kind = f"{_cores()} cores of {_processor()}" if device.platform == "cpu" else device.device_kind
+  kind = f"{machine.cores()} cores of {machine.processor()}" if device.platform == "cpu" else device.device_kind
   return (f"{config.model.name}, batch of {config.batch_size}, {config.data.image_size} px, {config.dtype}; jax "
           f"{jax.__version__} on {kind}; median and range of {rounds} rounds")
 
 
-def _processor() -> str:
-  info = pathlib.Path("/proc/cpuinfo")
-  lines = info.read_text().splitlines() if info.exists() else []
-  return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _table(results: dict[tuple[str, str], Result], peak: float) -> str:
-  lines = [f"{'':28}{'images/s':>10}{'range':>20}{'GFLOP/s':>10}{'of peak':>9}{'memory':>11}{'compiled':>10}"]
+  lines = [f"{'':28}{'images/s':>10}{'range':>24}{'GFLOP/s':>10}{'of peak':>9}{'memory':>11}{'compiled':>10}"]
   for (kind, side), result in sorted(results.items(), key=lambda item: (TRAINING, INFERENCE, FOLDED).index(item[0][0])):
     rate = statistics.median(result.images_per_second)
     spread = f"{min(result.images_per_second):,.1f} to {max(result.images_per_second):,.1f}"
     memory = "" if result.memory is None else f"{result.memory / 1e6:,.0f} MB"
     compiled = "" if result.compile_seconds is None else f"{result.compile_seconds:.1f} s"
     gflop = rate * result.gflop
-    lines.append(f"{f'{kind}: {side}':28}{rate:10,.1f}{spread:>20}{gflop:10,.1f}{gflop / peak:9.0%}{memory:>11}"
+    lines.append(f"{f'{kind}: {side}':28}{rate:10,.1f}{spread:>24}{gflop:10,.1f}{gflop / peak:9.0%}{memory:>11}"
                  f"{compiled:>10}")
   return "\n".join(lines)
 
@@ -278,6 +267,31 @@ def _ratios(results: dict[tuple[str, str], Result]) -> list[str]:
 
 
 def _notes(config: ConfigDict, peak: float) -> list[str]:
-  return [f"Peak: {peak:,.0f} GFLOP/s, the fastest {config.dtype} matrix product in JAX. A multiply-add of a convolution "
-          "or fully connected layer is 2 FLOP, nothing else counts, and training is 3 times the forward pass; the count "
-          "is of the network as configured, on both sides."]
+  """What the numbers are."""
+  lines = [
+      "FLOP: a multiply-add of a convolution or fully connected layer of the network as configured is 2, nothing else "
+      "counts; training is 3 times the forward pass. One count for every row.",
+      f"Peak: {peak:,.0f} GFLOP/s, the fastest {config.dtype} matrix product in JAX.",
+      "Memory of ours: arguments, results and temporary arrays of the program, by XLA's memory_analysis.",
+  ]
+  statistics_of_device = jax.devices()[0].memory_stats()
+  if statistics_of_device and "peak_bytes_in_use" in statistics_of_device:
+    lines.append(f"Memory of the device: {statistics_of_device['peak_bytes_in_use'] / 1e6:,.0f} MB at most, of all of "
+                 "ours together, by its allocator.")
+  return lines
+
+
+def _torch_notes(config: ConfigDict, description: dict[str, str]) -> list[str]:
+  """What PyTorch's numbers are, and what its training does not do."""
+  memory = "its allocator's peak" if jax.devices()[0].platform == "gpu" else "what its process grew by"
+  lines = [f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training and "
+           f"one for inference. Memory: {memory}."]
+  if config.batch_norm.enabled and config.batch_norm.group_size not in (0, config.batch_size):
+    lines.append(f"BN: over groups of {config.batch_norm.group_size} here, over the whole batch in PyTorch.")
+  if config.data.photometric_strength:
+    lines.append("Photometric distortions are part of our training step alone: --config.data.photometric_strength=0 "
+                 "leaves them out.")
+  if config.gradient_accumulation > 1:
+    lines.append(f"Our training step accumulates the gradients of {config.gradient_accumulation} micro-batches, "
+                 "PyTorch's takes the batch as one.")
+  return lines
