@@ -2,24 +2,35 @@
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
+# Sets of packages beyond requirements.txt: requirements-NAME.txt, and tests with the marker NAME.
+OPTIONAL := torch tpu
 
-.PHONY: help install quickstart test test-all clean
+.PHONY: help install quickstart test test-all test-optional clean
 
 help:
 	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, 3 to 4 minutes on 2 CPU cores"
 	@echo "make test         the tests"
 	@echo "make test-all     the tests and the slow end-to-end checks"
+	@echo "make test-optional  the tests that need $(OPTIONAL), each in an environment of its own (.venv-NAME)"
 	@echo "make install      only set up .venv"
 	@echo "make clean        remove .venv and caches (not $(RUNS)/)"
 
 install: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "This project needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@touch $@
+	$(call environment,.venv,requirements.txt)
+
+.venv-%/installed: requirements-%.txt requirements.txt pyproject.toml
+	$(call environment,.venv-$*,requirements.txt -r $<)
+
+# $(call environment,FOLDER,FILE): a virtual environment with the packages of a requirements file.
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+  { echo "This project needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+$(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2)
+@touch $(1)/installed
+endef
 
 quickstart: install
 	$(BIN)/python scripts/train.py --config=configs/bn_x5.py:quickstart \
@@ -31,6 +42,9 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
+test-optional: $(OPTIONAL:%=.venv-%/installed)
+	for name in $(OPTIONAL); do .venv-$$name/bin/python -m pytest -m $$name || exit 1; done
+
 clean:
-	rm -rf .venv *.egg-info .pytest_cache
+	rm -rf .venv .venv-* *.egg-info .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

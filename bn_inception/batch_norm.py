@@ -7,17 +7,18 @@ the moments: running averages (`update_running_averages`), Algorithm 2's populat
 
 Sharding. Under a mesh the batch is split evenly over all devices, and a group lies inside one device or spans several.
 Each device reduces its own part; only a group that spans devices needs communication: one collective forward (mean and
-variance travel together) and one backward (the two sums of §3 travel together). The running averages of all layers
-travel together, once a step.
+variance travel together) and one backward (the two sums of §3 travel together). Layers that stand side by side share
+both (`batch_norms`). The running averages of all layers travel together, once a step.
 
 Digits. Moments are float32 (float64 for float64 input) whatever the compute type. The variance is taken around a value
 close to the mean, so it keeps its digits when |mean| >> std, and parts of a group are merged by their means and
 variances (Chan et al., 1979), never through E[x^2] - E[x]^2.
 """
 
+from collections.abc import Sequence
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -121,7 +122,20 @@ def group_moments(x: jax.Array, *, group_size: int | None = None, mask: jax.Arra
   Raises:
     ValueError: if group_size does not divide B.
   """
-  groups, parts = _parts(x.shape[0], group_size)
+  return _moments((x,), mask, group_size, per_activation)[0]
+
+
+class _PartMoments(NamedTuple):
+  """Moments of the parts of one layer, [parts, *F]; the mean is shift + offset, see `_merge`."""
+
+  shift: jax.Array
+  offset: jax.Array
+  variance: jax.Array
+  count: jax.Array  # [parts, 1, ...]
+
+
+def _part_moments(x: jax.Array, mask: jax.Array | None, parts: int, per_activation: bool) -> _PartMoments:
+  """Reduces x [B, ..., C] on every device by itself."""
   x = _in_parts(x, parts).astype(statistics_dtype(x.dtype))
   axes = _averaged_axes(x, per_activation)
   values = math.prod(x.shape[axis] for axis in axes)  # In a part.
@@ -140,12 +154,34 @@ def group_moments(x: jax.Array, *, group_size: int | None = None, mask: jax.Arra
   centred = x - _spread(shift, x)
   offset = jnp.sum(weight * centred, axes) / jnp.maximum(count, 1)
   variance = jnp.maximum(jnp.sum(weight * centred**2, axes) / jnp.maximum(count, 1) - offset**2, 0)
+  return _PartMoments(shift, offset, variance, count)
+
+
+def _moments(xs: Sequence[jax.Array], mask: jax.Array | None, group_size: int | None,
+             per_activation: bool) -> list[Moments]:
+  """`group_moments` of several layers, with one collective for all where groups span devices."""
+  groups, parts = _parts(xs[0].shape[0], group_size)
+  layers = [_part_moments(x, mask, parts, per_activation) for x in xs]
   if parts == groups:
-    return Moments(shift + offset, variance, count.reshape(groups))
-  together = _replicate(jnp.stack([shift, variance, jnp.broadcast_to(count, shift.shape), offset]))
-  shift, variance, count, offset = together.reshape(4, groups, parts // groups, *features)
-  mean, variance, count = _merge(shift, variance, count, 1, offset)
-  return jax.tree.map(_replicate, Moments(mean, variance, count.reshape(groups, -1)[:, 0]))
+    return [Moments(layer.shift + layer.offset, layer.variance, layer.count.reshape(groups)) for layer in layers]
+  stacked = [jnp.stack([*layer[:3], jnp.broadcast_to(layer.count, layer.shift.shape)]) for layer in layers]
+  merged = []
+  for shift, offset, variance, count in _together(stacked, 2):
+    in_groups = (leaf.reshape(groups, parts // groups, *leaf.shape[1:]) for leaf in (shift, variance, count, offset))
+    shift, variance, count, offset = in_groups
+    mean, variance, count = _merge(shift, variance, count, 1, offset)
+    merged.append(jax.tree.map(_replicate, Moments(mean, variance, count.reshape(groups, -1)[:, 0])))
+  return merged
+
+
+def _together(leaves: Sequence[jax.Array], axes: int) -> list[jax.Array]:
+  """Gives every device all of several arrays, whose first `axes` axes are alike, in one collective."""
+  if len(leaves) == 1:
+    return [_replicate(leaves[0])]
+  kept = leaves[0].shape[:axes]
+  widths = np.cumsum([math.prod(leaf.shape[axes:]) for leaf in leaves])[:-1]
+  together = _replicate(jnp.concatenate([leaf.reshape(*kept, -1) for leaf in leaves], axis=-1))
+  return [piece.reshape(leaf.shape) for piece, leaf in zip(jnp.split(together, widths, axis=-1), leaves)]
 
 
 def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, *, epsilon: float, group_size: int | None = None,
@@ -168,50 +204,83 @@ def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, *, epsilon: floa
   Raises:
     ValueError: if group_size does not divide B.
   """
-  return _batch_norm(x, gamma, beta, mask, epsilon, group_size, per_activation)
+  return batch_norms((x,), (gamma,), (beta,), epsilon=epsilon, group_size=group_size, mask=mask,
+                     per_activation=per_activation)[0]
+
+
+def batch_norms(xs: Sequence[jax.Array], gammas: Sequence[jax.Array], betas: Sequence[jax.Array], *, epsilon: float,
+                group_size: int | None = None, mask: jax.Array | None = None,
+                per_activation: bool = False) -> list[tuple[jax.Array, Moments]]:
+  """`batch_norm` of layers that do not depend on each other; where groups span devices they share its collectives.
+
+  Args:
+    xs: of each layer, [B, ..., C] with the same B.
+    gammas, betas: of each layer.
+    epsilon, group_size, mask, per_activation: of all.
+
+  Returns:
+    (y, moments) of each layer.
+
+  Raises:
+    ValueError: if group_size does not divide B.
+  """
+  return _batch_norms(tuple(xs), tuple(gammas), tuple(betas), mask, epsilon, group_size, per_activation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def _batch_norm(x, gamma, beta, mask, epsilon, group_size, per_activation):
-  return _batch_norm_forward(x, gamma, beta, mask, epsilon, group_size, per_activation)[0]
+def _batch_norms(xs, gammas, betas, mask, epsilon, group_size, per_activation):
+  return _batch_norms_forward(xs, gammas, betas, mask, epsilon, group_size, per_activation)[0]
 
 
-def _batch_norm_forward(x, gamma, beta, mask, epsilon, group_size, per_activation):
-  moments = group_moments(x, group_size=group_size, mask=mask, per_activation=per_activation)
-  _, parts = _parts(x.shape[0], group_size)
-  xs = _in_parts(x, parts)
-  scale = gamma * jax.lax.rsqrt(moments.variance + epsilon)
-  y = (xs - _spread(moments.mean, xs)) * _spread(scale, xs) + beta
-  return (y.astype(x.dtype).reshape(x.shape), moments), (x, gamma, beta, mask, moments)
+def _batch_norms_forward(xs, gammas, betas, mask, epsilon, group_size, per_activation):
+  _, parts = _parts(xs[0].shape[0], group_size)
+  all_moments = _moments(xs, mask, group_size, per_activation)
+
+  def normalize(x, gamma, beta, moments):
+    part = _in_parts(x, parts)
+    scale = gamma * jax.lax.rsqrt(moments.variance + epsilon)
+    y = (part - _spread(moments.mean, part)) * _spread(scale, part) + beta
+    return y.astype(x.dtype).reshape(x.shape), moments
+
+  results = [normalize(*layer) for layer in zip(xs, gammas, betas, all_moments, strict=True)]
+  return results, (xs, gammas, betas, mask, all_moments)
 
 
-def _batch_norm_backward(epsilon, group_size, per_activation, residuals, cotangents):
+def _batch_norms_backward(epsilon, group_size, per_activation, residuals, cotangents):
   """§3's chain rule, gathered: with sums over the group,
 
   d/dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - xhat * sum(dy * xhat) / m).
   """
-  x, gamma, beta, mask, moments = residuals
-  dy, _ = cotangents
-  groups, parts = _parts(x.shape[0], group_size)
-  dy = _in_parts(dy, parts).astype(moments.mean.dtype)
-  inverse_std = jax.lax.rsqrt(moments.variance + epsilon)
-  xhat = (_in_parts(x, parts) - _spread(moments.mean, dy)) * _spread(inverse_std, dy)
+  xs, gammas, betas, mask, all_moments = residuals
+  groups, parts = _parts(xs[0].shape[0], group_size)
+  dys = [_in_parts(dy, parts).astype(moments.mean.dtype) for (dy, _), moments in zip(cotangents, all_moments)]
+  inverse_stds = [jax.lax.rsqrt(moments.variance + epsilon) for moments in all_moments]
+  xhats = [(_in_parts(x, parts) - _spread(moments.mean, dy)) * _spread(inverse_std, dy)
+           for x, dy, moments, inverse_std in zip(xs, dys, all_moments, inverse_stds)]
 
-  axes = _averaged_axes(dy, per_activation)
-  sums = jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * xhat, axes)])  # [2, parts, *F]
+  all_sums = []
+  for dy, xhat in zip(dys, xhats):
+    axes = _averaged_axes(dy, per_activation)
+    all_sums.append(jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * xhat, axes)]))  # [2, parts, *F]
   if parts != groups:
-    sums = _replicate(jnp.sum(_replicate(sums).reshape(2, groups, parts // groups, *gamma.shape), axis=2))
-  count = jnp.maximum(moments.count, 1).reshape(groups, *(1,) * gamma.ndim)
-  mean_dy, mean_dy_xhat = sums / count
-  through_moments = _spread(mean_dy, dy) + xhat * _spread(mean_dy_xhat, dy)
-  if mask is not None:  # The moments do not depend on masked examples.
-    through_moments *= _in_parts(mask, parts).reshape(*dy.shape[:2], *(1,) * (dy.ndim - 2)).astype(dy.dtype)
-  dx = _spread(gamma * inverse_std, dy) * (dy - through_moments)
-  dbeta, dgamma = jnp.sum(sums, axis=1)
-  return dx.reshape(x.shape).astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype), None
+    all_sums = [_replicate(jnp.sum(sums.reshape(2, groups, parts // groups, *sums.shape[2:]), axis=2))
+                for sums in _together(all_sums, 2)]
+
+  def gradients(x, gamma, beta, moments, dy, xhat, inverse_std, sums):
+    count = jnp.maximum(moments.count, 1).reshape(groups, *(1,) * gamma.ndim)
+    mean_dy, mean_dy_xhat = sums / count
+    through_moments = _spread(mean_dy, dy) + xhat * _spread(mean_dy_xhat, dy)
+    if mask is not None:  # The moments do not depend on masked examples.
+      through_moments *= _in_parts(mask, parts).reshape(*dy.shape[:2], *(1,) * (dy.ndim - 2)).astype(dy.dtype)
+    dx = _spread(gamma * inverse_std, dy) * (dy - through_moments)
+    dbeta, dgamma = jnp.sum(sums, axis=1)
+    return dx.reshape(x.shape).astype(x.dtype), dgamma.astype(gamma.dtype), dbeta.astype(beta.dtype)
+
+  layers = zip(xs, gammas, betas, all_moments, dys, xhats, inverse_stds, all_sums)
+  return *(tuple(leaves) for leaves in zip(*(gradients(*layer) for layer in layers))), None
 
 
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
+_batch_norms.defvjp(_batch_norms_forward, _batch_norms_backward)
 
 
 def normalize_with(x: jax.Array, mean: jax.Array, variance: jax.Array, gamma: jax.Array, beta: jax.Array, *,
@@ -265,12 +334,19 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
   leaves, layout = jax.tree.flatten(moments)
   if not leaves:
     return running
-  # All layers travel together: one collective a step rather than two a layer.
+  # Every device merges its own groups, and what travels does not grow with their number.
   groups = leaves[0].shape[0]
-  widths = np.cumsum([leaf.size // groups for leaf in leaves])[:-1]
-  together = _replicate(jnp.concatenate([leaf.reshape(groups, -1) for leaf in leaves], axis=1))
-  pieces = [piece.reshape(leaf.shape) for piece, leaf in zip(jnp.split(together, widths, axis=1), leaves)]
-  moments = jax.tree.unflatten(layout, pieces)
+  mesh = jax.sharding.get_abstract_mesh()
+  devices = 1 if mesh.empty else mesh.size
+  if devices > 1 and groups > devices and groups % devices == 0:
+    def merge_own(layer: Moments) -> Moments:
+      own = (leaf.reshape(devices, groups // devices, *leaf.shape[1:])
+             for leaf in (layer.mean, layer.variance, layer.count))
+      return Moments(*_merge(*own, axis=1))
+
+    leaves, layout = jax.tree.flatten(map_layers(lambda layer: {"moments": merge_own(layer)}, moments))
+  # All layers travel together: one collective a step rather than two a layer.
+  moments = jax.tree.unflatten(layout, _together(leaves, 1))
   decay = jnp.minimum(momentum, step / (step + 1))
 
   def update(layer_moments: Moments, layer_running: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -308,18 +384,51 @@ class BatchNorm(nn.Module):
   use_gamma: bool = True
   per_activation: bool = False
 
-  @nn.compact
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+    return normalize_layers([self], [x], train=train, mask=mask)[0]
+
+  @nn.compact
+  def variables_for(self, x: jax.Array) -> "Variables":
+    """The layer's variables for an input like x; gamma is ones where it is no parameter."""
     features = x.shape[1:] if self.per_activation else x.shape[-1:]
-    dtype = statistics_dtype(x.dtype)
-    gamma = self.param("gamma", nn.initializers.ones, features) if self.use_gamma else jnp.ones(features, dtype)
+    gamma = (self.param("gamma", nn.initializers.ones, features) if self.use_gamma
+             else jnp.ones(features, statistics_dtype(x.dtype)))
     beta = self.param("beta", nn.initializers.zeros, features)
     mean = self.variable("batch_stats", "mean", jnp.zeros, features)
     variance = self.variable("batch_stats", "var", jnp.ones, features)
-    if not train:
-      return normalize_with(x, mean.value, variance.value, gamma, beta, epsilon=self.epsilon)
-    y, moments = batch_norm(x, gamma, beta, epsilon=self.epsilon, group_size=self.group_size, mask=mask,
-                            per_activation=self.per_activation)
+    return Variables(gamma, beta, mean.value, variance.value)
+
+  def keep(self, moments: Moments) -> None:
+    """Writes the moments of a training step, if they are asked for."""
     if self.is_mutable_collection("batch_moments"):
       self.put_variable("batch_moments", "moments", moments)
-    return y
+
+
+class Variables(NamedTuple):
+  """Of a `BatchNorm`: parameters gamma and beta, running mean and variance, each [*F]."""
+
+  gamma: jax.Array
+  beta: jax.Array
+  mean: jax.Array
+  variance: jax.Array
+
+
+def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, train: bool,
+                     mask: jax.Array | None = None) -> list[jax.Array]:
+  """Applies layers that do not depend on each other and are configured alike, each to its own input (`batch_norms`).
+
+  Args:
+    layers: bound layers of one network.
+    xs: [B, ..., C] of each, with the same B.
+    train, mask: as of `BatchNorm`.
+  """
+  variables = [layer.variables_for(x) for layer, x in zip(layers, xs, strict=True)]
+  first = layers[0]
+  if not train:
+    return [normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
+            for x, own in zip(xs, variables)]
+  results = batch_norms(xs, [own.gamma for own in variables], [own.beta for own in variables], epsilon=first.epsilon,
+                        group_size=first.group_size, mask=mask, per_activation=first.per_activation)
+  for layer, (_, moments) in zip(layers, results):
+    layer.keep(moments)
+  return [y for y, _ in results]

@@ -16,12 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from bn_inception.errors import UserError
 from bn_inception.state import TrainState
 
 _log = logging.getLogger(__name__)
 
 
-class CheckpointError(Exception):
+class CheckpointError(UserError):
   """No checkpoint can be used; the text is one sentence that says why and what to do."""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
+from bn_inception.errors import UserError
+
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
@@ -36,15 +38,10 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
   log.propagate = False
 
   def call(words):
-    from bn_inception import checkpoint, config_checks  # Heavy: only once the flags are known to be good.
-    from bn_inception.data.datasets import DataError
-    from bn_inception.evaluators.predictions_file import EvaluationError
-    from bn_inception.release import ReleaseError
     try:
       _join_processes()
       sys.exit(main(*words[1:]))
-    except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, EvaluationError,
-            ReleaseError, FileNotFoundError) as error:
+    except (UserError, FileNotFoundError) as error:
       fail(str(error))
 
   app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))

@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 import math
+import typing
 
 from ml_collections import ConfigDict
 
 from bn_inception import models
-from bn_inception.data.datasets import DataError, Split
+from bn_inception.errors import DataError, UserError
 from bn_inception.models import inception, layers
 
+if typing.TYPE_CHECKING:  # A config can be checked where no TensorFlow is installed.
+  from bn_inception.data.datasets import Split
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
   """A config that cannot be run; the text is one sentence that says what is wrong and what to do."""
 
 
@@ -152,7 +156,7 @@ def _first_module_map(config: ConfigDict) -> int:
   return size
 
 
-def check_data(config: ConfigDict, split: Split) -> None:
+def check_data(config: ConfigDict, split: "Split") -> None:
   """Checks a config against the data that it names.
 
   Raises:

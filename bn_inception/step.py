@@ -86,7 +86,8 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
       (grads, sums), moments = jax.lax.scan(
           accumulate, start, (jnp.arange(micro_batches), batch))
       grads = jax.tree.map(lambda g: g / micro_batches, grads)
-      moments = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moments)  # [A, G, ...] to all groups of the step.
+      # [A, G, ...] to all groups of the step, those of one device together.
+      moments = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), moments)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

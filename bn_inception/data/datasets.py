@@ -12,13 +12,10 @@ from ml_collections import ConfigDict
 
 from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
+from bn_inception.errors import DataError
 
 
 _ID_KEYS = ("file_name", "id")  # What TFDS's image sets call the name of an example.
-
-
-class DataError(ValueError):
-  """Something is wrong with the data or what was asked of it; the text is one sentence that says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,12 @@ import numpy as np
 
 from bn_inception import run_directory
 from bn_inception.data.annotations import Annotation
+from bn_inception.errors import UserError
 
 REQUEST, PREDICTIONS, METRICS = "request.json", "predictions.jsonl", "metrics.json"
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError, ValueError):
   """An evaluation that cannot be made; the text is one sentence that says what is wrong and what to do."""
 
 

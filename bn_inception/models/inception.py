@@ -6,7 +6,7 @@ states. Released networks are of both kinds and differ in padding, pooling and b
 
 import functools
 from typing import Any, NamedTuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -69,25 +69,33 @@ class InceptionModule(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
     widths = self.widths
     stride = 1 if widths.conv1x1 else 2
+    unit = lambda name, features, stride: self.unit(features, (3, 3), stride, name=name)
 
-    def unit(x, features, name, window=(1, 1), stride=1):
-      return self.unit(features, window, stride, name=name)(x, train=train, mask=mask)
+    first = (self._merged if self.merged else functools.partial(self._first, train=train, mask=mask))(x)
+    second = {"3x3": (unit("3x3", widths.conv3x3, stride), first["3x3_reduce"]),
+              "double_3x3_1": (unit("double_3x3_1", widths.conv_double, 1), first["double_3x3_reduce"])}
+    pooled = None if "pool_proj" in first else self._pool(x, stride)
+    if pooled is not None and widths.pool_proj:
+      second["pool_proj"] = (self.unit(widths.pool_proj, name="pool_proj"), pooled)
+    second = dict(zip(second, layers.side_by_side(*zip(*second.values()), train=train, mask=mask)))
+    third = unit("double_3x3_2", widths.conv_double, stride)(second["double_3x3_1"], train=train, mask=mask)
 
-    if self.merged:
-      first = self._merged(x)
-    else:
-      first = {name: unit(x, features, name) for name, features in _first_convolutions(widths).items()
-               if name != "pool_proj"}
     branches = [first["1x1"]] if widths.conv1x1 else []
-    branches.append(unit(first["3x3_reduce"], widths.conv3x3, "3x3", (3, 3), stride))
-    branch = unit(first["double_3x3_reduce"], widths.conv_double, "double_3x3_1", (3, 3))
-    branches.append(unit(branch, widths.conv_double, "double_3x3_2", (3, 3), stride))
-    if "pool_proj" in first:
-      branches.append(first["pool_proj"])
-    else:
-      pooled = self._pool(x, stride)
-      branches.append(unit(pooled, widths.pool_proj, "pool_proj") if widths.pool_proj else pooled)
+    branches += [second["3x3"], third, (first | second).get("pool_proj", pooled)]
     return jnp.concatenate(branches, axis=-1)
+
+  def _first(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> dict[str, jax.Array]:
+    """The 1x1 convolutions that the module begins with and what follows each, the average's projection among them."""
+    units = {name: self.unit(features, name=name) for name, features in _first_convolutions(self.widths).items()}
+    if self.is_initializing():  # Each by itself, for who follows the calls (report/describe.py).
+      return {name: unit(self._pool(x, stride=1) if name == "pool_proj" else x, train=train, mask=mask)
+              for name, unit in units.items()}
+    units = {name: unit.parts(x.shape[-1]) for name, unit in units.items()}
+    parameters = {name: unit.conv.parameters(x.shape[-1]) for name, unit in units.items()}
+    kernels, biases = zip(*parameters.values())
+    xs = layers.convolve_together(kernels, units["3x3_reduce"].conv.convolve, x)
+    xs = self._with_pool_and_bias(dict(zip(units, xs)), biases)
+    return dict(zip(units, layers.activate([*units.values()], xs, train=train, mask=mask)))
 
   def _pool(self, x: jax.Array, stride: int) -> jax.Array:
     if stride == 2:
@@ -101,14 +109,19 @@ class InceptionModule(nn.Module):
     """The first convolutions as one, and the average over its projection; see `merge`."""
     unit, features = self.unit(0, parent=None), _first_convolutions(self.widths)
     x = layers.Convolution(sum(features.values()), name="merged")(x)
-    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(x.dtype)
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
     ends = np.cumsum([*features.values()])[:-1]
-    parts = dict(zip(features, jnp.split(x, ends, axis=-1)))
-    if "pool_proj" in parts:
-      parts["pool_proj"] = self._pool(parts["pool_proj"], stride=1)
-    # The bias comes after the average, which would lessen it where it counts the border's zeros.
-    return {name: unit.nonlinearity(part + part_bias)
-            for (name, part), part_bias in zip(parts.items(), jnp.split(bias, ends), strict=True)}
+    xs = self._with_pool_and_bias(dict(zip(features, jnp.split(x, ends, axis=-1))), jnp.split(bias, ends))
+    return dict(zip(features, map(unit.nonlinearity, xs)))
+
+  def _with_pool_and_bias(self, xs: dict[str, jax.Array], biases: Sequence[jax.Array | None]) -> list[jax.Array]:
+    """The average follows its projection, to which it is the same: both are linear, and there it has fewer channels.
+
+    The bias comes after the average, which would lessen it where it counts the border's zeros.
+    """
+    if "pool_proj" in xs:
+      xs = xs | {"pool_proj": self._pool(xs["pool_proj"], stride=1)}
+    return [layers.add_bias(x, bias) for x, bias in zip(xs.values(), biases, strict=True)]
 
 
 def _first_convolutions(widths: Widths) -> dict[str, int]:
@@ -139,7 +152,7 @@ class AuxiliaryHead(nn.Module):
     x = self.unit(self.scale(128), name="conv")(x, train=train, mask=mask)
     x = x.reshape(x.shape[0], 1, 1, -1)
     x = self.unit(self.scale(1024), name="hidden")(x, train=train, mask=mask)
-    return nn.Dense(self.num_classes, dtype=x.dtype, name="logits")(x[:, 0, 0]).astype(jnp.float32)
+    return layers.Dense(self.num_classes, name="logits")(x[:, 0, 0]).astype(jnp.float32)
 
 
 class Inception(nn.Module):
@@ -223,7 +236,7 @@ class Inception(nn.Module):
     x = jnp.mean(x, axis=(1, 2))
     # Batch statistics are also evaluated, and then no RNG is given and nothing is dropped.
     x = nn.Dropout(self.dropout_rate, deterministic=not (train and self.has_rng("dropout")))(x)
-    return nn.Dense(self.num_classes, dtype=x.dtype, name="logits")(x).astype(jnp.float32)
+    return layers.Dense(self.num_classes, name="logits")(x).astype(jnp.float32)
 
   def _stem(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> jax.Array:
     first_unit, unit = self._unit(self.norm if self.norm_in_stem else None), self._unit(self.norm)

@@ -2,13 +2,14 @@
 
 import functools
 import re
-from typing import Any
-from collections.abc import Callable
+from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 
 from bn_inception import batch_norm
 from bn_inception.models import convolution
@@ -54,16 +55,94 @@ class Convolution(nn.Module):
   groups: int = 1
   init_gain: float = 1.0
 
+  def __call__(self, x: jax.Array) -> jax.Array:
+    kernel, bias = self.parameters(x.shape[-1])
+    return add_bias(self.convolve(x, kernel), bias)
+
+  @nn.compact
+  def parameters(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+    """(kernel, bias or None) for an input of so many channels."""
+    initializer = nn.initializers.variance_scaling(self.init_gain**2, "fan_in", "truncated_normal")
+    kernel = self.param("kernel", initializer, (*self.window, channels // self.groups, self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+    return kernel, bias
+
+  @nn.nowrap
+  def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """The convolution without bias with this kernel: the layer's own, or those of several layers like it together."""
+    padding = {"same": "SAME", "symmetric": tuple((size // 2, size // 2) for size in self.window)}[self.padding]
+    conv2d = functools.partial(convolution.conv2d, strides=(self.stride, self.stride), padding=padding,
+                               feature_group_count=self.groups)
+    return linear(conv2d, x, kernel)
+
+
+class Dense(nn.Module):
+  """Matrix product and bias; float32 parameters, computed in the type of its input.
+
+  Attributes:
+    features: output features.
+    use_bias: adds one bias per feature.
+    kernel_init: initializer of the kernel.
+  """
+
+  features: int
+  use_bias: bool = True
+  kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    initializer = nn.initializers.variance_scaling(self.init_gain**2, "fan_in", "truncated_normal")
-    kernel = self.param("kernel", initializer, (*self.window, x.shape[-1] // self.groups, self.features))
-    padding = {"same": "SAME", "symmetric": tuple((size // 2, size // 2) for size in self.window)}[self.padding]
-    x = convolution.conv2d(x, kernel.astype(x.dtype), strides=(self.stride, self.stride), padding=padding,
-                           feature_group_count=self.groups)
-    if self.use_bias:
-      x += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-    return x
+    kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+    return add_bias(linear(jnp.matmul, x, kernel), bias)
+
+
+def linear(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """product(x, kernel) in the type of x; the kernel's gradient is a sum in the kernel's own type.
+
+  The gradient of a parameter is a sum over the batch, and so over devices. Where x is bfloat16, JAX's own gradient
+  rounds each device's part to bfloat16 before the parts are added: the sum loses digits, and depends on the number of
+  devices.
+
+  Args:
+    product: linear in each of its two arguments, which have one type.
+    x: [B, ..., channels], any float type.
+    kernel: float32.
+  """
+  return product(x, kernel) if x.dtype == kernel.dtype else _mixed_linear(product, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mixed_linear(product, x, kernel):
+  return product(x, kernel.astype(x.dtype))
+
+
+def _mixed_linear_forward(product, x, kernel):
+  return _mixed_linear(product, x, kernel), (x, kernel)
+
+
+def _mixed_linear_backward(product, residuals, dy):
+  x, kernel = residuals
+  dx, = jax.vjp(lambda x: product(x, kernel.astype(x.dtype)), x)[1](dy)
+  # XLA for TPU multiplies these as the bfloat16 values they are, and keeps the sum in float32.
+  dkernel, = jax.vjp(lambda kernel: product(x.astype(kernel.dtype), kernel), kernel)[1](dy.astype(kernel.dtype))
+  return dx, dkernel
+
+
+_mixed_linear.defvjp(_mixed_linear_forward, _mixed_linear_backward)
+
+
+def add_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
+  """x + bias in the type of x, x itself for None; the bias's gradient is a sum in its own type, as in `linear`."""
+  return x if bias is None else _add_bias(x, bias)
+
+
+@jax.custom_vjp
+def _add_bias(x, bias):
+  return x + bias.astype(x.dtype)
+
+
+_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias),
+                 lambda bias, dy: (dy, jnp.sum(dy.astype(bias.dtype), tuple(range(dy.ndim - bias.ndim)))))
 
 
 class ConvUnit(nn.Module):
@@ -88,21 +167,57 @@ class ConvUnit(nn.Module):
   depth_multiplier: int = 0
   init_scale: float = 1.0
 
-  @nn.compact
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-    use_bias = self.use_bias or self.norm is None
-    # He et al. (2015): sqrt(2 / fan_in) keeps the variance through a ReLU [choice: the paper is silent].
-    init_gain = 2**0.5 * self.init_scale
-    window, stride = self.window, self.stride
+    return side_by_side([self], [x], train=train, mask=mask)[0]
+
+  @nn.compact
+  def parts(self, channels: int) -> "UnitParts":
+    """The layers of the unit for an input of so many channels."""
+    window, stride, depthwise = self.window, self.stride, None
     if self.depth_multiplier:
-      channels = x.shape[-1]
-      x = Convolution(channels * self.depth_multiplier, window, stride, self.padding, groups=channels,
-                      init_gain=self.init_scale, name="depthwise")(x)
+      depthwise = Convolution(channels * self.depth_multiplier, window, stride, self.padding, groups=channels,
+                              init_gain=self.init_scale, name="depthwise")
       window, stride = (1, 1), 1
-    x = Convolution(self.features, window, stride, self.padding, use_bias, init_gain=init_gain, name="conv")(x)
-    if self.norm is not None:
-      x = self.norm(name="bn")(x, train=train, mask=mask)
-    return self.nonlinearity(x)
+    # He et al. (2015): sqrt(2 / fan_in) keeps the variance through a ReLU [choice: the paper is silent].
+    conv = Convolution(self.features, window, stride, self.padding, self.use_bias or self.norm is None,
+                       init_gain=2**0.5 * self.init_scale, name="conv")
+    return UnitParts(depthwise, conv, None if self.norm is None else self.norm(name="bn"), self.nonlinearity)
+
+
+class UnitParts(NamedTuple):
+  """The layers of a `ConvUnit` in their order."""
+
+  depthwise: Convolution | None
+  conv: Convolution
+  norm: nn.Module | None
+  nonlinearity: Callable[[jax.Array], jax.Array]
+
+
+def side_by_side(units: Sequence[ConvUnit], xs: Sequence[jax.Array], *, train: bool,
+                 mask: jax.Array | None = None) -> list[jax.Array]:
+  """Applies units that do not depend on each other, each to its own input; see `activate`."""
+  if len(units) > 1 and units[0].is_initializing():  # Each by itself, for who follows the calls (report/describe.py).
+    return [unit(x, train=train, mask=mask) for unit, x in zip(units, xs, strict=True)]
+  parts = [unit.parts(x.shape[-1]) for unit, x in zip(units, xs, strict=True)]
+  convolve = lambda part, x: part.conv(x if part.depthwise is None else part.depthwise(x))
+  return activate(parts, [convolve(part, x) for part, x in zip(parts, xs)], train=train, mask=mask)
+
+
+def activate(units: Sequence[UnitParts], xs: Sequence[jax.Array], *, train: bool,
+             mask: jax.Array | None = None) -> list[jax.Array]:
+  """g(BN(x)) of units whose convolutions gave xs, all with BN or all without; their BN layers share collectives."""
+  if len(units) == 1 and units[0].norm is not None:
+    xs = [units[0].norm(xs[0], train=train, mask=mask)]
+  elif units[0].norm is not None:
+    xs = batch_norm.normalize_layers([unit.norm for unit in units], xs, train=train, mask=mask)
+  return [unit.nonlinearity(x) for unit, x in zip(units, xs)]
+
+
+def convolve_together(kernels: Sequence[jax.Array], convolve: Callable[[jax.Array, jax.Array], jax.Array],
+                      x: jax.Array) -> list[jax.Array]:
+  """convolve(x, kernel) for kernels that differ in the number of features only, as one: x is read once for all."""
+  ends = np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1]
+  return jnp.split(convolve(x, jnp.concatenate(kernels, axis=-1)), ends, axis=-1)
 
 
 def fold_batch_norm(variables: dict[str, Any], *, epsilon: float) -> dict[str, Any]:

@@ -34,14 +34,14 @@ class MnistMlp(nn.Module):
     x = x.reshape(x.shape[0], -1).astype(self.dtype)
     for layer in (1, 2, 3):
       # No bias under BN: beta takes its role (§3.2).
-      x = nn.Dense(self.hidden_units, use_bias=self.norm is None, kernel_init=initializer, dtype=x.dtype,
-                   name=f"hidden{layer}")(x)
+      x = layers.Dense(self.hidden_units, use_bias=self.norm is None, kernel_init=initializer,
+                       name=f"hidden{layer}")(x)
       if self.norm is not None:
         x = self.norm(name=f"bn{layer}")(x, train=train, mask=mask)
       if layer == 3:
         self.sow("intermediates", "sigmoid_input", x)  # Figure 1(b, c); kept only where it is asked for.
       x = jax.nn.sigmoid(x)
-    return nn.Dense(self.num_classes, kernel_init=initializer, dtype=x.dtype, name="logits")(x).astype(jnp.float32)
+    return layers.Dense(self.num_classes, kernel_init=initializer, name="logits")(x).astype(jnp.float32)
 
 
 def from_config(config: ConfigDict) -> MnistMlp:

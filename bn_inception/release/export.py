@@ -2,8 +2,12 @@
 
 import os
 import pathlib
+from typing import Any
 
-from bn_inception.release import folder, peers, torch_file
+import flax
+import numpy as np
+
+from bn_inception.release import assemble, folder, peers, torch_file
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
 
@@ -30,3 +34,37 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
   finally:
     if path.parent.is_dir():
       temporary.unlink(missing_ok=True)
+
+
+_MODULE_LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def torch_module_state(variables: dict[str, Any]) -> dict[str, np.ndarray]:
+  """The state dict of `torch_module.Inception` with the weights and statistics of this project's Inception.
+
+  Args:
+    variables: {"params", "batch_stats"} of a network of the same config, without `batch_stats` where it has no BN.
+
+  Returns:
+    Arrays by name, all that strict loading asks for; float32 but for the `num_batches_tracked`, which nothing depends
+    on and which are 0. Gammas that the network does not have are ones.
+  """
+  tensors = {}
+  for name, leaf in flax.traverse_util.flatten_dict(variables, sep="/").items():
+    _, *modules, leaf_name = name.split("/")
+    # "inception_3a" is "inception.3a" there, a module of a dictionary.
+    group, _, module = modules[0].partition("_")
+    if group in ("inception", "auxiliary"):
+      modules[:1] = [group, module]
+    tensors[".".join([*modules, _MODULE_LEAVES.get(leaf_name, leaf_name)])] = _torch_order(name, np.asarray(leaf))
+    if leaf_name == "mean":
+      tensors[".".join([*modules, "num_batches_tracked"])] = np.zeros((), np.int64)
+      tensors.setdefault(".".join([*modules, "weight"]), np.ones(leaf.size, np.float32))
+  return tensors
+
+
+def _torch_order(name: str, leaf: np.ndarray) -> np.ndarray:
+  if leaf.ndim == 3:  # Of BN per activation, [height, width, channels].
+    return np.ascontiguousarray(leaf.transpose(2, 0, 1)).reshape(-1)
+  _, axes = assemble.torch_layout(name, leaf.shape)
+  return np.ascontiguousarray(leaf.transpose(np.argsort(axes)))

@@ -14,7 +14,6 @@ import math
 import os
 import pathlib
 import pickle
-import platform
 import resource
 import statistics
 import subprocess
@@ -30,6 +29,7 @@ from ml_collections import ConfigDict
 from bn_inception.data import color_distortions, datasets, pipeline
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import open_records
+from bn_inception.report import machine
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
 
   result = {
       "date": datetime.date.today().isoformat(),
-      "processor": _processor(), "cores": cores, "load_before": round(load, 2),
+      "processor": machine.processor(), "cores": cores, "load_before": round(load, 2),
       "tensorflow": tf.__version__,
       "data": split.name, "records": split.num_examples, "batch_size": batch_size, "image_size": size,
       "mean_bytes": round(statistics.mean(map(len, encoded))),
@@ -219,12 +219,6 @@ def _summary(runs: list[tuple[float, float]], cores: int) -> dict[str, Any]:
       "images_per_second_and_core": round(statistics.median(rates) / cores),
       "images_per_cpu_second": None if math.isnan(per_cpu_second) else round(per_cpu_second),
   }
-
-
-def _processor() -> str:
-  info = pathlib.Path("/proc/cpuinfo")
-  lines = info.read_text().splitlines() if info.exists() else []
-  return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _table(result: dict[str, Any]) -> str:

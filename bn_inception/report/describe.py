@@ -97,7 +97,7 @@ def totals(calls: Calls) -> Totals:
   parameters = dict.fromkeys(KINDS, 0)
   for call in calls.values():
     for name, shape in call.params.items():
-      if isinstance(call.module, nn.Dense):
+      if isinstance(call.module, layers.Dense):
         kind = "fully connected"
       elif isinstance(call.module, batch_norm.BatchNorm):
         kind = "BN gamma and beta"

@@ -210,8 +210,9 @@ def test_own_reader_reads_it():
   assert_same_state_dict(torch_file.read(torch_file.write(SMALL)), SMALL)
 
 
+@pytest.mark.torch
 def test_pytorch_reads_it(tmp_path):
-  torch = pytest.importorskip("torch", reason="needs PyTorch, which is not part of the project")
+  torch = pytest.importorskip("torch", reason="needs PyTorch: make test-optional")
   (tmp_path / "net.pth").write_bytes(torch_file.write(SMALL))
   for options in ({"weights_only": True}, {"weights_only": False}, {"weights_only": True, "mmap": True}):
     state_dict = torch.load(tmp_path / "net.pth", **options)
