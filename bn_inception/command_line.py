@@ -40,11 +40,12 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
     from bn_inception.data.datasets import DataError
     from bn_inception.evaluators.predictions_file import EvaluationError
     from bn_inception.release import ReleaseError
+    from configs.versions import VersionError
     try:
       _join_processes()
       sys.exit(main(*words[1:]))
     except (config_checks.ConfigError, DataError, checkpoint.CheckpointError, EvaluationError,
-            ReleaseError, FileNotFoundError) as error:
+            ReleaseError, VersionError, FileNotFoundError) as error:
       fail(str(error))
 
   app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))

@@ -109,7 +109,8 @@ def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, monkeypatch
   sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
   cells = [sheet[top : top + 28, left : left + 28] for top in range(0, 128, 32) for left in range(0, 256, 32)]
   np.testing.assert_array_equal(drawn[0][..., 0], cells)
-  stored = next(pipeline.train_batches(config.data, seed=config.seed, batch_size=32))["image"][0]
+  source = pipeline.open_source(config.data, "train")
+  stored = next(pipeline.train_batches(config.data, source, seed=config.seed, batch_size=32))["image"][0]
   assert np.abs(drawn[0].astype(int) - stored).mean() > 5
 
 

@@ -179,7 +179,7 @@ def test_percentiles_of_sigmoid_inputs_are_those_of_the_network_s_formulas(finis
   """Against the network written out in NumPy, over all test images."""
   state = final_state(finished)
   data = make_config(digits_dir).data
-  batches = list(pipeline.eval_batches(data, "test", batch_size=1000))
+  batches = list(pipeline.eval_batches(data, pipeline.open_source(data, "test"), batch_size=1000))
   x = (batches[0]["image"].reshape(1000, -1) >= 128).astype(np.float64)
   for layer in (1, 2, 3):
     statistics, bn = state["batch_stats"][f"bn{layer}"], state["params"][f"bn{layer}"]

@@ -27,9 +27,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception.data import color_distortions, datasets, pipeline
+from bn_inception.data import color_distortions, cores, datasets, pipeline
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import open_records
 
 _log = logging.getLogger(__name__)
 
@@ -65,24 +64,24 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   whole = datasets.open_split(data, data.train_split)
   if max_records < whole.num_examples:
     data.train_split = f"{data.train_split}[:{max_records}]"
-  split = datasets.open_split(data, data.train_split)
-  serialized = open_records(split).read(range(split.num_examples))
+  source = pipeline.open_source(data, data.train_split)
+  split = source.split
+  serialized = source.records.read(range(split.num_examples))
   encoded = list(_parse(split, serialized)["image"].numpy())
-  cores = len(os.sched_getaffinity(0))
   size = data.image_size
 
   measure = {
-      OURS: lambda: _measure(pipeline.train_batches(data, seed=config.seed, batch_size=batch_size), batch_size),
+      OURS: lambda: _measure(pipeline.train_batches(data, source, seed=config.seed, batch_size=batch_size), batch_size),
       DECODE: lambda: _measure(_decode_only(split, serialized, batch_size), batch_size),
       FLAX: lambda: _measure(_flax_style(split, serialized, size, batch_size), batch_size),
   }
   if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-    measure[TORCH] = lambda: _measure_torchvision(encoded, size, batch_size, cores)
+    measure[TORCH] = lambda: _measure_torchvision(encoded, size, batch_size, cores.available())
   else:
     _log.info("%s: not measured, torch and torchvision are not installed.", TORCH)
 
   load = os.getloadavg()[0]
-  memory = _memory(data, config.seed, split.num_examples, batch_size)
+  memory = _memory(data, source, config.seed, batch_size)
   measured = {name: [] for name in measure}
   names = list(measure)
   for number in range(_ROUNDS):
@@ -93,12 +92,12 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
 
   result = {
       "date": datetime.date.today().isoformat(),
-      "processor": _processor(), "cores": cores, "load_before": round(load, 2),
+      "processor": _processor(), "cores": cores.available(), "load_before": round(load, 2),
       "tensorflow": tf.__version__,
       "data": split.name, "records": split.num_examples, "batch_size": batch_size, "image_size": size,
       "mean_bytes": round(statistics.mean(map(len, encoded))),
       "dct": "INTEGER_ACCURATE, in ours and in decode only; TensorFlow's default in flax's",
-      "pipelines": {name: _summary(runs, cores) for name, runs in measured.items()},
+      "pipelines": {name: _summary(runs) for name, runs in measured.items()},
       "memory_mb": memory,
       "photometric_ms_per_batch_of_32": _photometric_ms(config.seed, size),
       "device": jax.devices()[0].device_kind,
@@ -184,9 +183,9 @@ def _flax_style(split: datasets.Split, serialized: list[bytes], size: int, batch
   return (batch["image"] for batch in examples.as_numpy_iterator())
 
 
-def _memory(data: ConfigDict, seed: int, num_records: int, batch_size: int) -> list[dict[str, float]]:
+def _memory(data: ConfigDict, source: pipeline.Source, seed: int, batch_size: int) -> list[dict[str, float]]:
   """The resident memory of this process after each of three passes of whole epochs over the training stream."""
-  batches = pipeline.train_batches(data, seed=seed, batch_size=batch_size)
+  batches, num_records = pipeline.train_batches(data, source, seed=seed, batch_size=batch_size), len(source.records)
   epochs = -(-_IMAGES_PER_PASS // num_records)
   passes = []
   for number in range(1, _PASSES + 1):
@@ -210,13 +209,13 @@ def _photometric_ms(seed: int, size: int) -> float:
   return round(1e3 * statistics.median(times), 1)
 
 
-def _summary(runs: list[tuple[float, float]], cores: int) -> dict[str, Any]:
+def _summary(runs: list[tuple[float, float]]) -> dict[str, Any]:
   rates = [rate for rate, _ in runs]
   per_cpu_second = statistics.median(per_cpu for _, per_cpu in runs)
   return {
       "images_per_second": {"median": round(statistics.median(rates)), "least": round(min(rates)),
                             "most": round(max(rates))},
-      "images_per_second_and_core": round(statistics.median(rates) / cores),
+      "images_per_second_and_core": round(statistics.median(rates) / cores.available()),
       "images_per_cpu_second": None if math.isnan(per_cpu_second) else round(per_cpu_second),
   }
 
