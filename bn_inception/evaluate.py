@@ -133,13 +133,13 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
       process_index=jax.process_index(), process_count=jax.process_count())
   progress = _Progress(done, opened.num_examples)
   # Float32 is what it says, on accelerators too.
-  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as stack:
+    append = stack.enter_context(predictions_file.writer(folder)) if writes else None
     for predicted in prediction.predict(networks, batches, mesh, batch_size):
       indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
       if writes:
         mask = predicted.mask[:len(indices)]
-        predictions_file.append(folder, annotations.read(opened, source.records, indices, mask),
-                                predicted.probabilities[:len(indices)], mask)
+        append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
       done += len(indices)
       progress.report(done)
   if not writes:
