@@ -1,8 +1,8 @@
 """How many training images a second the host prepares, beside other pipelines on the same records and cores.
 
 The pipelines run in turns, several rounds, each from a new start with a warm-up that does not count; no two at a time.
-Ours reads its records from the files; the others get the same records from memory (torchvision's even parsed), which is
-to their advantage.
+Ours and Grain's read their records from the files; the others get the same records from memory (torchvision's even
+parsed), which is to their advantage.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,16 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from bn_inception.data import color_distortions, cores, datasets, pipeline
+from bn_inception.data.grain_source import GrainSource
 from bn_inception.data.host_tf import tf
 
 _log = logging.getLogger(__name__)
 
-OURS, DECODE, FLAX, TORCH = (
+OURS, DECODE, FLAX, GRAIN, TORCH = (
     "ours: all host distortions, uint8",
     "decode only: whole images, no resize",
     "tf.data as in flax's ImageNet example",
+    "Grain: OpenCV crop, resize, flip, uint8",
     "torchvision RandomResizedCrop DataLoader",
 )
 _ROUNDS, _SECONDS, _WARM_UP_BATCHES = 7, 4.0, 12
@@ -75,10 +77,15 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
       DECODE: lambda: _measure(_decode_only(split, serialized, batch_size), batch_size),
       FLAX: lambda: _measure(_flax_style(split, serialized, size, batch_size), batch_size),
   }
-  if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-    measure[TORCH] = lambda: _measure_torchvision(encoded, size, batch_size, cores.available())
+  if reason := missing("grain"):
+    _log.info("%s: not measured, %s", GRAIN, reason)
   else:
-    _log.info("%s: not measured, torch and torchvision are not installed.", TORCH)
+    records = GrainSource(data, data.train_split, decode=False)
+    measure[GRAIN] = lambda: _measure_program("grain_loader", records, size, batch_size)
+  if reason := missing("torch") or missing("torchvision"):
+    _log.info("%s: not measured, %s", TORCH, reason)
+  else:
+    measure[TORCH] = lambda: _measure_program("torchvision_loader", encoded, size, batch_size)
 
   load = os.getloadavg()[0]
   memory = _memory(data, source, config.seed, batch_size)
@@ -128,12 +135,21 @@ def _measure(batches: Iterator[Any], batch_size: int) -> tuple[float, float]:
   return count / elapsed, count / (_cpu_seconds() - usage)
 
 
-def _measure_torchvision(encoded: list[bytes], size: int, batch_size: int, workers: int) -> tuple[float, float]:
-  """As `_measure`, in processes of its own, whose processor time is not known here."""
+def missing(package: str) -> str | None:
+  """What to say where an optional package is not installed; None where it is."""
+  if importlib.util.find_spec(package):
+    return None
+  install = 'pip install -e ".[grain]"' if package == "grain" else f"pip install {package}"
+  return f"{package} is not installed: {install}."
+
+
+def _measure_program(module: str, records: Any, size: int, batch_size: int) -> tuple[float, float]:
+  """As `_measure`, by a program that is given pickled records, with a process for each core, whose processor time is
+  not known here."""
   with tempfile.NamedTemporaryFile() as file:
-    pathlib.Path(file.name).write_bytes(pickle.dumps(encoded))
-    arguments = (file.name, size, batch_size, workers, _WARM_UP_BATCHES, _SECONDS)
-    command = [sys.executable, "-m", "bn_inception.report.torchvision_loader", *map(str, arguments)]
+    pathlib.Path(file.name).write_bytes(pickle.dumps(records))
+    arguments = (file.name, size, batch_size, cores.available(), _WARM_UP_BATCHES, _SECONDS)
+    command = [sys.executable, "-m", f"bn_inception.report.{module}", *map(str, arguments)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   return float(result.stdout), math.nan
 

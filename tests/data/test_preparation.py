@@ -214,7 +214,7 @@ def test_real_archives_interrupted_on_the_way(
   while not marker.exists() and process.poll() is None:
     time.sleep(0.001)
   process.send_signal(stop)
-  process.communicate(timeout=60)
+  process.communicate(timeout=300)
   assert process.returncode == (130 if stop != signal.SIGKILL else -signal.SIGKILL)
   assert not (tmp_path / "imagenet2012").exists()
   again = run(repository, *flags)
