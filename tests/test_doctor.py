@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from bn_inception import doctor, state as state_lib
-from bn_inception.data import datasets, pipeline
+from bn_inception.data import pipeline
 from bn_inception.report import contact_sheet
 from configs import mnist
 

@@ -328,6 +328,11 @@ def test_evaluation_opens_training_data_for_algorithm_2_alone(finished, openings
   assert openings == ["found test", "opened test"]
 
 
+def test_evaluation_of_a_checkpoint_opens_its_split_once(finished, tmp_path, openings):
+  evaluate.evaluate_checkpoints([str(finished)], str(tmp_path / "evaluation"), devices=jax.devices()[:1])
+  assert [opening for opening in openings if opening.startswith("opened")] == ["opened test"]
+
+
 def test_input_is_read_while_programs_compile_and_steps_run(digits_dir, tmp_path, monkeypatch):
   """The step is not compiled before a training batch waits, an evaluation not made before its own input does."""
   waiting, events = {"train": threading.Event(), "eval": threading.Event()}, []

@@ -46,8 +46,8 @@ ON_ERROR = ("fail", "skip")
 _CHUNK = 64  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 _STALL_SECONDS = 30.0  # A batch that takes longer is reported, again after twice as long, and so on.
 
-# Of positions and record indices, int64 [n], it fills images uint8 [n, ...], given last, and returns labels int64 [n] and
-# `skipped` bool [n].
+# Of positions and record indices, int64 [n], it fills images uint8 [n, ...], given last, and returns labels int64 [n]
+# and `skipped` bool [n].
 _Read = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 # Of positions int64 [n] and n serialized records it fills images uint8 [n, (crops,) size, size, channels], given last,

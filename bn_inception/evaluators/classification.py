@@ -18,7 +18,7 @@ from bn_inception.state import Sums, TrainState
 
 
 def statistics_of(config: ConfigDict) -> tuple[str, ...]:
-  """The kinds of statistics that an evaluation is made with; of a network without BN the results are under "running"."""
+  """The kinds of statistics that an evaluation is made with; a network without BN has its results as "running"."""
   return tuple(config.eval.statistics) if config.batch_norm.enabled else ("running",)
 
 
