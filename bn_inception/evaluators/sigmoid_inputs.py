@@ -24,8 +24,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh,
                    source: pipeline.Source) -> Callable[[contextlib.ExitStack], Evaluate]:
   """Makes `start(inputs)`, which begins an evaluation on the split of `source`, see `classification.make_evaluator`.
 
-  Its result is {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`. Percentiles are linear between
-  order statistics (NumPy's default). Without units the result is {}, and nothing is read.
+  Its result is {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`. Percentiles are linear
+  between order statistics (NumPy's default). Without units the result is {}, and nothing is read.
   """
   units = config.eval.sigmoid_input_units
   if not units:
