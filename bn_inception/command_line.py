@@ -12,6 +12,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
 from bn_inception.errors import UserError
+from configs.versions import VersionError
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
@@ -41,7 +42,7 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
     try:
       _join_processes()
       sys.exit(main(*words[1:]))
-    except (UserError, FileNotFoundError) as error:
+    except (UserError, VersionError, FileNotFoundError) as error:
       fail(str(error))
 
   app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from bn_inception import models
 from bn_inception.errors import DataError, UserError
 from bn_inception.models import inception, layers
+from configs import versions
 
 if typing.TYPE_CHECKING:  # A config can be checked where no TensorFlow is installed.
   from bn_inception.data.datasets import Split
@@ -47,6 +48,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
   Raises:
     ConfigError: naming the first thing that is wrong.
   """
+  _one_of("version", config.version, (versions.VERSION,))  # A stored config has been brought to it.
   # The batch size comes first: lengths are computed from it.
   for name in ("batch_size", "num_steps", "gradient_accumulation", "steps_per_call", "log_every", "eval_every",
                "checkpoint_every", "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes",

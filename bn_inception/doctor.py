@@ -24,8 +24,8 @@ import numpy as np
 
 from bn_inception import config_checks, models, optim, run_directory, sharding, state as state_lib
 from bn_inception import step as step_lib
-from bn_inception.data import datasets, pipeline, stream
-from bn_inception.data.datasets import DataError, Split
+from bn_inception.data import cores, pipeline, stream
+from bn_inception.data.datasets import DataError
 from bn_inception.report import contact_sheet
 
 _MEASURE_SECONDS = 5.0  # Of the input and of the steps, each.
@@ -83,15 +83,15 @@ def examine(config: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) ->
     config_checks.check_config(config, mesh.size)
     _row("Config", f"{config.model.name}, batch of {config.batch_size}, {config.num_steps:,} steps: sound")
   config_is_sound = not findings.stops
-  split = None
+  source = None
   with _section(findings, "Data"):
-    split = _data(config, decode=config_is_sound)
+    source = _data(config, decode=config_is_sound)
   input_speed = step_speed = None
-  if split and config_is_sound:
+  if source and config_is_sound:
     with _section(findings, "Input"):
-      input_speed = _input(findings, config, split, picture)
+      input_speed = _input(findings, config, source, picture)
   if config_is_sound:
-    channels = split.image_channels if split else len(config.data.mean)
+    channels = source.split.image_channels if source else len(config.data.mean)
     with jax.set_mesh(mesh):
       step_speed = _steps(findings, config, mesh, channels, workdir)
   if input_speed and step_speed:
@@ -127,31 +127,31 @@ def _versions(findings: Findings) -> None:
 
 def _devices(findings: Findings, mesh: Mesh) -> None:
   device = mesh.devices.flat[0]
-  _row("Devices", f"{mesh.size} x {device.device_kind}, {jax.process_count()} processes, {os.cpu_count()} cores here")
+  _row("Devices", f"{mesh.size} x {device.device_kind}, {jax.process_count()} processes, {cores.available()} cores for "
+       "this one")
   if device.platform == "cpu":
     findings.warnings.append("No accelerator is in use: if this host has one, install jax for it (requirements.txt).")
 
 
-def _data(config: ConfigDict, *, decode: bool) -> Split:
-  """Finds both splits, decodes the first evaluation example if told so; returns the split for training."""
-  splits = []
+def _data(config: ConfigDict, *, decode: bool) -> pipeline.Source:
+  """Opens both splits, decodes the first evaluation example if told so; returns the one for training."""
+  sources = []
   for name in (config.data.train_split, config.data.eval_split):
-    split = datasets.open_split(config.data, name)
-    config_checks.check_data(config, split)
-    splits.append(split)
-  train, evaluation = splits
+    sources.append(pipeline.open_source(config.data, name))
+    config_checks.check_data(config, sources[-1].split)
+  train, evaluation = (source.split for source in sources)
   files = f"{len(train.files)} and {len(evaluation.files)} files of {train.file_format}"
   _row("Data", f"{train.name}: {train.num_examples:,} {train.split}, {evaluation.num_examples:,} "
        f"{evaluation.split}, {train.num_classes:,} classes, {files}")
-  if decode:  # Opens every file, too; `_input` does so with those for training.
-    next(pipeline.eval_batches(config.data, config.data.eval_split, batch_size=1))
-  return train
+  if decode:
+    next(pipeline.eval_batches(config.data, sources[1], batch_size=1))
+  return sources[0]
 
 
-def _input(findings: Findings, config: ConfigDict, split: Split, picture: pathlib.Path) -> float:
+def _input(findings: Findings, config: ConfigDict, source: pipeline.Source, picture: pathlib.Path) -> float:
   """Draws the sheet, measures the training input of this host alone; returns the images/s of all hosts."""
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-  batches = pipeline.train_batches(config.data, seed=config.seed, batch_size=config.batch_size, **process)
+  batches = pipeline.train_batches(config.data, source, seed=config.seed, batch_size=config.batch_size, **process)
   with contextlib.closing(batches):
     images, labels, positions = [], [], []
     while sum(map(len, labels)) < _SAMPLES:
@@ -161,13 +161,13 @@ def _input(findings: Findings, config: ConfigDict, split: Split, picture: pathli
       positions.append(stream.local_positions(len(positions), batch_size=config.batch_size, **process)[0])
     if jax.process_index() == 0:
       images, labels, positions = (np.concatenate(parts)[:_SAMPLES] for parts in (images, labels, positions))
-      _samples(findings, config, images, [split.label_names[label] for label in labels], positions, picture)
+      _samples(findings, config, images, [source.split.label_names[label] for label in labels], positions, picture)
     start, count = time.monotonic(), 0
     while (elapsed := time.monotonic() - start) < _MEASURE_SECONDS:
       count += next(batches)["label"].size
   speed = count / elapsed
-  cores = os.cpu_count() or 1
-  _row("Input", f"{speed:,.0f} images/s on this host, {speed / cores:,.0f} on each core, nothing else running")
+  _row("Input", f"{speed:,.0f} images/s on this host, {speed / cores.available():,.0f} on each core, nothing else "
+       "running")
   return speed * jax.process_count()
 
 

@@ -1,6 +1,7 @@
 """Evaluation of what was trained: a checkpoint of a run in all its statistics, or any networks on any data set."""
 
 from collections.abc import Sequence
+import contextlib
 import hashlib
 import json
 import logging
@@ -15,10 +16,10 @@ import numpy as np
 
 from bn_inception import config_checks, release, restore, run_directory, sharding
 from bn_inception.data import annotations, datasets, pipeline
-from bn_inception.data.records import open_records
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
 from bn_inception.report import tables
+from configs import versions
 
 _PROGRESS_SECONDS = 10
 
@@ -40,7 +41,8 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
     {"step", "eval/KIND/top1", "eval/KIND/top5", "eval/KIND/loss", "eval/count"}, as a line of metrics.jsonl.
 
   Raises:
-    FileNotFoundError, EvaluationError, ConfigError, DataError, CheckpointError: one sentence on what cannot be used.
+    FileNotFoundError, EvaluationError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
+      cannot be used.
   """
   try:
     config = run_directory.read_config(pathlib.Path(workdir))
@@ -55,10 +57,17 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh):
     config_checks.check_config(config, mesh.size)
-    config_checks.check_data(config, datasets.open_split(config.data, config.data.eval_split))
-    state = restore.restore(workdir, config, mesh, step)
-    step = int(state.step)
-    metrics = {f"eval/{name}": value for name, value in classification.make_evaluator(config, mesh)(state).items()}
+    eval_source = pipeline.open_source(config.data, config.data.eval_split)
+    config_checks.check_data(config, eval_source.split)
+    train_source = None
+    if "population" in classification.statistics_of(config):
+      train_source = pipeline.open_source(config.data, config.data.train_split)
+    with contextlib.ExitStack() as inputs:
+      # The input is read while the checkpoint is restored and programs compile.
+      evaluate = classification.make_evaluator(config, mesh, train_source, eval_source)(inputs)
+      state = restore.restore(workdir, config, mesh, step)
+      step = int(state.step)
+      metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
   _log.info("%s", tables.evaluation(step, metrics))
   return {"step": step} | metrics
 
@@ -89,7 +98,8 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
     `predictions_file.metrics`, also written to metrics.json.
 
   Raises:
-    EvaluationError, ReleaseError, DataError, ConfigError, CheckpointError: one sentence on what cannot be used.
+    EvaluationError, ReleaseError, DataError, ConfigError, VersionError, CheckpointError: one sentence on what cannot be
+      used.
   """
   if not paths or not all(paths):
     raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
@@ -97,8 +107,11 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
   data.on_error = on_error
-  opened = datasets.open_split(data, split or _split_name(data, dataset))
-  records = open_records(opened)
+  source = pipeline.open_source(data, split or _split_name(data, dataset))
+  opened = source.split
+  if source.records is None:
+    raise datasets.DataError("The data set 'fake' is noise for training and has no records to read: choose another "
+                             "data set.")
   networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
   request = {
       "networks": [{"path": path, "sha256": _digest(one, network.program)}
@@ -116,17 +129,17 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   batch_size = batch_size or 64 * mesh.size
   local_images = prediction.images_per_batch(batch_size, crops)
   batches = pipeline.crop_batches(
-      data, opened.split, crops=crops, batch_size=local_images * jax.process_count(), first=done,
+      data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
       process_index=jax.process_index(), process_count=jax.process_count())
   progress = _Progress(done, opened.num_examples)
   # Float32 is what it says, on accelerators too.
-  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as stack:
+    append = stack.enter_context(predictions_file.writer(folder)) if writes else None
     for predicted in prediction.predict(networks, batches, mesh, batch_size):
       indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
       if writes:
         mask = predicted.mask[:len(indices)]
-        predictions_file.append(folder, annotations.read(opened, records, indices, mask),
-                                predicted.probabilities[:len(indices)], mask)
+        append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
       done += len(indices)
       progress.report(done)
   if not writes:
@@ -185,7 +198,8 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   settings = ConfigDict({name: one.config[name] for name in ("model", "batch_norm", "data", "dtype")})
   settings = settings.copy_and_resolve_references()
   settings.data.dir = ""  # Where the data lie changes no program and no result.
-  program = settings.to_json_best_effort(sort_keys=True) + f" {columns.tolist()}"
+  settings = versions.without_added_defaults(json.loads(settings.to_json()))
+  program = json.dumps(settings, sort_keys=True) + f" {columns.tolist()}"
   return prediction.Network(model, variables, preprocess, columns, program)
 
 

@@ -1,7 +1,6 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
 from collections.abc import Callable, Iterable
-import itertools
 from typing import Any
 
 import jax
@@ -25,14 +24,35 @@ def batch_statistics_step(config: ConfigDict, mesh: Mesh) -> BatchStatisticsStep
                  out_shardings=sharding.replicated(mesh))
 
 
-def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch_stats: Any, config: ConfigDict,
-                          mesh: Mesh) -> Any:
-  """Population statistics over the config's first `eval.population_batches` training batches.
+def training_batches(config: ConfigDict, mesh: Mesh, source: pipeline.Source) -> device.DeviceBatches:
+  """Starts to read the config's first `eval.population_batches` training batches, for `over_training_batches`.
+
+  Args:
+    config, mesh: of the run.
+    source: the training split.
+
+  Raises:
+    DataError: if it cannot be trained on; later, if it cannot be read.
+  """
+  share = dict(batch_size=config.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
+  batches = pipeline.train_batches(config.data, source, seed=config.seed, **share)
+  positions = (stream.local_positions(step, **share)[0].astype(np.uint32)
+               for step in range(config.eval.population_batches))
+  # No example is padding: where one was skipped, another stands in.
+  local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
+           for at, batch in zip(positions, batches))
+  return device.to_device(local, sharding.examples(mesh))
+
+
+def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch_stats: Any,
+                          batches: Iterable[dict[str, jax.Array]], mesh: Mesh) -> Any:
+  """Population statistics over training batches.
 
   Args:
     compiled_step: from `batch_statistics_step`.
     params, batch_stats: of the network; the latter is not used but for its shapes.
-    config, mesh: of the run.
+    batches: from `training_batches`.
+    mesh: of the run.
 
   Returns:
     The `batch_stats` collection, on every device.
@@ -40,17 +60,7 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
   Raises:
     DataError: if the training data cannot be read.
   """
-  share = dict(batch_size=config.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
-  batches = pipeline.train_batches(config.data, seed=config.seed, **share)
-  positions = (stream.local_positions(step, **share)[0].astype(np.uint32) for step in itertools.count())
-  # No example is padding: where one was skipped, another stands in.
-  local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
-           for batch, at in zip(batches, positions))
-  on_device = device.to_device(local, sharding.examples(mesh))
-  moments = (compiled_step(params, batch_stats, batch)[1]
-             for _, batch in zip(range(config.eval.population_batches), on_device))
-  statistics = population_statistics(moments)
-  on_device.close()
+  statistics = population_statistics(compiled_step(params, batch_stats, batch)[1] for batch in batches)
   return jax.device_put(statistics, sharding.replicated(mesh))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from configs import versions
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
 
 
@@ -36,26 +38,35 @@ def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "metrics.jsonl"
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-  """Writes the resolved config; returns the names of the values that differ from an earlier run's in this place."""
-  changed = changed_fields(workdir, config)
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Writes the resolved config."""
   replace_file(config_path(workdir), json.dumps(json.loads(config.to_json()), indent=2) + "\n")
-  return changed
 
 
 def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-  """Names of the values of `config` that differ from those the run in `workdir` was made with; [] without a run."""
+  """Names of the values of `config` that differ from those the run in `workdir` was made with; [] without a run.
+
+  Keys that one of both lacks count too, but those that `configs.versions` accounts for.
+
+  Raises:
+    VersionError: as `read_config`.
+  """
   if not config_path(workdir).exists():
     return []
-  old = _flatten(json.loads(config_path(workdir).read_text()))
-  return sorted(name for name, value in _flatten(json.loads(config.to_json())).items() if old.get(name) != value)
+  old = versions.flatten(read_config_tree(config_path(workdir)))
+  new = versions.flatten(json.loads(config.to_json()))
+  return sorted(name for name in old.keys() | new.keys()
+                if name not in old or name not in new or old[name] != new[name])
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for name, value in tree.items():
-    flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-  return flat
+def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
+  """A config.json as the code of today would have written it, see `configs.versions`.
+
+  Raises:
+    VersionError: if it is of a later version.
+    ValueError: if it is damaged.
+  """
+  return versions.upgrade(json.loads(path.read_text()), str(path))
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -63,6 +74,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
   Raises:
     FileNotFoundError: if `workdir` holds none.
+    VersionError: if it is of a later version.
+    ValueError: if it is damaged.
   """
   def as_config(tree: dict[str, Any]) -> dict[str, Any]:
     # JSON has lists where the config has tuples.
@@ -72,7 +85,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   path = config_path(workdir)
   if not path.exists():
     raise FileNotFoundError(f"{workdir} is not a run directory, it has no config.json: give the --workdir of a run.")
-  return ConfigDict(as_config(json.loads(path.read_text())))
+  return ConfigDict(as_config(read_config_tree(path)))
 
 
 def read_status(workdir: pathlib.Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Training and evaluation of one config, from its first check to its last checkpoint, in the order it happens."""
 
+import contextlib
 import logging
 import math
 import pathlib
@@ -17,7 +18,7 @@ import optax
 
 from bn_inception import checkpoint, config_checks, models, optim, run_directory, sharding, state as state_lib
 from bn_inception import step as step_lib
-from bn_inception.data import datasets, device, pipeline
+from bn_inception.data import device, pipeline
 from bn_inception.evaluators import classification, sigmoid_inputs
 from bn_inception.report import curves, tables
 
@@ -37,20 +38,24 @@ def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Devic
     last evaluation or {}}.
 
   Raises:
-    ConfigError, DataError, CheckpointError: one sentence on what cannot be used, before anything is compiled.
+    ConfigError, VersionError, DataError, CheckpointError: one sentence on what cannot be used, before anything is
+      compiled.
   """
   mesh = sharding.make_mesh(devices)
-  with jax.set_mesh(mesh):
-    return _train_and_evaluate(config, pathlib.Path(workdir).absolute(), mesh)
+  with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
+    return _train_and_evaluate(config, pathlib.Path(workdir).absolute(), mesh, cleanup)
 
 
-def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh) -> dict[str, Any]:
+def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh,
+                        cleanup: contextlib.ExitStack) -> dict[str, Any]:
   # What can be wrong is found first.
   config_checks.check_config(config, mesh.size)
-  train_split = datasets.open_split(config.data, config.data.train_split)
-  eval_split = datasets.open_split(config.data, config.data.eval_split)
+  train_source, eval_source = (pipeline.open_source(config.data, name)
+                               for name in (config.data.train_split, config.data.eval_split))
+  train_split, eval_split = train_source.split, eval_source.split
   for split in (train_split, eval_split):
     config_checks.check_data(config, split)
+  changed = run_directory.changed_fields(workdir, config)
   writes = jax.process_index() == 0
   if writes:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -78,15 +83,25 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
     return _finish(workdir, config, "done", step)
   if writes:
-    if changed := run_directory.write_config(workdir, config):
+    run_directory.write_config(workdir, config)
+    if changed:
       _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))
     run_directory.drop_metrics_after(workdir, step)
+
+  # The first batches are read while the step compiles. Whatever happens, the threads that read end with the run.
+  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+  # To the input several steps are one long step of as many micro-batches more.
+  batches = device.to_device(
+      pipeline.train_batches(config.data, train_source, seed=config.seed,
+                             batch_size=config.steps_per_call * config.batch_size,
+                             micro_batches=config.steps_per_call * config.gradient_accumulation,
+                             start_step=step // config.steps_per_call, **process),
+      sharding.micro_batches(mesh))
+  cleanup.callback(batches.close)
 
   # Compile, then say what will run.
   train_step = step_lib.make_train_step(model, optimizer, config)
   train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
-  # To the input several steps are one long step of as many micro-batches more.
-  micro_batches = config.steps_per_call * config.gradient_accumulation
   batch_shapes = step_lib.train_batch_shapes(config, image_shape, steps=config.steps_per_call,
                                              sharding=sharding.micro_batches(mesh))
   start = time.monotonic()
@@ -97,14 +112,11 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
     _log.info("%s", tables.plan(config, mesh, state, lowered, train_call, train_split, eval_split, first_step))
 
-  evaluators = [classification.make_evaluator(config, mesh), sigmoid_inputs.make_evaluator(config, mesh)]
+  evaluators = [classification.make_evaluator(config, mesh, train_source, eval_source),
+                sigmoid_inputs.make_evaluator(config, mesh, eval_source)]
+  eval_inputs = cleanup.enter_context(contextlib.ExitStack())
   parameter_norm = jax.jit(optax.global_norm, out_shardings=replicated)
   zero_sums = jax.jit(state_lib.Sums.zeros, out_shardings=replicated)
-  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-  batches = device.to_device(
-      pipeline.train_batches(config.data, seed=config.seed, batch_size=config.steps_per_call * config.batch_size,
-                             micro_batches=micro_batches, start_step=step // config.steps_per_call, **process),
-      sharding.micro_batches(mesh))
   writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if writes else [])
   profile = periodic_actions.Profile(logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5,
                                      profile_duration_ms=None, every_secs=None)
@@ -121,12 +133,14 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     clock, clock_step = time.monotonic(), step
     while step < config.num_steps:
       state = train_call(state, next(batches))
-      sharding.one_program_at_a_time(mesh, state.step)
       step += config.steps_per_call
-      if config.profile_at_step:
-        profile(step)
       last = step == config.num_steps
       evaluates = last or step % config.eval_every == 0
+      if evaluates:  # Its input is read while the step is under way.
+        evaluations = [start(eval_inputs) for start in evaluators]
+      sharding.one_program_at_a_time(mesh, state.step)
+      if config.profile_at_step:
+        profile(step)
       preempted = preemption.reached(step // config.steps_per_call)  # JAX's service counts in ones.
       saves = last or preempted or step % config.checkpoint_every == 0
       logs = last or step % config.log_every == 0
@@ -150,7 +164,8 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
         break
       top1 = None
       if evaluates:
-        metrics = {f"eval/{name}": value for evaluate in evaluators for name, value in evaluate(state).items()}
+        metrics = {f"eval/{name}": value for evaluate in evaluations for name, value in evaluate(state).items()}
+        eval_inputs.close()
         top1 = metrics["eval/running/top1"]
         write(metrics)
         if not last:  # The result says it then.
@@ -166,7 +181,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
         break
       clock, clock_step = time.monotonic(), step
 
-  batches.close()
+  cleanup.close()
   manager.wait_until_finished()
   manager.close()
   writer.close()

@@ -11,6 +11,8 @@ A step of the paper is a mini-batch of 32. Lengths are stated in such steps and 
 
 from ml_collections import ConfigDict
 
+from configs import versions
+
 SCALES = ("imagenet", "cifar10", "quickstart")
 
 # Steps of 32 at the small scales, in place of the 6e6 of BN-x30 (Figure 3), and the training examples there.
@@ -45,6 +47,7 @@ def parse_argument(argument: str, **choices: tuple[str, ...]) -> dict[str, str]:
 def base(scale: str) -> ConfigDict:
   """The fields that do not depend on the model, at the size of one data set."""
   config = ConfigDict()
+  config.version = versions.VERSION  # Of the set of keys: whoever changes it adds a line to versions.py.
   config.seed = 0
   config.batch_size = 32  # §4.2: mini-batch size of 32.
   config.gradient_accumulation = 1  # Micro-batches a step; their BN groups are those of the whole batch.

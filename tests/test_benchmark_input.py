@@ -38,7 +38,7 @@ def test_result_holds_every_pipeline(
   monkeypatch.setattr(benchmark_input, "_ROUNDS", 2)
   monkeypatch.setattr(benchmark_input, "_SECONDS", 0.05)
   monkeypatch.setattr(benchmark_input, "_IMAGES_PER_PASS", 100)
-  monkeypatch.setattr(benchmark_input.importlib.util, "find_spec", lambda name: None)  # Without torch.
+  monkeypatch.setattr(benchmark_input.importlib.util, "find_spec", lambda name: None)  # Without grain and torch.
   result = benchmark_input.benchmark(config, max_records=30, batch_size=8, json_path=str(tmp_path / "new" / "r.json"))
   assert json.loads((tmp_path / "new" / "r.json").read_text()) == result
   assert result["records"] == 30 and [entry["epochs"] for entry in result["memory_mb"]] == [4, 8, 12]

@@ -18,7 +18,8 @@ def test_images_of_the_training_stream_in_rows_of_eight(digits_dir: str, tmp_pat
   contact_sheet.draw(config, tmp_path / "new" / "sheet.png", images=11)
   sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
   assert sheet.shape == (2 * 28 + 4, 8 * 28 + 7 * 4)
-  images = next(pipeline.train_batches(config.data, seed=config.seed, batch_size=11))["image"][0, ..., 0]
+  source = pipeline.open_source(config.data, "train")
+  images = next(pipeline.train_batches(config.data, source, seed=config.seed, batch_size=11))["image"][0, ..., 0]
   np.testing.assert_array_equal(sheet[:28, 32:60], images[1])
   np.testing.assert_array_equal(sheet[32:60, 64:92], images[10])
   assert (sheet[32:, 96:] == 255).all() and (sheet[:, 28:32] == 255).all()

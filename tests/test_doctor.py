@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from bn_inception import doctor, state as state_lib
-from bn_inception.data import datasets, pipeline
+from bn_inception.data import pipeline
 from bn_inception.report import contact_sheet
 from configs import mnist
 
@@ -103,13 +103,13 @@ def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, monkeypatch
   config.data.photometric_strength, config.batch_size, config.batch_norm.group_size = 1.0, 8, 8
   drawn = []
   monkeypatch.setattr(contact_sheet, "draw_labelled", lambda images, *_: drawn.append(images))
-  split = datasets.open_split(config.data, "train")
-  doctor._input(doctor.Findings([], []), config, split, tmp_path / "samples.png")  # pylint: disable=protected-access
+  source = pipeline.open_source(config.data, "train")
+  doctor._input(doctor.Findings([], []), config, source, tmp_path / "samples.png")  # pylint: disable=protected-access
   contact_sheet.draw(config, tmp_path / "sheet.png", images=32)
   sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
   cells = [sheet[top : top + 28, left : left + 28] for top in range(0, 128, 32) for left in range(0, 256, 32)]
   np.testing.assert_array_equal(drawn[0][..., 0], cells)
-  stored = next(pipeline.train_batches(config.data, seed=config.seed, batch_size=32))["image"][0]
+  stored = next(pipeline.train_batches(config.data, source, seed=config.seed, batch_size=32))["image"][0]
   assert np.abs(drawn[0].astype(int) - stored).mean() > 5
 
 

@@ -55,7 +55,8 @@ def test_inception_trains_alike_on_one_and_four_devices(digits_dir):
       with jax.set_mesh(mesh):
         state = jax.jit(lambda: state_lib.create(model, optimizer, config, (28, 28, 1)), out_shardings=replicated)()
         train_step = jax.jit(step_lib.make_train_step(model, optimizer, config), out_shardings=replicated)
-        batches = pipeline.train_batches(config.data, seed=0, batch_size=32)
+        source = pipeline.open_source(config.data, config.data.train_split)
+        batches = pipeline.train_batches(config.data, source, seed=0, batch_size=32)
         for _, batch in zip(range(2), batches):
           state = jax.block_until_ready(train_step(state, jax.device_put(batch, sharding.micro_batches(mesh))))
         batches.close()

@@ -319,7 +319,7 @@ def test_killed_script_resumes(repository, paths, digits_dir, tmp_path):
       f"--output={tmp_path / 'out'}")
   predictions = tmp_path / "out" / "predictions.jsonl"
   process = subprocess.Popen(command, **options)
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + 300
   while not (predictions.exists() and predictions.read_bytes().count(b"\n") > 20):
     assert time.monotonic() < deadline and process.poll() is None, process.communicate()
     time.sleep(0.01)

@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from bn_inception import run_directory
 from bn_inception.report import curves
+from configs import versions
 
 
 def test_metrics_come_back_as_written_and_not_finite_numbers_too(tmp_path):
@@ -30,10 +31,12 @@ def test_a_line_cut_by_a_kill_is_ignored_and_removed_on_resume(tmp_path):
 
 def test_a_config_comes_back_and_its_changes_are_named(tmp_path):
   config = ConfigDict({"a": 1, "b": {"c": (0.5, 1.0), "d": ()}, "e": "x"})
-  assert run_directory.write_config(tmp_path, config) == []
+  assert run_directory.changed_fields(tmp_path, config) == []
+  config.version = versions.VERSION
+  run_directory.write_config(tmp_path, config)
   assert run_directory.read_config(tmp_path).to_dict() == config.to_dict()
   config.b.c = (0.5, 2.0)
-  assert run_directory.write_config(tmp_path, config) == ["b.c"]
+  assert run_directory.changed_fields(tmp_path, config) == ["b.c"]
 
 
 def test_curves_are_drawn(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from array_record.python import array_record_module
@@ -17,9 +18,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bn_inception import checkpoint, config_checks, evaluate, run_directory, train
-from bn_inception.data import digits, pipeline, stream
+from bn_inception import checkpoint, config_checks, evaluate, run_directory, step as step_lib, train
+from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
+from bn_inception.evaluators import classification
+from bn_inception.report import tables
 from configs import mnist
 
 BATCH, STEPS = 32, 20
@@ -179,7 +182,7 @@ def test_percentiles_of_sigmoid_inputs_are_those_of_the_network_s_formulas(finis
   """Against the network written out in NumPy, over all test images."""
   state = final_state(finished)
   data = make_config(digits_dir).data
-  batches = list(pipeline.eval_batches(data, "test", batch_size=1000))
+  batches = list(pipeline.eval_batches(data, pipeline.open_source(data, "test"), batch_size=1000))
   x = (batches[0]["image"].reshape(1000, -1) >= 128).astype(np.float64)
   for layer in (1, 2, 3):
     statistics, bn = state["batch_stats"][f"bn{layer}"], state["params"][f"bn{layer}"]
@@ -275,6 +278,121 @@ def test_two_processes_of_two_devices_are_one_run(digits_dir, tmp_path, reposito
   lines = [line for line in run_directory.read_metrics(together) if "eval/count" in line]
   assert [line["eval/count"] for line in lines] == [1000, 1000]
   assert json.loads((together / "status.json").read_text())["processes"] == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ input
+
+
+def reading_threads() -> list[str]:
+  return [thread.name for thread in threading.enumerate() if thread.name.startswith(("to_device", "decode"))]
+
+
+def assert_no_thread_reads() -> None:
+  deadline = time.monotonic() + 300  # A thread that was told to end makes its part of a batch first.
+  while reading_threads() and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert not reading_threads()
+
+
+@pytest.fixture
+def openings(monkeypatch) -> list[str]:
+  """What was found and opened, in order."""
+  made = []
+  for module, name, describe in ((datasets, "open_split", lambda data, split: f"found {split}"),
+                                 (pipeline, "open_records", lambda split: f"opened {split.split}")):
+    function = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *arguments, function=function, describe=describe:
+                        made.append(describe(*arguments)) or function(*arguments))
+  return made
+
+
+ONCE = ["found train", "opened train", "found test", "opened test"]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_run_opens_its_splits_once(digits_dir, tmp_path, openings, cache):
+  """Two evaluations with Algorithm 2 and percentiles; then evaluation alone."""
+  config = make_config(digits_dir, num_steps=4, eval_every=2, checkpoint_every=4)
+  config.data.update({"cache": cache, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
+  train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
+  assert openings == ONCE
+  openings.clear()
+  evaluate.evaluate_run(tmp_path, devices=jax.devices()[:1])
+  assert sorted(openings) == sorted(ONCE)
+  assert_no_thread_reads()
+
+
+def test_evaluation_opens_training_data_for_algorithm_2_alone(finished, openings, monkeypatch):
+  monkeypatch.setattr(classification, "statistics_of", lambda config: ("running",))
+  evaluate.evaluate_run(finished, devices=jax.devices()[:1])
+  assert openings == ["found test", "opened test"]
+
+
+def test_evaluation_of_a_checkpoint_opens_its_split_once(finished, tmp_path, openings):
+  evaluate.evaluate_checkpoints([str(finished)], str(tmp_path / "evaluation"), devices=jax.devices()[:1])
+  assert [opening for opening in openings if opening.startswith("opened")] == ["opened test"]
+
+
+def test_input_is_read_while_programs_compile_and_steps_run(digits_dir, tmp_path, monkeypatch):
+  """The step is not compiled before a training batch waits, an evaluation not made before its own input does."""
+  waiting, events = {"train": threading.Event(), "eval": threading.Event()}, []
+
+  def announced(kind, function):
+    def batches(*arguments, **options):
+      for batch in function(*arguments, **options):
+        waiting[kind].set()
+        yield batch
+    return batches
+
+  def make_train_step(*arguments, function=step_lib.make_train_step):
+    assert waiting["train"].wait(300)
+    events.append("compiles")
+    return function(*arguments)
+
+  def progress(config, step, metrics, function=tables.progress):
+    if step == 10:  # After the step, before its evaluation.
+      assert waiting["eval"].wait(300)
+      events.append("evaluates")
+    elif step < 10:
+      assert not waiting["eval"].is_set()
+    return function(config, step, metrics)
+
+  monkeypatch.setattr(pipeline, "train_batches", announced("train", pipeline.train_batches))
+  monkeypatch.setattr(pipeline, "eval_batches", announced("eval", pipeline.eval_batches))
+  monkeypatch.setattr(step_lib, "make_train_step", make_train_step)
+  monkeypatch.setattr(tables, "progress", progress)
+  train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  assert events == ["compiles", "evaluates"]
+  assert_no_thread_reads()
+
+
+class _Failure(Exception):
+  pass
+
+
+@pytest.mark.parametrize("module, name", [(step_lib, "make_train_call"), (tables, "plan"), (tables, "progress"),
+                                          (checkpoint, "save"), (classification, "_metrics")])
+def test_no_thread_stays_behind_a_failure(digits_dir, tmp_path, monkeypatch, module, name):
+  """While the step is compiled, in the loop with an evaluation's input being read, within the evaluation."""
+  def fail(*arguments):
+    assert "to_device" in reading_threads()
+    raise _Failure
+
+  monkeypatch.setattr(module, name, fail)
+  config = make_config(digits_dir, num_steps=2, eval_every=1, checkpoint_every=1)
+  with pytest.raises(_Failure) as failure:
+    train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
+  assert failure.traceback  # Its frames are alive: nothing ends because it is dropped.
+  assert_no_thread_reads()
+
+
+def test_no_thread_stays_behind_a_run_that_is_refused_done_or_diverged(copy, digits_dir, tmp_path, monkeypatch):
+  train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+  with pytest.raises(checkpoint.CheckpointError):
+    train.train_and_evaluate(make_config(digits_dir, seed=5), copy, jax.devices()[:1])
+  config = make_config(digits_dir, learning_rate=1e30, eval_every=2, checkpoint_every=2)
+  assert train.train_and_evaluate(config, tmp_path / "diverges", jax.devices()[:1])["status"] == "diverged"
+  assert_no_thread_reads()
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -36,16 +36,22 @@ def read(split: Split, records: Records, indices: np.ndarray, mask: np.ndarray) 
   """
   annotations = [Annotation(f"{split.split}:{index}", None) for index in indices]
   places = np.flatnonzero(mask)
-  if not places.size:  # All were skipped.
-    return annotations
-  features = {split.label_key: tf.io.RaggedFeature(tf.int64)}
-  if split.id_key:
-    features[split.id_key] = tf.io.FixedLenFeature([], tf.string)
-  examples = tf.io.parse_example(records.read(indices[places]), features)
-  for row, (place, labels) in enumerate(zip(places, examples[split.label_key].to_list(), strict=True)):
-    name = examples[split.id_key][row].numpy().decode() if split.id_key else annotations[place].id
-    if len(labels) != 1 and not split.several_labels or not all(0 <= label < split.num_classes for label in labels):
-      raise DataError(f"Record {indices[place]} of {split.name} {split.split} has no label of the {split.num_classes} "
-                      f"there are (it is {', '.join(map(str, labels)) or 'missing'}): choose a split that has labels.")
-    annotations[place] = Annotation(name, labels if split.several_labels else labels[0])
+  if places.size:
+    for place, record in zip(places, records.read(indices[places]), strict=True):
+      annotations[place] = of_example(split, indices[place], tf.train.Example.FromString(record))
   return annotations
+
+
+def of_example(split: Split, index: int, example: tf.train.Example) -> Annotation:
+  """The annotation of record `index` of a split.
+
+  Raises:
+    DataError: as `read`.
+  """
+  features = example.features.feature
+  labels = list(features[split.label_key].int64_list.value)
+  if len(labels) != 1 and not split.several_labels or not all(0 <= label < split.num_classes for label in labels):
+    raise DataError(f"Record {index} of {split.name} {split.split} has no label of the {split.num_classes} there are "
+                    f"(it is {', '.join(map(str, labels)) or 'missing'}): choose a split that has labels.")
+  name = features[split.id_key].bytes_list.value[0].decode() if split.id_key else f"{split.split}:{index}"
+  return Annotation(name, labels if split.several_labels else labels[0])

@@ -14,7 +14,10 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf  # pylint: disable=wrong-import-position
 import tensorflow_datasets as tfds  # noqa: F401  pylint: disable=wrong-import-position,unused-import
 
+from bn_inception.data import cores  # pylint: disable=wrong-import-position
+
 for device_type in ("GPU", "TPU"):
   tf.config.set_visible_devices([], device_type)
 # Examples are processed in parallel; splitting each operation over the cores as well only costs time.
 tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(cores.available())

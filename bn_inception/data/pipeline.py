@@ -9,6 +9,8 @@ calls back into Python for the records is no faster, and was seen to hang or abo
 With `data.cache` every image is decoded once, before the first batch, and batches are gathered from memory: what a
 small network on small images needs to be fast. Examples and pixels are the same.
 
+A run finds its splits and opens their files once (`open_source`), for training, every evaluation and Algorithm 2.
+
 A record that is damaged or cannot be decoded ends the run, unless `data.on_error` is "skip". Then in training the next
 good record in stored order stands in for it, distorted as its position in the stream says: batches and BN groups stay
 full, and what a position holds still depends on nothing else, so that hosts, threads and resuming change nothing. In
@@ -24,15 +26,15 @@ import dataclasses
 import functools
 import itertools
 import logging
-import os
 import re
+import threading
 import weakref
 
 from google.protobuf import message
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception.data import datasets, evaluation_crops, fake, stream, train_distortions
+from bn_inception.data import cores, datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import BadRecordError, Records, open_records
@@ -44,13 +46,50 @@ ON_ERROR = ("fail", "skip")
 _CHUNK = 64  # Examples a thread takes at a time: few enough to share a batch, many enough to make a call cheap.
 _STALL_SECONDS = 30.0  # A batch that takes longer is reported, again after twice as long, and so on.
 
+# Of positions and record indices, int64 [n], it fills images uint8 [n, ...], given last, and returns labels int64 [n]
+# and `skipped` bool [n].
+_Read = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
 # Of positions int64 [n] and n serialized records it fills images uint8 [n, (crops,) size, size, channels], given last,
 # and returns labels int64 [n].
 _Decode = Callable[[np.ndarray, list[bytes], np.ndarray], np.ndarray]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+  """A split whose files are open, shared by all that reads it; thread-safe. See `open_source`.
+
+  Attributes:
+    split: what is known of it.
+    records: its files; None for 'fake', which has none.
+    in_memory: with `data.cache` what reads the decoded images, by (data.on_error, whether others stand in for bad
+      records); decoded when the first batch is asked for.
+    lock: held while images are decoded into memory.
+  """
+
+  split: Split
+  records: Records | None
+  in_memory: dict[tuple[str, bool], _Read] = dataclasses.field(default_factory=dict)
+  lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+def open_source(data_config: ConfigDict, split: str) -> Source:
+  """Finds a split and opens its files.
+
+  Args:
+    data_config: `config.data`.
+    split: as for `datasets.open_split`.
+
+  Raises:
+    DataError: for data that cannot be found or files that cannot be used.
+  """
+  found = datasets.open_split(data_config, split)
+  return Source(found, None if found.file_format == "fake" else open_records(found))
+
+
 def train_batches(
     data_config: ConfigDict,
+    source: Source,
     *,
     seed: int,
     batch_size: int,
@@ -63,6 +102,7 @@ def train_batches(
 
   Args:
     data_config: `config.data`.
+    source: the training split.
     seed: of the order and the distortions.
     batch_size: examples in a global batch.
     micro_batches: parts a step is taken in; changes nothing in the batch but its shape.
@@ -76,9 +116,9 @@ def train_batches(
     local = batch_size / micro_batches / process_count.
 
   Raises:
-    DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
+    DataError: at once for a configuration that cannot be used; later for an example that cannot.
   """
-  split = datasets.open_split(data_config, data_config.train_split)
+  split = source.split
   _check_one_label(split)
 
   def positions_of(step: int) -> np.ndarray:
@@ -115,13 +155,13 @@ def train_batches(
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
-  batches = _batches(split, positions_of, records_of, decode, image_shape, data_config.on_error, start_step,
+  batches = _batches(source, positions_of, records_of, lambda: decode, image_shape, data_config.on_error, start_step,
                      cache=data_config.cache)
   return ({key: batch[key] for key in ("image", "label", "skipped")} for batch in batches)
 
 
 def eval_batches(
-    data_config: ConfigDict, split: str, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    data_config: ConfigDict, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's part of a split, every example exactly once.
 
@@ -130,7 +170,7 @@ def eval_batches(
 
   Args:
     data_config: `config.data`.
-    split: as for `datasets.open_split`.
+    source: the split.
     batch_size: examples in a global batch.
     process_index: this host among `process_count`.
     process_count: number of hosts.
@@ -141,9 +181,9 @@ def eval_batches(
     `skipped` together are True as often as it has examples.
 
   Raises:
-    DataError: at once for a configuration or files that cannot be used; later for an example that cannot.
+    DataError: at once for a configuration that cannot be used; later for an example that cannot.
   """
-  opened = datasets.open_split(data_config, split)
+  opened = source.split
   _check_one_label(opened)
   size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
   if resize < size:
@@ -161,14 +201,14 @@ def eval_batches(
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
   return _batches(
-      opened, positions_of, lambda positions: positions, _decoder(opened, crop), (size, size, channels),
+      source, positions_of, lambda positions: positions, lambda: _decoder(opened, crop), (size, size, channels),
       data_config.on_error, 0, last, cache=data_config.cache,
   )
 
 
 def crop_batches(
     data_config: ConfigDict,
-    split: str,
+    source: Source,
     *,
     crops: int,
     batch_size: int,
@@ -186,7 +226,7 @@ def crop_batches(
   Raises:
     DataError: as `eval_batches`.
   """
-  opened = datasets.open_split(data_config, split)
+  opened = dataclasses.replace(source.split, label_key="")
   size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
 
   def crop(encoded: tf.Tensor) -> tf.Tensor:
@@ -199,11 +239,10 @@ def crop_batches(
   )
   positions_of(0)
   last = -(-(opened.num_examples - first) // batch_size)
-  opened = dataclasses.replace(opened, label_key="")
-  decode = _decoder(opened, crop)
   batches = _batches(
-      opened, positions_of, lambda positions: positions, decode, (crops, size, size, channels), data_config.on_error, 0,
-      last, chunk=max(1, _CHUNK // crops),
+      dataclasses.replace(source, split=opened), positions_of, lambda positions: positions,
+      lambda: _decoder(opened, crop), (crops, size, size, channels), data_config.on_error, 0, last,
+      chunk=max(1, _CHUNK // crops),
   )
   return ({key: batch[key] for key in ("image", "mask", "skipped")} for batch in batches)
 
@@ -226,10 +265,10 @@ def _check_one_label(split: Split) -> None:
 
 
 def _batches(
-    split: Split,
+    source: Source,
     positions_of: Callable[[int], np.ndarray],
     records_of: Callable[[np.ndarray], np.ndarray],
-    decode: _Decode,
+    make_decoder: Callable[[], _Decode],
     image_shape: tuple[int, ...],
     on_error: str,
     start_step: int,
@@ -239,29 +278,34 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
-  Opens the files and builds the TensorFlow function now, reads when iterated. `image`, `label`, `mask` and `skipped`
-  begin with the shape of positions_of(step); where stop_step is given, positions that the split does not have are
-  padding, and nothing stands in for a bad record.
+  Checks now; makes the decoder and reads when iterated. `image`, `label`, `mask` and `skipped` begin with the shape of
+  positions_of(step); where stop_step is given, positions that the split does not have are padding, and nothing stands
+  in for a bad record.
   """
   if on_error not in ON_ERROR:
     raise DataError(f"data.on_error '{on_error}' is not known: give one of {', '.join(ON_ERROR)}.")
-  if split.file_format == "fake":
-    read, waiting_for = fake.reader(image_shape, split.num_classes), lambda: None
-  elif cache:
-    read, waiting_for = _from_memory(split, on_error, stop_step is None), lambda: None
-  else:
-    records = open_records(split)
-    read, waiting_for = _reader(split, records, decode, on_error, stop_step is None), records.waiting_for
-  # More than cores, for while others wait for TensorFlow's threads, the disk or Python's lock.
-  threads = (os.cpu_count() or 1) + 3
+  split, stand_in = source.split, stop_step is None
 
-  def fill(batch: dict[str, np.ndarray], places: slice, positions: np.ndarray, indices: np.ndarray) -> None:
+  def make_reader() -> _Read:
+    if split.file_format == "fake":
+      return fake.reader(image_shape, split.num_classes)
+    if cache:
+      return _from_memory(source, on_error, stand_in)
+    return _reader(split, source.records, make_decoder(), on_error, stand_in)
+
+  waiting_for = lambda: None if source.records is None or cache else source.records.waiting_for()
+  # More than cores, for while others wait for TensorFlow's threads, the disk or Python's lock.
+  threads = cores.available() + 3
+
+  def fill(
+      read: _Read, batch: dict[str, np.ndarray], places: slice, positions: np.ndarray, indices: np.ndarray
+  ) -> None:
     batch["label"][places], skipped = read(positions[places], indices[places], batch["image"][places])
     batch["skipped"][places] = skipped
     if stop_step is not None:
       batch["mask"][places] = ~skipped
 
-  def start(pool: concurrent.futures.Executor, step: int) -> tuple[dict[str, np.ndarray], list]:
+  def start(pool: concurrent.futures.Executor, read: _Read, step: int) -> tuple[dict[str, np.ndarray], list]:
     positions = positions_of(step)
     mask = np.ones(positions.shape, bool) if stop_step is None else positions < split.num_examples
     batch = {
@@ -275,9 +319,10 @@ def _batches(
     chunks = [slice(first, min(first + chunk, mask.sum())) for first in range(0, mask.sum(), chunk)]
     positions = positions.reshape(-1)
     indices = records_of(positions)
-    return batch, [pool.submit(fill, flat, part, positions, indices) for part in chunks]
+    return batch, [pool.submit(fill, read, flat, part, positions, indices) for part in chunks]
 
   def iterate() -> Iterator[dict[str, np.ndarray]]:
+    read = make_reader()
     pool = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="decode")
     # Runs once: here below or, if the iterator is still in use then, at exit.
     end_once = weakref.finalize(pool, lambda: pool.shutdown(wait=False, cancel_futures=True))
@@ -288,7 +333,7 @@ def _batches(
     try:
       while True:
         for step in itertools.islice(steps, ahead - len(started)):
-          started.append(start(pool, step))
+          started.append(start(pool, read, step))
         if not started:
           return
         batch, chunks = started.popleft()
@@ -360,7 +405,7 @@ def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Deco
 
 def _reader(
     split: Split, records: Records, decode: _Decode, on_error: str, stand_in: bool
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+) -> _Read:
   """A function of positions and records, int64 [n], that fills images uint8 [n, ...] and returns labels int64 [n] and
   `skipped` bool [n].
 
@@ -418,14 +463,19 @@ def _reader(
   return read
 
 
-@functools.lru_cache(maxsize=4)  # Evaluations and population statistics of a run open the same splits again and again.
-def _from_memory(
-    split: Split, on_error: str, stand_in: bool
-) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-  """Decodes the whole split, whose images need no resizing (`config_checks.check_data`); as `_reader`, from memory."""
+def _from_memory(source: Source, on_error: str, stand_in: bool) -> _Read:
+  """As `_reader`, from the source's memory, which holds the whole split, decoded, from the first call on."""
+  with source.lock:
+    if (on_error, stand_in) not in source.in_memory:
+      source.in_memory[on_error, stand_in] = _decode_all(source, on_error, stand_in)
+  return source.in_memory[on_error, stand_in]
+
+
+def _decode_all(source: Source, on_error: str, stand_in: bool) -> _Read:
+  """Decodes a split, whose images need no resizing (`config_checks.check_data`)."""
+  split, records = source.split, source.records
   side, channels, count = split.image_side, split.image_channels, split.num_examples
   as_stored = functools.partial(evaluation_crops.centre_crop, size=side, resize=side, channels=channels)
-  records = open_records(split)
   read = _reader(split, records, _decoder(split, as_stored), on_error, stand_in)
   images, labels = np.zeros((count, side, side, channels), np.uint8), np.zeros(count, np.int64)
   skipped = np.zeros(count, bool)
@@ -435,7 +485,7 @@ def _from_memory(
     indices = np.arange(part.start, part.stop)
     labels[part], skipped[part] = read(indices, indices, images[part])
 
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(cores.available()) as pool:
     for part in [pool.submit(fill, first) for first in range(0, count, _CHUNK)]:
       _wait(part, records.waiting_for)
 

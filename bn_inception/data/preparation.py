@@ -22,7 +22,7 @@ import time
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from bn_inception.data import datasets
+from bn_inception.data import cores, datasets
 from bn_inception.data.datasets import DataError
 from bn_inception.data.host_tf import tfds
 from bn_inception.data.records import TFRecordShard, open_records
@@ -285,7 +285,7 @@ def _run_parallel(convert: Callable, jobs: list[tuple[pathlib.Path, pathlib.Path
   stopped = threading.Event()
   done_bytes, started, reported = 0, time.monotonic(), time.monotonic()
   # Threads are enough: reading, checksums and writing all happen outside Python's lock.
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(cores.available()) as pool:
     try:
       futures = {pool.submit(convert, *job, stopped): job[0] for job in jobs}
       for number, future in enumerate(concurrent.futures.as_completed(futures), 1):

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable
+import contextlib
 
 import jax
 from jax.sharding import Mesh
@@ -12,58 +13,84 @@ from ml_collections import ConfigDict
 
 from bn_inception import models, population, sharding, step as step_lib
 from bn_inception.data import datasets, device, pipeline
+from bn_inception.evaluators import Evaluate
 from bn_inception.state import Sums, TrainState
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
-  """Makes `evaluate(state)` for the config's evaluation split.
+def statistics_of(config: ConfigDict) -> tuple[str, ...]:
+  """The kinds of statistics that an evaluation is made with; a network without BN has its results as "running"."""
+  return tuple(config.eval.statistics) if config.batch_norm.enabled else ("running",)
+
+
+def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source | None,
+                   eval_source: pipeline.Source) -> Callable[[contextlib.ExitStack], Evaluate]:
+  """Makes `start(inputs)`, which begins an evaluation, for the config's evaluation split.
 
   The metrics do not depend on `eval.batch_size` or the devices: every example counts once, and batch statistics are
   those of groups of `batch_norm.group_size` consecutive examples (of `batch_size` ones for 0; the last may be smaller).
 
+  Args:
+    config, mesh: of the run.
+    train_source: the training split; may be None without "population" in `statistics_of`.
+    eval_source: the evaluation split.
+
   Returns:
-    A function from a TrainState to {"running/top1", "running/top5", "running/loss", the same for "population" and
-    "batch" where the network has BN and `eval.statistics` names them, "count", "skipped_examples"}; accuracies in
-    [0, 1] over the examples counted, loss in nats. It raises RuntimeError if it did not see or skip each example
-    exactly once, DataError if it skipped all.
+    A function that begins to read the input, a few batches ahead, until `inputs` is closed, and returns
+    `evaluate(state)`, to be called once: from a TrainState to {"running/top1", "running/top5", "running/loss", the same
+    for "population" and "batch" where `statistics_of` has them, "count", "skipped_examples"}; accuracies in [0, 1] over
+    the examples counted, loss in nats. It raises RuntimeError if it did not see or skip each example exactly once,
+    DataError if it skipped all.
   """
-  split = datasets.open_split(config.data, config.data.eval_split)
+  split, kinds = eval_source.split, statistics_of(config)
   # Results are on every device, so that every process can read them.
   eval_step = jax.jit(step_lib.make_eval_step(models.build(config), config), out_shardings=sharding.replicated(mesh))
   batch_statistics_step = population.batch_statistics_step(config, mesh)
+  process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
-  def evaluate(state: TrainState) -> dict[str, float]:
-    params = state.evaluated_params
-    statistics = {"running": state.batch_stats}
-    if config.batch_norm.enabled and "population" in config.eval.statistics:
-      statistics["population"] = population.over_training_batches(
-          batch_statistics_step, params, state.batch_stats, config, mesh)
-    results: dict[str, list[Sums]] = {}
+  def start(inputs: contextlib.ExitStack) -> Evaluate:
+    if "population" in kinds:
+      training_batches = population.training_batches(config, mesh, train_source)
+      inputs.callback(training_batches.close)
+    batches = device.to_device(
+        pipeline.eval_batches(config.data, eval_source, batch_size=config.eval.batch_size, **process),
+        sharding.examples(mesh))
+    inputs.callback(batches.close)
 
-    def count(kind: str, sums: Sums) -> None:
-      sharding.one_program_at_a_time(mesh, sums)
-      results.setdefault(kind, []).append(sums)
+    def evaluate(state: TrainState) -> dict[str, float]:
+      params = state.evaluated_params
+      statistics = {"running": state.batch_stats}
+      if "population" in kinds:
+        statistics["population"] = population.over_training_batches(
+            batch_statistics_step, params, state.batch_stats, training_batches, mesh)
+      results: dict[str, list[Sums]] = {}
 
-    batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size,
-                                    process_index=jax.process_index(), process_count=jax.process_count())
-    for batch in device.to_device(batches, sharding.examples(mesh)):
-      for kind, batch_stats in statistics.items():
-        count(kind, eval_step(params, batch_stats, batch))
-      if config.batch_norm.enabled and "batch" in config.eval.statistics:
-        count("batch", batch_statistics_step(params, state.batch_stats, batch)[0])
+      def count(kind: str, sums: Sums) -> None:
+        sharding.one_program_at_a_time(mesh, sums)
+        results.setdefault(kind, []).append(sums)
 
-    metrics = {}
-    for kind, sums in results.items():
-      sums = jax.device_get(sums)
-      seen = sum(int(s.count) for s in sums)
-      skipped = sum(int(s.skipped) for s in sums)
-      if seen + skipped != split.num_examples:
-        raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
-                           f"it has {split.num_examples}: its result is not to be trusted.")
-      if not seen:
-        raise datasets.DataError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
-      for name in ("top1", "top5", "loss"):
-        metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / seen
-    return metrics | {"count": seen, "skipped_examples": skipped}
+      for batch in batches:
+        for kind, batch_stats in statistics.items():
+          count(kind, eval_step(params, batch_stats, batch))
+        if "batch" in kinds:
+          count("batch", batch_statistics_step(params, state.batch_stats, batch)[0])
+      return _metrics(results, split)
 
-  return evaluate
+    return evaluate
+
+  return start
+
+
+def _metrics(results: dict[str, list[Sums]], split: datasets.Split) -> dict[str, float]:
+  metrics = {}
+  for kind, sums in results.items():
+    sums = jax.device_get(sums)
+    seen = sum(int(s.count) for s in sums)
+    skipped = sum(int(s.skipped) for s in sums)
+    if seen + skipped != split.num_examples:
+      raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
+                         f"it has {split.num_examples}: its result is not to be trusted.")
+    if not seen:
+      raise datasets.DataError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
+    for name in ("top1", "top5", "loss"):
+      metrics[f"{kind}/{name}"] = sum(getattr(s, name).item() for s in sums) / seen
+  return metrics | {"count": seen, "skipped_examples": skipped}

@@ -3,11 +3,13 @@
 A folder holds `request.json` (what is evaluated), `predictions.jsonl` and, at the end, `metrics.json`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import json
 import math
 import os
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from bn_inception.data.annotations import Annotation
 from bn_inception.errors import UserError
 
 REQUEST, PREDICTIONS, METRICS = "request.json", "predictions.jsonl", "metrics.json"
+SYNC_SECONDS = 5.0
 
 
 class EvaluationError(UserError, ValueError):
@@ -56,9 +59,13 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
   return content.count(b"\n")
 
 
-def append(folder: pathlib.Path, annotations: Sequence[Annotation], probabilities: np.ndarray,
-           mask: np.ndarray) -> None:
-  """Writes the predictions of some examples.
+@contextlib.contextmanager
+def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
+  """Opens the file for `append(annotations, probabilities, mask)`, which writes the predictions of some examples.
+
+  What was appended is the operating system's at once: a process that is killed loses nothing of it. It is on the disk
+  when the next call comes SYNC_SECONDS or more after the last time, and at the end: a machine that loses its power
+  loses the predictions of at most that time and of one call.
 
   A line holds `id`, `label` (a list, in data sets with any number of labels), `top5` (classes, the likeliest first; of
   equal ones the lower number), `probability` (of those) and `label_probability`. A prediction that is not finite has
@@ -66,25 +73,39 @@ def append(folder: pathlib.Path, annotations: Sequence[Annotation], probabilitie
 
   Args:
     folder: of the evaluation.
-    annotations: of the examples.
-    probabilities: float64 [examples, classes].
-    mask: bool [examples]; False: skipped.
+
+  Yields:
+    append: of the annotations of n examples, their class probabilities, float64 [n, classes], and mask, bool [n]
+      (False: skipped).
   """
-  lines = []
-  for annotation, row, is_read in zip(annotations, probabilities, mask, strict=True):
-    line = {"id": annotation.id, "label": annotation.label}
-    if is_read:
-      finite = bool(np.isfinite(row).all())
-      top5 = np.argsort(-row, kind="stable")[:5].tolist() if finite else []
-      line |= {"top5": top5, "probability": [_rounded(row[label]) for label in top5],
-               "label_probability": _rounded(row[annotation.label].sum()) if finite else 0.0}
-    else:
-      line["skipped"] = True
-    lines.append(json.dumps(line) + "\n")
   with (folder / PREDICTIONS).open("a") as file:
-    file.write("".join(lines))
-    file.flush()
-    os.fsync(file.fileno())
+    synced = time.monotonic()
+
+    def append(annotations: Sequence[Annotation], probabilities: np.ndarray, mask: np.ndarray) -> None:
+      nonlocal synced
+      file.write("".join(map(_line, annotations, probabilities, mask)))
+      file.flush()
+      # Not after every call: with 144 crops an example is one, and a disk takes milliseconds for it.
+      if time.monotonic() - synced >= SYNC_SECONDS:
+        os.fsync(file.fileno())
+        synced = time.monotonic()
+
+    try:
+      yield append
+    finally:
+      os.fsync(file.fileno())
+
+
+def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool) -> str:
+  line = {"id": annotation.id, "label": annotation.label}
+  if is_read:
+    finite = bool(np.isfinite(probabilities).all())
+    top5 = np.argsort(-probabilities, kind="stable")[:5].tolist() if finite else []
+    line |= {"top5": top5, "probability": [_rounded(probabilities[label]) for label in top5],
+             "label_probability": _rounded(probabilities[annotation.label].sum()) if finite else 0.0}
+  else:
+    line["skipped"] = True
+  return json.dumps(line) + "\n"
 
 
 def metrics(folder: pathlib.Path, num_examples: int) -> dict[str, float]:

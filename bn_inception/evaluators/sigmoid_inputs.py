@@ -5,6 +5,7 @@ With BN the input is that of inference, by running averages.
 """
 
 from collections.abc import Callable
+import contextlib
 
 import jax
 from jax.sharding import Mesh
@@ -13,39 +14,49 @@ import numpy as np
 
 from bn_inception import models, sharding, step as step_lib
 from bn_inception.data import device, pipeline
+from bn_inception.evaluators import Evaluate
 from bn_inception.state import TrainState
 
 PERCENTILES = (15, 50, 85)
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh) -> Callable[[TrainState], dict[str, float]]:
-  """Makes a function from a TrainState to {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`.
+def make_evaluator(config: ConfigDict, mesh: Mesh,
+                   source: pipeline.Source) -> Callable[[contextlib.ExitStack], Evaluate]:
+  """Makes `start(inputs)`, which begins an evaluation on the split of `source`, see `classification.make_evaluator`.
 
-  Percentiles are linear between order statistics (NumPy's default). Without units the result is {}.
+  Its result is {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`. Percentiles are linear
+  between order statistics (NumPy's default). Without units the result is {}, and nothing is read.
   """
   units = config.eval.sigmoid_input_units
   if not units:
-    return lambda state: {}
+    return lambda inputs: lambda state: {}
   model = models.build(config)
 
-  def inputs(params, batch_stats, batch):
+  def sigmoid_inputs(params, batch_stats, batch):
     _, sown = model.apply({"params": params, "batch_stats": batch_stats}, step_lib.preprocess(config, batch["image"]),
                           train=False, mutable=["intermediates"])
     (x,) = sown["intermediates"]["sigmoid_input"]
     return x[:, np.array(units)], batch["mask"]
 
-  inputs = jax.jit(inputs, out_shardings=sharding.replicated(mesh))
+  sigmoid_inputs = jax.jit(sigmoid_inputs, out_shardings=sharding.replicated(mesh))
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
-  def evaluate(state: TrainState) -> dict[str, float]:
-    batches = pipeline.eval_batches(config.data, config.data.eval_split, batch_size=config.eval.batch_size, **process)
-    seen = []
-    for batch in device.to_device(batches, sharding.examples(mesh)):
-      seen.append(inputs(state.evaluated_params, state.batch_stats, batch))
-      sharding.one_program_at_a_time(mesh, seen[-1])
-    values = np.concatenate([x[mask] for x, mask in jax.device_get(seen)])  # [examples, units]
-    percentiles = np.percentile(values.astype(np.float64), PERCENTILES, axis=0)
-    return {f"sigmoid_input/{unit}/p{percentile}": float(percentiles[row, column])
-            for column, unit in enumerate(units) for row, percentile in enumerate(PERCENTILES)}
+  def start(inputs: contextlib.ExitStack) -> Evaluate:
+    batches = device.to_device(
+        pipeline.eval_batches(config.data, source, batch_size=config.eval.batch_size, **process),
+        sharding.examples(mesh))
+    inputs.callback(batches.close)
 
-  return evaluate
+    def evaluate(state: TrainState) -> dict[str, float]:
+      seen = []
+      for batch in batches:
+        seen.append(sigmoid_inputs(state.evaluated_params, state.batch_stats, batch))
+        sharding.one_program_at_a_time(mesh, seen[-1])
+      values = np.concatenate([x[mask] for x, mask in jax.device_get(seen)])  # [examples, units]
+      percentiles = np.percentile(values.astype(np.float64), PERCENTILES, axis=0)
+      return {f"sigmoid_input/{unit}/p{percentile}": float(percentiles[row, column])
+              for column, unit in enumerate(units) for row, percentile in enumerate(PERCENTILES)}
+
+    return evaluate
+
+  return start

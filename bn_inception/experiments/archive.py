@@ -39,7 +39,9 @@ def archive(workdir: str, output: str) -> list[str]:
         name = f"{scale}/{experiment}/{run.seed}"
         folder = pathlib.Path(output) / figure_of(experiment) / name
         folder.mkdir(parents=True, exist_ok=True)
-        config = run.config | {"data": run.config["data"] | {"dir": ""}}
+        # As it ran: what an older config means to later code is for later code to say.
+        config = json.loads(run_directory.config_path(run.folder).read_text())
+        config["data"]["dir"] = ""
         run_directory.replace_file(run_directory.config_path(folder), json.dumps(config, indent=2) + "\n")
         run_directory.replace_file(folder / "status.json", json.dumps(_rounded(run.status), indent=2) + "\n")
         run_directory.replace_file(run_directory.metrics_path(folder),

@@ -32,6 +32,7 @@ from bn_inception.release import assemble, labels, peers, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release, TorchTensor
+from configs import versions
 
 _WEIGHTS, _CONFIG, _LABELS, _METRICS = "model.safetensors", "config.json", "labels.txt", "metrics.json"
 _PREPROCESSING, _CARD = "preprocessing.json", "README.md"
@@ -157,6 +158,8 @@ def _read_config(path: pathlib.Path) -> ConfigDict:
       raise ValueError(f"data.image_size is {config.data.image_size}, more than {_MAX_IMAGE_SIDE}")
     card(config, (), None)  # The other fields that only a release has.
     return config
+  except versions.VersionError as error:
+    raise ReleaseError(str(error)) from error
   except Exception as error:  # As above.
     raise ReleaseError(f"{path / _CONFIG} is not the config of a release ({type(error).__name__}: {error}).") from error
 

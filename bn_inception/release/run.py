@@ -1,5 +1,6 @@
 """A checkpoint of one of this project's runs as a release."""
 
+import contextlib
 import logging
 import math
 import os
@@ -12,9 +13,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import config_checks, population, restore, run_directory, sharding
-from bn_inception.data import datasets
+from bn_inception.data import datasets, pipeline
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
+from configs import versions
 
 STATISTICS = ("running", "population")
 
@@ -44,7 +46,8 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
     that is not prepared here, which population statistics do need.
 
   Raises:
-    FileNotFoundError, ConfigError, DataError, CheckpointError, ReleaseError: one sentence on what cannot be used.
+    FileNotFoundError, ConfigError, VersionError, DataError, CheckpointError, ReleaseError: one sentence on what cannot
+      be used.
   """
   workdir = pathlib.Path(workdir)
   if statistics not in STATISTICS:
@@ -77,7 +80,7 @@ def _read_config(workdir: pathlib.Path) -> ConfigDict:
     config = run_directory.read_config(workdir)
     config_checks.check_config(config, devices=1)
     return config
-  except (FileNotFoundError, config_checks.ConfigError):
+  except (FileNotFoundError, config_checks.ConfigError, versions.VersionError):
     raise
   except Exception as error:  # Whatever is missing or of another type.
     raise ReleaseError(f"{run_directory.config_path(workdir)} is damaged, it is no config of a run "
@@ -98,9 +101,10 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
 
 
 def _population_statistics(params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
-  with jax.set_mesh(mesh):
+  source = pipeline.open_source(config.data, config.data.train_split)
+  with jax.set_mesh(mesh), contextlib.closing(population.training_batches(config, mesh, source)) as batches:
     compiled_step = population.batch_statistics_step(config, mesh)
-    return population.over_training_batches(compiled_step, params, batch_stats, config, mesh)
+    return population.over_training_batches(compiled_step, params, batch_stats, batches, mesh)
 
 
 def _metrics(workdir: pathlib.Path, config: ConfigDict, step: int, statistics: str) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """How many training images a second the host prepares, beside other pipelines on the same records and cores.
 
 The pipelines run in turns, several rounds, each from a new start with a warm-up that does not count; no two at a time.
-Ours reads its records from the files; the others get the same records from memory (torchvision's even parsed), which is
-to their advantage.
+Ours and Grain's read their records from the files; the others get the same records from memory (torchvision's even
+parsed), which is to their advantage.
 """
 
 from collections.abc import Iterator
@@ -26,17 +26,18 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception.data import color_distortions, datasets, pipeline
+from bn_inception.data import color_distortions, cores, datasets, pipeline
+from bn_inception.data.grain_source import GrainSource
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import open_records
 from bn_inception.report import machine
 
 _log = logging.getLogger(__name__)
 
-OURS, DECODE, FLAX, TORCH = (
+OURS, DECODE, FLAX, GRAIN, TORCH = (
     "ours: all host distortions, uint8",
     "decode only: whole images, no resize",
     "tf.data as in flax's ImageNet example",
+    "Grain: OpenCV crop, resize, flip, uint8",
     "torchvision RandomResizedCrop DataLoader",
 )
 _ROUNDS, _SECONDS, _WARM_UP_BATCHES = 7, 4.0, 12
@@ -65,24 +66,29 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   whole = datasets.open_split(data, data.train_split)
   if max_records < whole.num_examples:
     data.train_split = f"{data.train_split}[:{max_records}]"
-  split = datasets.open_split(data, data.train_split)
-  serialized = open_records(split).read(range(split.num_examples))
+  source = pipeline.open_source(data, data.train_split)
+  split = source.split
+  serialized = source.records.read(range(split.num_examples))
   encoded = list(_parse(split, serialized)["image"].numpy())
-  cores = len(os.sched_getaffinity(0))
   size = data.image_size
 
   measure = {
-      OURS: lambda: _measure(pipeline.train_batches(data, seed=config.seed, batch_size=batch_size), batch_size),
+      OURS: lambda: _measure(pipeline.train_batches(data, source, seed=config.seed, batch_size=batch_size), batch_size),
       DECODE: lambda: _measure(_decode_only(split, serialized, batch_size), batch_size),
       FLAX: lambda: _measure(_flax_style(split, serialized, size, batch_size), batch_size),
   }
-  if importlib.util.find_spec("torch") and importlib.util.find_spec("torchvision"):
-    measure[TORCH] = lambda: _measure_torchvision(encoded, size, batch_size, cores)
+  if reason := missing("grain"):
+    _log.info("%s: not measured, %s", GRAIN, reason)
   else:
-    _log.info("%s: not measured, torch and torchvision are not installed.", TORCH)
+    records = GrainSource(data, data.train_split, decode=False)
+    measure[GRAIN] = lambda: _measure_program("grain_loader", records, size, batch_size)
+  if reason := missing("torch") or missing("torchvision"):
+    _log.info("%s: not measured, %s", TORCH, reason)
+  else:
+    measure[TORCH] = lambda: _measure_program("torchvision_loader", encoded, size, batch_size)
 
   load = os.getloadavg()[0]
-  memory = _memory(data, config.seed, split.num_examples, batch_size)
+  memory = _memory(data, source, config.seed, batch_size)
   measured = {name: [] for name in measure}
   names = list(measure)
   for number in range(_ROUNDS):
@@ -93,12 +99,12 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
 
   result = {
       "date": datetime.date.today().isoformat(),
-      "processor": machine.processor(), "cores": cores, "load_before": round(load, 2),
+      "processor": machine.processor(), "cores": cores.available(), "load_before": round(load, 2),
       "tensorflow": tf.__version__,
       "data": split.name, "records": split.num_examples, "batch_size": batch_size, "image_size": size,
       "mean_bytes": round(statistics.mean(map(len, encoded))),
       "dct": "INTEGER_ACCURATE, in ours and in decode only; TensorFlow's default in flax's",
-      "pipelines": {name: _summary(runs, cores) for name, runs in measured.items()},
+      "pipelines": {name: _summary(runs) for name, runs in measured.items()},
       "memory_mb": memory,
       "photometric_ms_per_batch_of_32": _photometric_ms(config.seed, size),
       "device": jax.devices()[0].device_kind,
@@ -129,12 +135,21 @@ def _measure(batches: Iterator[Any], batch_size: int) -> tuple[float, float]:
   return count / elapsed, count / (_cpu_seconds() - usage)
 
 
-def _measure_torchvision(encoded: list[bytes], size: int, batch_size: int, workers: int) -> tuple[float, float]:
-  """As `_measure`, in processes of its own, whose processor time is not known here."""
+def missing(package: str) -> str | None:
+  """What to say where an optional package is not installed; None where it is."""
+  if importlib.util.find_spec(package):
+    return None
+  install = 'pip install -e ".[grain]"' if package == "grain" else f"pip install {package}"
+  return f"{package} is not installed: {install}."
+
+
+def _measure_program(module: str, records: Any, size: int, batch_size: int) -> tuple[float, float]:
+  """As `_measure`, by a program that is given pickled records, with a process for each core, whose processor time is
+  not known here."""
   with tempfile.NamedTemporaryFile() as file:
-    pathlib.Path(file.name).write_bytes(pickle.dumps(encoded))
-    arguments = (file.name, size, batch_size, workers, _WARM_UP_BATCHES, _SECONDS)
-    command = [sys.executable, "-m", "bn_inception.report.torchvision_loader", *map(str, arguments)]
+    pathlib.Path(file.name).write_bytes(pickle.dumps(records))
+    arguments = (file.name, size, batch_size, cores.available(), _WARM_UP_BATCHES, _SECONDS)
+    command = [sys.executable, "-m", f"bn_inception.report.{module}", *map(str, arguments)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
   return float(result.stdout), math.nan
 
@@ -184,9 +199,9 @@ def _flax_style(split: datasets.Split, serialized: list[bytes], size: int, batch
   return (batch["image"] for batch in examples.as_numpy_iterator())
 
 
-def _memory(data: ConfigDict, seed: int, num_records: int, batch_size: int) -> list[dict[str, float]]:
+def _memory(data: ConfigDict, source: pipeline.Source, seed: int, batch_size: int) -> list[dict[str, float]]:
   """The resident memory of this process after each of three passes of whole epochs over the training stream."""
-  batches = pipeline.train_batches(data, seed=seed, batch_size=batch_size)
+  batches, num_records = pipeline.train_batches(data, source, seed=seed, batch_size=batch_size), len(source.records)
   epochs = -(-_IMAGES_PER_PASS // num_records)
   passes = []
   for number in range(1, _PASSES + 1):
@@ -210,13 +225,13 @@ def _photometric_ms(seed: int, size: int) -> float:
   return round(1e3 * statistics.median(times), 1)
 
 
-def _summary(runs: list[tuple[float, float]], cores: int) -> dict[str, Any]:
+def _summary(runs: list[tuple[float, float]]) -> dict[str, Any]:
   rates = [rate for rate, _ in runs]
   per_cpu_second = statistics.median(per_cpu for _, per_cpu in runs)
   return {
       "images_per_second": {"median": round(statistics.median(rates)), "least": round(min(rates)),
                             "most": round(max(rates))},
-      "images_per_second_and_core": round(statistics.median(rates) / cores),
+      "images_per_second_and_core": round(statistics.median(rates) / cores.available()),
       "images_per_cpu_second": None if math.isnan(per_cpu_second) else round(per_cpu_second),
   }
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import config_checks, models, optim, sharding, state as state_lib, step as step_lib
+from bn_inception.data import cores
 from bn_inception.errors import UserError
 from bn_inception.report import describe, machine
 
@@ -170,7 +171,7 @@ def _check_torch(config: ConfigDict) -> None:
 def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStack) -> tuple[Program, dict[str, str]]:
   """Starts PyTorch, which ends with `processes`; returns also what it says of itself."""
   request = {"config": config.to_dict(), "batch_size": config.batch_size, "training": kind == TRAINING,
-             "threads": machine.cores(),
+             "threads": cores.available(),
              "device": "cuda" if jax.devices()[0].platform == "gpu" else "cpu"}
   process = processes.enter_context(subprocess.Popen(
       [sys.executable, "-m", "bn_inception.report.torch_step", json.dumps(request)], stdin=subprocess.PIPE,
@@ -236,7 +237,7 @@ def _gflop(config: ConfigDict) -> dict[str, float]:
 
 def _heading(config: ConfigDict, rounds: int) -> str:
   device = jax.devices()[0]
-  kind = f"{machine.cores()} cores of {machine.processor()}" if device.platform == "cpu" else device.device_kind
+  kind = f"{cores.available()} cores of {machine.processor()}" if device.platform == "cpu" else device.device_kind
   return (f"{config.model.name}, batch of {config.batch_size}, {config.data.image_size} px, {config.dtype}; jax "
           f"{jax.__version__} on {kind}; median and range of {rounds} rounds")
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import config_checks
-from bn_inception.data import color_distortions, datasets, pipeline, stream
+from bn_inception.data import color_distortions, pipeline, stream
 from bn_inception.data.host_tf import tf
 
 _COLUMNS, _GAP = 8, 4  # Images in a row, and pixels between them.
@@ -36,9 +36,10 @@ def draw(config: ConfigDict, output: pathlib.Path, *, images: int = 64, quality:
   if suffix not in (".png", ".jpg"):
     raise config_checks.ConfigError(f"The picture {output} is neither a .png nor a .jpg file: give one of these.")
   config_checks.check_config(config, devices=1)
-  split = datasets.open_split(config.data, config.data.train_split)
+  source = pipeline.open_source(config.data, config.data.train_split)
+  split = source.split
   config_checks.check_data(config, split)
-  batch = next(pipeline.train_batches(config.data, seed=config.seed, batch_size=images))
+  batch = next(pipeline.train_batches(config.data, source, seed=config.seed, batch_size=images))
   pixels = distorted(config, batch["image"][0], stream.local_positions(0, batch_size=images)[0])
 
   size, channels = pixels.shape[1], pixels.shape[3]

@@ -1,13 +1,7 @@
 """What a measurement was made on."""
 
-import os
 import pathlib
 import platform
-
-
-def cores() -> int:
-  """How many processor cores this process may use, which is what JAX uses."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def processor() -> str:

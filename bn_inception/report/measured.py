@@ -20,9 +20,10 @@ class Result(NamedTuple):
 
   Attributes:
     scale, experiment, seed: of its name SCALE/EXPERIMENT/SEED; the seed as 'seed0' or 'member0'.
-    config: config.json.
+    config: config.json, as `run_directory.read_config_tree` has it.
     status: status.json.
     lines: metrics.jsonl.
+    folder: where these are.
   """
 
   scale: str
@@ -31,6 +32,7 @@ class Result(NamedTuple):
   config: dict[str, Any]
   status: dict[str, Any]
   lines: list[dict[str, float]]
+  folder: pathlib.Path
 
   @property
   def finished(self) -> bool:
@@ -72,6 +74,7 @@ def collect(root: pathlib.Path) -> Results:
 
   Raises:
     FileNotFoundError: if there is no such folder.
+    VersionError: if a run's config is of a later version.
   """
   if not root.is_dir():
     raise FileNotFoundError(f"There is no folder {root}: give the --workdir of runs that were made, or their archive.")
@@ -83,8 +86,8 @@ def collect(root: pathlib.Path) -> Results:
       continue
     scale, *experiment, seed = parts[scale_at:]
     key = (scale, "/".join(experiment), seed)
-    found.setdefault(key, Result(*key, json.loads(path.read_text()), run_directory.read_status(path.parent),
-                                 run_directory.read_metrics(path.parent)))
+    found.setdefault(key, Result(*key, run_directory.read_config_tree(path), run_directory.read_status(path.parent),
+                                 run_directory.read_metrics(path.parent), path.parent))
   results: Results = {}
   for (scale, experiment, _), result in sorted(found.items()):
     results.setdefault(scale, {}).setdefault(experiment, []).append(result)

@@ -91,9 +91,10 @@ def test_real_sets_have_names(shared):
 
 def test_several_labels_are_refused_where_one_is_needed(prepare_pictures):
   data = config("reassessed_pictures", prepare_pictures(pngs(4), LABELS))
+  source = pipeline.open_source(data, "train")
   with pytest.raises(DataError, match="any number of labels"):
-    pipeline.train_batches(data, seed=0, batch_size=2)
+    pipeline.train_batches(data, source, seed=0, batch_size=2)
   with pytest.raises(DataError, match="any number of labels"):
-    pipeline.eval_batches(data, "train", batch_size=2)
-  batch = next(pipeline.crop_batches(data, "train", crops=1, batch_size=4))
+    pipeline.eval_batches(data, source, batch_size=2)
+  batch = next(pipeline.crop_batches(data, source, crops=1, batch_size=4))
   assert sorted(batch["image"][:, 0, 0, 0, 0]) == [0, 1, 2, 3] and batch["mask"].all()

@@ -174,7 +174,7 @@ def test_digits_are_quiet_the_same_everywhere_and_safe_to_race(tmp_path: pathlib
       subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
       for _ in range(2)
   ]
-  outputs = [process.communicate(timeout=120)[0].decode() for process in processes]
+  outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
   assert outputs == ["", ""]
   assert find("digits", tmp_path).num_examples == 4000

@@ -57,11 +57,36 @@ def test_only_depth_batches_are_made_ahead(mesh: jax.sharding.Mesh) -> None:
       made.append(1)
       yield batch
 
+  def wait_for(count: int) -> None:
+    deadline = time.monotonic() + 300
+    while len(made) < count and time.monotonic() < deadline:
+      time.sleep(0.001)
+    time.sleep(0.1)  # For what there should not be.
+    assert len(made) == count
+
   batches = to_device(counted(), NamedSharding(mesh, P(None, "data")), depth=3)
+  wait_for(3 + 1)  # Waiting, and one in the thread's hands, before the first is asked for.
   next(batches)
-  time.sleep(0.3)
-  assert 3 <= len(made) <= 1 + 3 + 1  # Taken, waiting, and one in the thread's hands.
+  wait_for(1 + 3 + 1)
   batches.close()
+
+
+@pytest.mark.parametrize("taken", [0, 2])
+def test_what_is_read_is_closed_too(mesh: jax.sharding.Mesh, taken: int) -> None:
+  closed = []
+
+  def endless() -> Iterator[dict[str, np.ndarray]]:
+    try:
+      yield from numbered(10**9)
+    finally:
+      closed.append(threading.current_thread().name)
+
+  batches = to_device(endless(), NamedSharding(mesh, P(None, "data")))
+  for _ in range(taken):
+    next(batches)
+  batches.close()
+  assert closed == ["to_device"] and not threads()
+  assert next(batches, None) is None
 
 
 def test_an_error_comes_after_the_batches_before_it(mesh: jax.sharding.Mesh) -> None:
@@ -77,10 +102,11 @@ def test_an_error_comes_after_the_batches_before_it(mesh: jax.sharding.Mesh) -> 
   assert not threads()
 
 
-@pytest.mark.parametrize("end", ["close", "drop", "break"])
+@pytest.mark.parametrize("end", ["close", "drop", "break", "unused"])
 def test_the_thread_ends_with_its_consumer(mesh: jax.sharding.Mesh, end: str) -> None:
   batches = to_device(numbered(10**9), NamedSharding(mesh, P(None, "data")))
-  next(batches)
+  if end != "unused":
+    next(batches)
   assert threads() == 1
   if end == "close":
     batches.close()

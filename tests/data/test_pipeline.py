@@ -1,6 +1,7 @@
 """Batches on the host: exact, the same for any number of hosts, micro-batches and threads, and resumable anywhere."""
 
 from collections.abc import Callable, Iterator
+import concurrent.futures
 import functools
 import itertools
 import os
@@ -9,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from bn_inception.data import datasets, evaluation_crops, pipeline, stream
+from bn_inception.data import cores, datasets, evaluation_crops, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import TFRecordShard
@@ -30,6 +32,18 @@ def fixture_data(digits_dir: str) -> ConfigDict:
       "flip": True, "interpolation": "random",
       "cache": False,
   })
+
+
+def train_batches(data: ConfigDict, **options) -> Iterator[dict[str, np.ndarray]]:
+  return pipeline.train_batches(data, pipeline.open_source(data, data.train_split), **options)
+
+
+def eval_batches(data: ConfigDict, split: str, **options) -> Iterator[dict[str, np.ndarray]]:
+  return pipeline.eval_batches(data, pipeline.open_source(data, split), **options)
+
+
+def crop_batches(data: ConfigDict, split: str, **options) -> Iterator[dict[str, np.ndarray]]:
+  return pipeline.crop_batches(data, pipeline.open_source(data, split), **options)
 
 
 def take(batches: Iterator[dict[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
@@ -61,7 +75,7 @@ def read_by_tfds(folder: str, split: str) -> tuple[np.ndarray, np.ndarray]:
 def test_training_batches_hold_what_the_stream_names(data: ConfigDict, shuffle: str) -> None:
   data.update({"shuffle": shuffle, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
   images, labels = stored(data, "train")
-  batches = take(pipeline.train_batches(data, seed=7, batch_size=300, start_step=5), 20)  # Across an epoch's end.
+  batches = take(train_batches(data, seed=7, batch_size=300, start_step=5), 20)  # Across an epoch's end.
   assert batches["image"].shape == (20, 1, 300, 28, 28, 1) and batches["image"].dtype == np.uint8
   assert batches["label"].shape == (20, 1, 300) and batches["label"].dtype == np.int32
   order = stream.record_at(np.arange(1500, 7500), shard_lengths=[4000], seed=7, shuffle=shuffle)
@@ -72,18 +86,18 @@ def test_training_batches_hold_what_the_stream_names(data: ConfigDict, shuffle: 
 @pytest.mark.parametrize("shuffle", stream.SHUFFLES)
 def test_a_run_resumes_anywhere(data: ConfigDict, shuffle: str) -> None:
   data.shuffle = shuffle
-  whole = take(pipeline.train_batches(data, seed=0, batch_size=70), 60)
+  whole = take(train_batches(data, seed=0, batch_size=70), 60)
   for step in (1, 57):  # An epoch ends within step 57.
-    resumed = take(pipeline.train_batches(data, seed=0, batch_size=70, start_step=step), 2)
+    resumed = take(train_batches(data, seed=0, batch_size=70, start_step=step), 2)
     assert_equal(resumed, {key: value[step : step + 2] for key, value in whole.items()})
 
 
 def test_hosts_and_micro_batches_change_nothing(data: ConfigDict) -> None:
-  whole = take(pipeline.train_batches(data, seed=0, batch_size=240), 2)
+  whole = take(train_batches(data, seed=0, batch_size=240), 2)
   for hosts, micro_batches in ((2, 1), (3, 2), (2, 5)):
     parts = [
         take(
-            pipeline.train_batches(
+            train_batches(
                 data,
                 seed=0,
                 batch_size=240,
@@ -101,8 +115,8 @@ def test_hosts_and_micro_batches_change_nothing(data: ConfigDict) -> None:
 
 
 def test_batch_size_does_not_change_an_example(data: ConfigDict) -> None:
-  small = take(pipeline.train_batches(data, seed=0, batch_size=30), 6)
-  large = take(pipeline.train_batches(data, seed=0, batch_size=90), 2)
+  small = take(train_batches(data, seed=0, batch_size=30), 6)
+  large = take(train_batches(data, seed=0, batch_size=90), 2)
   assert_equal(
       {key: value.reshape(180, *value.shape[3:]) for key, value in small.items()},
       {key: value.reshape(180, *value.shape[3:]) for key, value in large.items()},
@@ -113,27 +127,27 @@ def test_batch_size_does_not_change_an_example(data: ConfigDict) -> None:
 def test_memory_changes_nothing(data: ConfigDict, shuffle: str) -> None:
   data.update({"shuffle": shuffle, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
   cached = ConfigDict({**data, "cache": True})
-  assert_equal(*(take(pipeline.train_batches(d, seed=3, batch_size=120, micro_batches=2, start_step=20, process_index=1,
+  assert_equal(*(take(train_batches(d, seed=3, batch_size=120, micro_batches=2, start_step=20, process_index=1,
                                              process_count=2), 30) for d in (data, cached)))
-  assert_equal(*(take(pipeline.eval_batches(d, "test[:99%]", batch_size=300), 4) for d in (data, cached)))
+  assert_equal(*(take(eval_batches(d, "test[:99%]", batch_size=300), 4) for d in (data, cached)))
 
 
 def test_threads_change_nothing(data: ConfigDict, monkeypatch: pytest.MonkeyPatch) -> None:
   results = []
-  for cores in (1, 2, 7):
-    monkeypatch.setattr(os, "cpu_count", lambda n=cores: n)
-    results.append(take(pipeline.train_batches(data, seed=0, batch_size=100), 5))
+  for count in (1, 2, 7):
+    monkeypatch.setattr(cores, "available", lambda n=count: n)
+    results.append(take(train_batches(data, seed=0, batch_size=100), 5))
   assert_equal(results[0], results[1])
   assert_equal(results[0], results[2])
 
 
 def test_seeds_and_epochs_differ(data: ConfigDict) -> None:
   data.shuffle = "none"
-  first = take(pipeline.train_batches(data, seed=0, batch_size=100), 1)
+  first = take(train_batches(data, seed=0, batch_size=100), 1)
   for other in (
-      take(pipeline.train_batches(data, seed=1, batch_size=100), 1),
-      take(pipeline.train_batches(data, seed=-1, batch_size=100), 1),
-      take(pipeline.train_batches(data, seed=0, batch_size=100, start_step=40), 1),
+      take(train_batches(data, seed=1, batch_size=100), 1),
+      take(train_batches(data, seed=-1, batch_size=100), 1),
+      take(train_batches(data, seed=0, batch_size=100, start_step=40), 1),
   ):
     np.testing.assert_array_equal(first["label"], other["label"])  # The order is the stored one ...
     same = (first["image"] == other["image"]).all(axis=(3, 4, 5))
@@ -144,7 +158,7 @@ def test_seeds_and_epochs_differ(data: ConfigDict) -> None:
 def test_evaluation_sees_every_example_once(data: ConfigDict, hosts: int, batch_size: int) -> None:
   images, labels = stored(data, "test")
   parts = [
-      list(pipeline.eval_batches(data, "test", batch_size=batch_size, process_index=host, process_count=hosts))
+      list(eval_batches(data, "test", batch_size=batch_size, process_index=host, process_count=hosts))
       for host in range(hosts)
   ]
   assert {len(part) for part in parts} == {-(-1000 // batch_size)}
@@ -170,29 +184,29 @@ def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
       "interpolation": "random",
       "cache": False,
   })
-  whole = take(pipeline.train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
+  whole = take(train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
   assert whole["image"].shape == (6, 1, 64, 224, 224, 3)
   assert 90 < whole["image"].mean() < 140 and whole["image"].std() > 50
   assert len(np.unique(whole["label"].reshape(-1)[:300])) == 300
   assert_equal(
-      take(pipeline.train_batches(data, seed=0, batch_size=64, start_step=4), 2),
+      take(train_batches(data, seed=0, batch_size=64, start_step=4), 2),
       {key: value[4:] for key, value in whole.items()},
   )
-  batches = list(pipeline.eval_batches(data, "validation[:150]", batch_size=64))
+  batches = list(eval_batches(data, "validation[:150]", batch_size=64))
   assert sum(batch["mask"].sum() for batch in batches) == 150
 
 
 def test_what_cannot_work_is_said_at_once(data: ConfigDict) -> None:
   with pytest.raises(DataError, match="multiple of 6"):
-    pipeline.train_batches(data, seed=0, batch_size=32, micro_batches=2, process_count=3)
+    train_batches(data, seed=0, batch_size=32, micro_batches=2, process_count=3)
   with pytest.raises(DataError, match="multiple of 3"):
-    pipeline.eval_batches(data, "test", batch_size=32, process_count=3)
+    eval_batches(data, "test", batch_size=32, process_count=3)
   with pytest.raises(DataError, match="data.shuffle 'all'"):
-    pipeline.train_batches(ConfigDict({**data, "shuffle": "all"}), seed=0, batch_size=32)
+    train_batches(ConfigDict({**data, "shuffle": "all"}), seed=0, batch_size=32)
   with pytest.raises(DataError, match="data.interpolation 'lanczos'"):
-    pipeline.train_batches(ConfigDict({**data, "interpolation": "lanczos"}), seed=0, batch_size=32)
+    train_batches(ConfigDict({**data, "interpolation": "lanczos"}), seed=0, batch_size=32)
   with pytest.raises(DataError, match="data.eval_resize 20"):
-    pipeline.eval_batches(ConfigDict({**data, "eval_resize": 20}), "test", batch_size=32)
+    eval_batches(ConfigDict({**data, "eval_resize": 20}), "test", batch_size=32)
 
 
 def stored_pictures(data: ConfigDict) -> list[dict]:
@@ -221,9 +235,9 @@ def test_a_bad_example_is_named(
   # TFDS stores examples in an order of its own.
   (bad,) = (row for row, e in enumerate(stored_pictures(data)) if e["label"] == -1 or e["image"] == b"no image")
   if batches_of == "train":
-    batches = pipeline.train_batches(data, seed=0, batch_size=4)
+    batches = train_batches(data, seed=0, batch_size=4)
   else:
-    batches = pipeline.eval_batches(data, "train", batch_size=4)
+    batches = eval_batches(data, "train", batch_size=4)
   for _ in range(bad // 4):
     next(batches)
   words = rf"Record {bad} of pictures:2.3.4 train \(number {bad} in .*tfrecord-00000-of-00001\) {problem}"
@@ -239,14 +253,15 @@ from configs import common
 from bn_inception.data import device, pipeline
 data = common.inception("quickstart").data
 data.dir = sys.argv[1]
-host = pipeline.train_batches(data, seed=0, batch_size=32)
+source = pipeline.open_source(data, "train")
+host = pipeline.train_batches(data, source, seed=0, batch_size=32)
 next(host)
-host_too = pipeline.train_batches(data, seed=0, batch_size=32)
+host_too = pipeline.train_batches(data, source, seed=0, batch_size=32)
 placed = device.to_device(host_too, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 next(placed)
 """
   result = subprocess.run(
-      [sys.executable, "-c", code, digits_dir], cwd=repository, capture_output=True, timeout=60, check=False
+      [sys.executable, "-c", code, digits_dir], cwd=repository, capture_output=True, timeout=300, check=False
   )
   assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
@@ -291,7 +306,7 @@ def numbered_config(root: pathlib.Path, shuffle: str = "global", on_error: str =
 def run_hosts(data: ConfigDict, steps: int, hosts: int, start_step: int = 0) -> dict[str, np.ndarray]:
   """The batches of 24 that several hosts supply together, their parts put next to each other."""
   parts = [
-      take(pipeline.train_batches(data, seed=5, batch_size=24, start_step=start_step, process_index=host,
+      take(train_batches(data, seed=5, batch_size=24, start_step=start_step, process_index=host,
                                   process_count=hosts), steps)
       for host in range(hosts)
   ]
@@ -347,7 +362,7 @@ def test_bad_records_fail_or_are_replaced_in_training(
   root, labels = damage(numbered["tfrecord"], tmp_path, kind)
   words = r"Record 4[01] of numbered:1.0.0 train \(.*number \d+ in .*00001-of-00003\)"
   with pytest.raises(DataError, match=words) as caught:
-    take(pipeline.train_batches(numbered_config(root), seed=5, batch_size=24), 5)
+    take(train_batches(numbered_config(root), seed=5, batch_size=24), 5)
   assert "data.on_error=skip" in str(caught.value)
   if kind != "checksum":
     assert f"picture {labels[40]}," in str(caught.value) or f"picture {labels[41]}," in str(caught.value)
@@ -374,8 +389,8 @@ def test_bad_records_are_masked_and_counted_in_evaluation(
 ) -> None:
   root, labels = damage(numbered["tfrecord"], tmp_path, kind)
   with pytest.raises(DataError, match="Record 40 of"):
-    list(pipeline.eval_batches(numbered_config(root), "train", batch_size=batch_size))
-  batches = list(pipeline.eval_batches(numbered_config(root, on_error="skip"), "train", batch_size=batch_size))
+    list(eval_batches(numbered_config(root), "train", batch_size=batch_size))
+  batches = list(eval_batches(numbered_config(root, on_error="skip"), "train", batch_size=batch_size))
   together = {key: np.concatenate([batch[key] for batch in batches])[:101] for key in batches[0]}
   np.testing.assert_array_equal(np.flatnonzero(together["skipped"]), [40, 41])
   np.testing.assert_array_equal(together["mask"], ~together["skipped"])
@@ -387,7 +402,7 @@ def test_a_set_of_bad_records_only_ends(numbered: dict[str, pathlib.Path], tmp_p
   data = numbered_config(damage(numbered["tfrecord"], tmp_path, "no image")[0], "none", "skip")
   data.train_split = "train[40:42]"
   with pytest.raises(DataError, match="No record of numbered:1.0.0 train.40:42. can be used"):
-    take(pipeline.train_batches(data, seed=0, batch_size=2), 1)
+    take(train_batches(data, seed=0, batch_size=2), 1)
 
 
 def test_a_missing_file_is_named_before_the_first_batch(
@@ -398,7 +413,7 @@ def test_a_missing_file_is_named_before_the_first_batch(
   file.unlink()
   for on_error in ("fail", "skip"):
     with pytest.raises(DataError, match=file.name):
-      pipeline.train_batches(numbered_config(root, on_error=on_error), seed=0, batch_size=24)
+      train_batches(numbered_config(root, on_error=on_error), seed=0, batch_size=24)
 
 
 @pytest.mark.parametrize("cache, reading", [(False, "record 0 and 23 more of "), (True, "record 0 and ")])
@@ -406,23 +421,41 @@ def test_a_stalled_reader_is_reported(
     numbered: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cache: bool,
     reading: str
 ) -> None:
-  release, read = threading.Event(), TFRecordShard.read
+  """The reader goes on when it was reported three times, however long that takes; patience doubles between reports."""
+  release, read, wait, patience = threading.Event(), TFRecordShard.read, concurrent.futures.wait, []
 
   def hang(shard: TFRecordShard, rows: list[int]) -> list[bytes]:
-    release.wait(30)
+    release.wait()
     return read(shard, rows)
 
+  def recorded(parts: list[concurrent.futures.Future], timeout: float):
+    if not release.is_set():
+      patience.append(timeout)
+      # Reports name what is being read, so reading must have begun; more than the reader must not be waited for.
+      while reports() < 3 and not records[-1].waiting_for():
+        time.sleep(0.001)
+      if reports() == 3:
+        release.set()
+    return wait(parts, timeout=timeout if reports() < 3 else None)
+
+  def reports() -> int:
+    return len(lines())
+
+  def lines() -> list[str]:
+    return [record.getMessage() for record in caplog.records if "is its file system responding" in record.getMessage()]
+
+  records, open_records = [], pipeline.open_records
+  monkeypatch.setattr(pipeline, "open_records", lambda split: records.append(open_records(split)) or records[-1])
   monkeypatch.setattr(TFRecordShard, "read", hang)
-  monkeypatch.setattr(pipeline, "_STALL_SECONDS", 0.05)
+  monkeypatch.setattr(concurrent.futures, "wait", recorded)
+  monkeypatch.setattr(pipeline, "_STALL_SECONDS", 0.01)
   data = numbered_config(numbered["tfrecord"], "none")
   data.update({"cache": cache, "image_size": 16, "eval_resize": 16})
-  threading.Timer(0.5, release.set).start()
-  batches = pipeline.train_batches(data, seed=0, batch_size=24)
+  batches = train_batches(data, seed=0, batch_size=24)
   batch = next(batches)
   np.testing.assert_array_equal(batch["label"], batch["image"][..., 0].min(axis=(2, 3)))
-  lines = [record.getMessage() for record in caplog.records if "is its file system responding" in record.getMessage()]
-  assert 2 <= len(lines) <= 4  # After 0.05, 0.15, 0.35 s: rarer and rarer.
-  assert all(f"waiting for {reading}" in line and "00000-of-00003 for" in line for line in lines)
+  assert len(lines()) == 3 and patience == pytest.approx([0.01, 0.02, 0.04, 0.08])  # Rarer and rarer.
+  assert all(f"waiting for {reading}" in line and "00000-of-00003 for" in line for line in lines())
   batches.close()
 
 
@@ -441,7 +474,7 @@ def test_fake_data_has_the_shape_of_real_data_and_repeats(shuffle: str) -> None:
   assert len(np.unique(whole["label"])) > 500 and abs(whole["image"].mean() - 127.5) < 1
   assert_equal(run_hosts(data, 60, hosts=3), whole)
   assert_equal(run_hosts(data, 2, hosts=2, start_step=58), {key: value[-48:] for key, value in whole.items()})
-  batches = list(pipeline.eval_batches(data, "validation", batch_size=100))
+  batches = list(eval_batches(data, "validation", batch_size=100))
   assert sum(batch["mask"].sum() for batch in batches) == split.num_examples
 
 
@@ -452,7 +485,7 @@ def test_crop_batches_hold_the_crops_of_every_image_once(data: ConfigDict, crops
   for first, batch_size, hosts in ((985, 7, 1), (0, 500, 1), (993, 6, 2), (1000, 4, 1)):
     if crops == 144 and batch_size > 7:
       continue
-    by_host = [list(pipeline.crop_batches(data, "test", crops=crops, batch_size=batch_size, first=first,
+    by_host = [list(crop_batches(data, "test", crops=crops, batch_size=batch_size, first=first,
                                           process_index=host, process_count=hosts)) for host in range(hosts)]
     assert {len(batches) for batches in by_host} == {-(-(1000 - first) // batch_size)}
     parts = [batches[step] for step in range(len(by_host[0])) for batches in by_host]

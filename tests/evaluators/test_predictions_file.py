@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -24,7 +27,8 @@ def probabilities(*rows: dict[int, float]) -> np.ndarray:
 
 def write(folder, labels, rows, mask=None):
   annotations = [Annotation(f"image{number}", label) for number, label in enumerate(labels)]
-  predictions_file.append(folder, annotations, rows, np.ones(len(labels), bool) if mask is None else np.array(mask))
+  with predictions_file.writer(folder) as append:
+    append(annotations, rows, np.ones(len(labels), bool) if mask is None else np.array(mask))
 
 
 def lines(folder):
@@ -112,6 +116,54 @@ def test_resumption_counts_whole_lines_and_removes_a_cut_one(tmp_path):
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
   path.write_bytes(whole)
   assert predictions_file.resume(tmp_path, REQUEST) == 3 and path.read_bytes() == whole
+
+
+_WRITES = """
+import pathlib, sys, time
+import numpy as np
+from bn_inception.data.annotations import Annotation
+from bn_inception.evaluators import predictions_file
+with predictions_file.writer(pathlib.Path(sys.argv[1])) as append:
+  for number in range(7):
+    append([Annotation(f"image{number}", 0)], np.eye(8)[[0]], np.ones(1, bool))
+  print("written", flush=True)
+  time.sleep(600)
+"""
+
+
+def test_a_killed_process_loses_nothing_that_was_appended(tmp_path, repository):
+  assert predictions_file.resume(tmp_path, REQUEST) == 0
+  process = subprocess.Popen([sys.executable, "-c", _WRITES, tmp_path], stdout=subprocess.PIPE, text=True,
+                             env=os.environ | {"PYTHONPATH": str(repository)})
+  assert process.stdout.readline() == "written\n"
+  process.kill()
+  process.communicate()
+  assert predictions_file.resume(tmp_path, REQUEST) == 7
+  assert [line["id"] for line in lines(tmp_path)] == [f"image{number}" for number in range(7)]
+
+
+def test_the_disk_is_waited_for_every_few_seconds(tmp_path, monkeypatch):
+  """One example a second for 62 s: what a loss of power would take away is counted at every moment."""
+  clock, on_disk, lost = [0.0], [0], []
+  path = tmp_path / "predictions.jsonl"
+  monkeypatch.setattr(predictions_file.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(predictions_file.os, "fsync", lambda file: on_disk.append(path.read_bytes().count(b"\n")))
+  with predictions_file.writer(tmp_path) as append:
+    for number in range(62):
+      clock[0] += 1.0
+      lost.append(number - on_disk[-1])  # Just before the next call.
+      append([Annotation(f"image{number}", 0)], np.eye(8)[[0]], np.ones(1, bool))
+  assert on_disk[1:] == [*range(5, 62, 5), 62]  # 12 times and at the end, not 62.
+  assert max(lost) == 4
+
+
+def test_a_failure_leaves_what_was_written_on_the_disk(tmp_path, monkeypatch):
+  synced = []
+  monkeypatch.setattr(predictions_file.os, "fsync", synced.append)
+  with pytest.raises(ZeroDivisionError), predictions_file.writer(tmp_path) as append:
+    append([Annotation("image0", 0)], np.eye(8)[[0]], np.ones(1, bool))
+    raise ZeroDivisionError
+  assert len(synced) == 1 and len(lines(tmp_path)) == 1
 
 
 def test_a_kill_before_the_first_file_does_no_harm(tmp_path):

@@ -88,7 +88,8 @@ def test_population_statistics_are_those_of_the_runs_evaluation(workdir):
   exported, config = release.from_run(workdir, statistics="population"), run_directory.read_config(workdir)
   kernel = np.asarray(exported.variables["params"]["hidden1"]["kernel"], np.float64)
   means, variances = [], []
-  for _, batch in zip(range(3), pipeline.train_batches(config.data, seed=config.seed, batch_size=32)):
+  source = pipeline.open_source(config.data, config.data.train_split)
+  for _, batch in zip(range(3), pipeline.train_batches(config.data, source, seed=config.seed, batch_size=32)):
     u = (batch["image"].reshape(4, 8, -1) >= 128).astype(np.float64) @ kernel
     means.append(u.mean(1))
     variances.append(u.var(1, ddof=1))
@@ -104,7 +105,8 @@ def test_metrics_are_those_of_these_weights(workdir, statistics):
   exported = release.from_run(workdir, statistics=statistics)
   config = exported.config
   right = loss = seen = 0
-  for batch in pipeline.eval_batches(config.data, config.data.eval_split, batch_size=500):
+  source = pipeline.open_source(config.data, config.data.eval_split)
+  for batch in pipeline.eval_batches(config.data, source, batch_size=500):
     logits = compute_logits(config, exported.variables, batch["image"]).astype(np.float64)
     labels = batch["label"]
     right += np.sum(logits.argmax(1) == labels)
