@@ -289,8 +289,8 @@ def _notes(config: ConfigDict, peak: float) -> list[str]:
 def _torch_notes(config: ConfigDict, description: dict[str, str]) -> list[str]:
   """What PyTorch's numbers are, and what its training does not do."""
   memory = "its allocator's peak" if jax.devices()[0].platform == "gpu" else "what its process grew by"
-  lines = [f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training and "
-           f"one for inference. Memory: {memory}."]
+  lines = [f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training "
+           f"and one for inference. Memory: {memory}."]
   if config.batch_norm.enabled and config.batch_norm.group_size not in (0, config.batch_size):
     lines.append(f"BN: over groups of {config.batch_norm.group_size} here, over the whole batch in PyTorch.")
   if config.data.photometric_strength:

@@ -1,4 +1,4 @@
-"""The benchmark of a training step and of inference: what is counted, what is measured, and that PyTorch does the same."""
+"""The benchmark of training and inference: what is counted and measured, and that PyTorch takes the same steps."""
 
 import re
 import subprocess
