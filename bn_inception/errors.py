@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Only this file is imported to recognise them, so that no script loads what it does not use.
+"""Errors that a user can mend, in a file of their own: to recognise one, a script need not load what raises it.
 
 The text of each is one sentence that says what is wrong and what to do.
 """

@@ -11,6 +11,8 @@ from bn_inception.release import assemble, folder, peers, torch_file
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
 
+_MODULE_LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
+
 
 def write_torch(release: Release, path: str | os.PathLike) -> None:
   """Writes a release as a state dict of pretrained-models.pytorch's `bninception`, see `peers.to_torch`.
@@ -34,9 +36,6 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
   finally:
     if path.parent.is_dir():
       temporary.unlink(missing_ok=True)
-
-
-_MODULE_LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def torch_module_state(variables: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -10,8 +10,8 @@
 The network is that of Figure 5 of the paper. The table leaves open, or released networks do differently, how the first
 convolution is made, how convolutions and pools meet the border, and where biases and BN are: the config says which.
 
-    config["model"]       width, stem, pool_proj_4cd, padding, stem_pool, reduction_pool, avg_pool_include_pad, conv_bias,
-                          nonlinearity, local_response_norm, dropout_rate, auxiliary_heads, init_scale
+    config["model"]       width, stem, pool_proj_4cd, padding, stem_pool, reduction_pool, avg_pool_include_pad,
+                          conv_bias, nonlinearity, local_response_norm, dropout_rate, auxiliary_heads, init_scale
     config["batch_norm"]  enabled, epsilon, momentum, use_gamma, in_stem, per_activation
     config["data"]        num_classes, image_size, mean, std, channel_order, binary
 
@@ -43,8 +43,8 @@ FIGURE_5 = {
     "5b": (352, 192, 320, 192, 224, "max", 128),
 }
 
-# How a pool of 3x3 and stride 2 meets the border. Padding is of a map of `size` pixels; with `ceil_mode` the last window
-# may hang over the end.
+# How a pool of 3x3 and stride 2 meets the border. Padding is of a map of `size` pixels; with `ceil_mode` the last
+# window may hang over the end.
 POOL_PADDING = {
     "same": lambda size: size % 2,  # TensorFlow, with ceil_mode.
     "ceil": lambda size: 0,  # Caffe, with ceil_mode.

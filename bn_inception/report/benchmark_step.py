@@ -7,6 +7,7 @@ machine does meets all of them. Only jax, flax, optax, ml_collections and NumPy 
 
 from collections.abc import Callable
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -118,8 +119,14 @@ def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]
   batch = {name: jax.device_put(random.integers(most[name], size=leaf.shape).astype(leaf.dtype), leaf.sharding)
            for name, leaf in shapes.items()}
   train_call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
-  train_call = jax.jit(train_call, donate_argnums=0, out_shardings=replicated)
-  programs = {TRAINING: _program(train_call, [state], batch, steps * config.batch_size)}
+  train_call, seconds = _compile(jax.jit(train_call, donate_argnums=0, out_shardings=replicated), state, batch)
+
+  def train() -> state_lib.TrainState:
+    nonlocal state
+    state = train_call(state, batch)
+    return state
+
+  programs = {TRAINING: _program(train, train_call, seconds, steps * config.batch_size)}
 
   images = jax.device_put(random.integers(256, size=(config.batch_size, *shape), dtype=np.uint8), replicated)
   networks = {INFERENCE: (model, variables)}
@@ -128,23 +135,25 @@ def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]
   for name, (network, its_variables) in networks.items():
     infer = lambda variables, images, network=network: network.apply(
         variables, step_lib.preprocess(config, images), train=False)
-    programs[name] = _program(jax.jit(infer), its_variables, images, config.batch_size)
+    infer, seconds = _compile(jax.jit(infer), its_variables, images)
+    programs[name] = _program(functools.partial(infer, its_variables, images), infer, seconds, config.batch_size)
   return programs
 
 
-def _program(function: Callable, first: Any, second: Any, images: int) -> Program:
-  """Compiles `function(first, second)`; a `first` in a list is replaced by each result, as it is donated."""
-  state = first if isinstance(first, list) else None
+def _compile(function: Any, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+  """A jitted function compiled for arguments, and how long that took in seconds, tracing included."""
   begin = time.perf_counter()
-  compiled = function.lower(state[0] if state else first, second).compile()
-  compile_seconds = time.perf_counter() - begin
+  compiled = function.lower(*arguments).compile()
+  return compiled, time.perf_counter() - begin
+
+
+def _program(step: Callable[[], Any], compiled: jax.stages.Compiled, compile_seconds: float, images: int) -> Program:
+  """The program that calls `step`, which calls `compiled` and returns its result."""
 
   def run(steps: int) -> float:
     begin = time.perf_counter()
     for _ in range(steps):
-      result = compiled(state[0] if state else first, second)
-      if state:
-        state[0] = result
+      result = step()
     jax.block_until_ready(result)
     return time.perf_counter() - begin
 
@@ -195,7 +204,11 @@ def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStac
 
 
 def _measure(programs: dict[Any, Program], rounds: int) -> dict[Any, list[float]]:
-  """Images a second of every program in every round."""
+  """Images a second of every program in every round.
+
+  A turn begins with a step that does not count. It is slower, and a run has no such steps: caches hold what others
+  used, and while these ran the operating system took back the memory that the last step had freed.
+  """
   steps = {}
   for name, program in programs.items():
     program.run(1)
@@ -205,6 +218,7 @@ def _measure(programs: dict[Any, Program], rounds: int) -> dict[Any, list[float]
   for number in range(rounds):
     for name in list(programs)[::-1 if number % 2 else 1]:
       time.sleep(_PAUSE_SECONDS)
+      programs[name].run(1)
       seconds = programs[name].run(steps[name])
       rates[name].append(steps[name] * programs[name].images / seconds)
   return rates
@@ -285,8 +299,8 @@ def _notes(config: ConfigDict, peak: float) -> list[str]:
 def _torch_notes(config: ConfigDict, description: dict[str, str]) -> list[str]:
   """What PyTorch's numbers are, and what its training does not do."""
   memory = "its allocator's peak" if jax.devices()[0].platform == "gpu" else "what its process grew by"
-  lines = [f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training and "
-           f"one for inference. Memory: {memory}."]
+  lines = [f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training "
+           f"and one for inference. Memory: {memory}."]
   if config.batch_norm.enabled and config.batch_norm.group_size not in (0, config.batch_size):
     lines.append(f"BN: over groups of {config.batch_norm.group_size} here, over the whole batch in PyTorch.")
   if config.data.photometric_strength:

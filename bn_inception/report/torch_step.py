@@ -1,10 +1,10 @@
 """Training or inference of a config's network in PyTorch, to measure against; PyTorch is optional.
 
 A program of its own, so that its threads and its memory are not those of JAX: `python -m
-bn_inception.report.torch_step REQUEST`. REQUEST is JSON: {"config", "batch_size", "training", "device", "threads"}. The
-program warms up and writes {"version", "device"}; then it reads numbers of steps and answers each, when they are made, with
-{"seconds", "memory"}, lines of JSON all. `memory` is the peak so far in bytes: on a GPU what PyTorch allocated, else
-what this process grew by since PyTorch was imported.
+bn_inception.report.torch_step REQUEST`. REQUEST is JSON: {"config", "batch_size", "training", "device", "threads"}.
+The program warms up and writes {"version", "device"}; then it reads numbers of steps and answers each, when they are
+made, with {"seconds", "memory"}, lines of JSON all. `memory` is the peak so far in bytes: on a GPU what PyTorch
+allocated, else what this process grew by since PyTorch was imported.
 """
 
 from collections.abc import Callable

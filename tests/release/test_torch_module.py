@@ -28,14 +28,14 @@ BATCH, CLASSES = 4, 5
 # Each choice of a network is made by some of these, on small images and narrow networks.
 # {name: (model settings, batch_norm settings, image size)}
 NETWORKS = {
-    "as configured": ({}, {}, 37),  # Odd and even maps: 37, 19, 10, 5, 3, 2.
+    "as configured": ({}, {}, 37),  # Maps of 37, 19, 10, 5, 3 and 2 pixels; TF-slim's have more at one side.
     "PyTorch's bninception": (
         {"stem": "plain", "pool_proj_4cd": 128, "padding": "symmetric", "stem_pool": "ceil", "reduction_pool": "ceil",
          "avg_pool_include_pad": True, "conv_bias": True}, {"epsilon": 1e-5}, 32),
     "MXNet's": (
         {"stem": "plain", "pool_proj_4cd": 128, "padding": "symmetric", "stem_pool": "floor",
          "reduction_pool": "floor_pad1", "avg_pool_include_pad": True, "conv_bias": True}, {}, 45),
-    "TF-slim's": ({}, {"in_stem": False, "use_gamma": False}, 40),
+    "TF-slim's": ({}, {"in_stem": False, "use_gamma": False}, 50),
     "separable stem, symmetric": ({"padding": "symmetric", "stem_pool": "floor_pad1"}, {}, 38),
     "small stem": ({"stem": "small", "width": 0.1}, {}, 9),
     "without BN": ({"local_response_norm": True, "dropout_rate": 0.4}, {"enabled": False}, 33),
