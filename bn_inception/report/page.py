@@ -347,8 +347,8 @@ def _compiled(folder: pathlib.Path) -> list[str]:
     return []
   return ["<h2>Compiled for accelerators</h2>",
           _table(["config", "topology", "type", "batch", "BN group", "MB an image", "steps", "chip hours"], rows),
-          "<p>By XLA's compiler for a TPU that is not there (scripts/accelerator_cost.py), evaluations included: from the "
-          "chip's data sheet to the compiler's own estimate of its schedule. Nothing was run there.</p>"]
+          "<p>By XLA's compiler for a TPU that is not there (scripts/accelerator_cost.py), evaluations included: from "
+          "the chip's data sheet to the compiler's own estimate of its schedule. Nothing was run there.</p>"]
 
 
 def _runs(results: measured.Results) -> list[str]:

@@ -31,7 +31,7 @@ ENTRY %main (x: f32[2,262144]) -> f32[8] {
   %d0 = f32[1,262144]{1,0:T(1,128)S(1)} slice-done(%s0)
   %d1 = f32[1,262144]{1,0:T(1,128)S(1)} slice-done(%s1)
   %w = f32[2,262144]{1,0:T(2,128)S(1)} custom-call(%d0, %d1), custom_call_target="ConcatBitcast"
-  %r = f32[8]{0:T(128)} fusion(%w), kind=kOutput, calls=%c, metadata={op_name="bn/reduce_sum"}, backend_config={"estimated_cycles":"7"}
+  %r = f32[8]{0:T(128)} fusion(%w), calls=%c, metadata={op_name="bn/sum"}, backend_config={"estimated_cycles":"7"}
   %t = (f32[262144], s32[]) while(%init), condition=%cond, body=%body
   %g = bf16[16,4]{1,0} all-gather(%r), channel_id=3, dimensions={0}
   %h = bf16[16,4]{1,0} all-gather(%r), channel_id=3, dimensions={0}
