@@ -388,6 +388,34 @@ def test_collectives_are_few(devices, group_size, masked):
     assert collectives(both, *placed) == (1 if inside else 2)
 
 
+@pytest.mark.parametrize("group_size, masked", [(2, False), (8, True), (None, False)])
+def test_layers_side_by_side_share_their_collectives_and_nothing_else(group_size, masked):
+  """Three layers of different sizes together: each as by the paper alone, with the collectives of one layer."""
+  layers = [((3, 2, 4), False), ((5,), False), ((1, 1, 3), False)]
+  arguments = [inputs(layer) for layer in layers]
+  mask = MASK if masked else None
+  placed = [on_mesh(8, *layer)[1] for layer in arguments]
+  options = dict(epsilon=EPSILON, group_size=group_size, mask=mask)
+
+  def forward(xs, gammas, betas):
+    return [y for y, _ in batch_norm.batch_norms(xs, gammas, betas, **options)]
+
+  def together(*placed):
+    xs, gammas, betas, dys = zip(*placed)
+    ys, gradients = jax.vjp(forward, xs, gammas, betas)
+    return ys, *gradients(list(dys))
+
+  with jax.set_mesh(sharding.make_mesh(jax.devices()[:8])):
+    inside = group_size == 2
+    assert collectives(forward, *(list(zip(*placed))[:3])) == (0 if inside else 1)
+    assert collectives(lambda *placed: together(*placed)[:2], *placed) == (0 if inside else 2)
+    results = zip(*jax.jit(together)(*placed))
+  for layer, actual in zip(arguments, results, strict=True):
+    expected = paper_transform(*layer, group_size=group_size, mask=mask)
+    for name, value in zip(("y", "dx", "dgamma", "dbeta"), actual, strict=True):
+      np.testing.assert_allclose(value, expected[name], rtol=3e-5, atol=3e-5)
+
+
 @pytest.mark.parametrize("group_size", [2, None])
 def test_running_averages_of_all_layers_are_one_collective(group_size):
   """Ten layers over eight devices: one collective for groups inside a device, none for those known everywhere."""

@@ -105,7 +105,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-  """Of a whole config: its training step, inference, and the forward pass that gathers batch statistics (None: no BN)."""
+  """Of a config: its training step, inference, and the forward pass that gathers batch statistics (None: no BN)."""
 
   topology: str
   chips: int
@@ -118,7 +118,7 @@ class Cost:
     return CHIPS[self.topology.partition(":")[0]]
 
   def hours(self, config: ConfigDict, eval_examples: int) -> dict[str, tuple[float, float]]:
-    """{"training", "evaluation": (least by the data sheet, by the compiler's schedule)}, hours of the whole topology."""
+    """{"training", "evaluation": (least by the data sheet, by the compiler's schedule)}, hours of the topology."""
     def call(program: Program) -> tuple[float, float]:
       times = program.seconds(self.chip, self.chips)
       estimate = times.pop("compiler's schedule", 0.0)

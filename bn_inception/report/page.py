@@ -52,7 +52,7 @@ def write(workdir: str, output: str) -> pathlib.Path:
   parts += _claims(results, root)
   for scale in (scale for scale in measured.SCALES if scale in results):
     parts += _scale(scale, results[scale], measured.evaluations(root, scale), folder)
-  parts += _full_scale() + _runs(results)
+  parts += _full_scale() + _compiled(root / "accelerator_cost") + _runs(results)
   folder.mkdir(parents=True, exist_ok=True)
   page = folder / "report.html"
   run_directory.replace_file(page, "<!doctype html>\n<html lang='en'><meta charset='utf-8'>"
@@ -331,6 +331,24 @@ def _full_scale() -> list[str]:
           "ensembles, which are computed exactly and take longer). Fusion saves much of the traffic; input, "
           "kernel launches and small layers come on top. Figures share runs: figure 3 includes those of figure 2. "
           "Figure 1 takes minutes on a CPU.</p>"]
+
+
+def _compiled(folder: pathlib.Path) -> list[str]:
+  """What scripts/accelerator_cost.py wrote: configs compiled for accelerators, narrower than the ranges above."""
+  rows = []
+  for path in sorted(folder.glob("*.json")):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    least, likely = (sum(pair[i] for pair in found["hours"].values()) * found["chips"] for i in (0, 1))
+    rows.append([found["config"], found["topology"], found["dtype"], f"{found['batch_size']:,}",
+                 found["group_size"] or "whole batch",
+                 f"{found['train']['bytes'] * found['chips'] / found['train']['images'] / 1e6:.0f}",
+                 f"{found['num_steps']:,}", f"{least:,.0f} to {likely:,.0f}"])
+  if not rows:
+    return []
+  return ["<h2>Compiled for accelerators</h2>",
+          _table(["config", "topology", "type", "batch", "BN group", "MB an image", "steps", "chip hours"], rows),
+          "<p>By XLA's compiler for a TPU that is not there (scripts/accelerator_cost.py), evaluations included: from "
+          "the chip's data sheet to the compiler's own estimate of its schedule. Nothing was run there.</p>"]
 
 
 def _runs(results: measured.Results) -> list[str]:

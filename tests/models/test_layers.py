@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception import batch_norm
+from bn_inception import batch_norm, sharding
 from bn_inception.models import inception, layers
 
 NORM = functools.partial(batch_norm.BatchNorm, epsilon=1e-3)
@@ -83,6 +83,34 @@ def test_convolution_adds_its_bias():
   x, kernel, bias = normal(1, 4, 4, 2), normal(1, 1, 2, 3, seed=1), normal(3, seed=2)
   actual = layers.Convolution(3, use_bias=True).apply({"params": {"kernel": kernel, "bias": bias}}, x)
   np.testing.assert_allclose(actual, x @ kernel[0, 0] + bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("layer", [layers.Convolution(3, (3, 3), use_bias=True), layers.Convolution(8, groups=4),
+                                   layers.Dense(3)], ids=["convolution", "depthwise", "dense"])
+def test_gradients_of_parameters_are_float32_before_devices_are_summed(layer, devices):
+  """Against float64 sums over the same bfloat16 values; their parts rounded to bfloat16 are off by 1e-3."""
+  shape = (32, 4) if isinstance(layer, layers.Dense) else (32, 5, 5, 4)
+  mesh = sharding.make_mesh(jax.devices()[:devices])
+  split = lambda a: jax.device_put(jnp.asarray(a, jnp.bfloat16), sharding.examples(mesh))
+  x = split(normal(*shape))
+  params = layer.init(jax.random.key(0), x)["params"]
+  dy = split(normal(*jax.eval_shape(lambda: layer.apply({"params": params}, x)).shape, seed=1))
+  gradients = jax.jit(jax.grad(lambda params, x, dy: jnp.sum((layer.apply({"params": params}, x) * dy).astype(float))),
+                      out_shardings=sharding.replicated(mesh))
+  actual = gradients(params, x, dy)
+  x, dy = (np.asarray(a, np.float64) for a in (x, dy))
+  if "bias" in params:
+    np.testing.assert_allclose(actual["bias"], dy.reshape(-1, dy.shape[-1]).sum(0), rtol=1e-5, atol=1e-5)
+  if isinstance(layer, layers.Dense):
+    expected = x.T @ dy
+  elif layer.groups > 1:
+    expected = np.einsum("bhwg,bhwgm->gm", x, dy.reshape(*dy.shape[:3], 4, 2)).reshape(1, 1, 1, 8)
+  else:
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    expected = np.array([[np.einsum("bhwc,bhwd->cd", padded[:, i:i + 5, j:j + 5], dy) for j in range(3)]
+                         for i in range(3)])
+  np.testing.assert_allclose(actual["kernel"], expected, rtol=1e-5, atol=1e-4)
 
 
 def test_convolution_computes_in_the_type_of_its_input_with_float32_parameters():
