@@ -29,6 +29,7 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
 
   What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
   """
+  _use_huge_pages()
   # The project's own lines are for a person to read; of the libraries' only the errors are.
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
@@ -109,6 +110,19 @@ def _keys(config: ConfigDict, prefix: str = ""):
       yield from _keys(value, f"{prefix}{name}.")
     else:
       yield prefix + name
+
+
+def _use_huge_pages() -> None:
+  """Starts this program again, as the same process, with huge pages for its memory where glibc can give them.
+
+  XLA's CPU client takes the memory of a program's temporaries anew at every call: 1.5 GB a training step at 224 px,
+  which are 435,000 page faults and up to a third of the step's time. With huge pages there are 3,000. Only the
+  environment at the start of a process can ask glibc for them; other systems do not read the variable.
+  """
+  tunables = os.environ.get("GLIBC_TUNABLES", "")
+  if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _join_processes() -> None:

@@ -1,19 +1,23 @@
 """Convolution and pooling that are fast on every platform.
 
 On TPU and GPU these are XLA's own operations and gradients. XLA for CPU (jaxlib 0.10) is slow in a few of them, and
-only these are lowered differently here (measured on Inception's shapes, two AVX-512 cores):
+only these are lowered differently here. GFLOP/s of single operations in float32 at batch 32, two AVX-512 cores whose
+matrix product reaches 370 to 470:
 
-- a 1x1 convolution: 50-200 GFLOP/s, its kernel's gradient 13-70; as matrix products 80-340 and 40-240;
-- the gradients of the depthwise 7x7 / 2 at 224 px: 1.9 s; of the dense convolution that equals it 0.3 s;
-- max pooling's gradient (select-and-scatter): 6 to 25 times slower than comparing each tap with the maximum; its
+- The kernel's gradient: 40 to 210 as a convolution, 240 to 360 as one matrix product for each tap of the kernel, a
+  chunk of the examples at a time. Chunks are what makes the products fast: their shifted copies stay in the cache. For
+  the whole batch at once they are slower than the convolution at 28 px and hold far more memory.
+- The kernel's gradient of the 7x7 / 2 stem: 40 to 55; as one product with all taps side by side, 145.
+- A 1x1 convolution: as a matrix product in all three directions, 1.5 to 4 times faster.
+- The gradients of the depthwise 7x7 / 2 at 224 px: 1.9 s; of the dense convolution that equals it 0.3 s.
+- Max pooling's gradient (select-and-scatter): 6 to 25 times slower than comparing each tap with the maximum; its
   forward pass 3 to 9 times slower than a maximum over columns, then over rows.
 
-Together a training step at 224 px takes about half the time and three quarters of the memory. XLA's other convolutions
-stay: im2col and sums over taps lose in the forward pass and in the input's gradient on most shapes; for the gradient of
-a 3x3 kernel they win alone, but a whole network gains nothing from them and holds 1.7 times the memory.
+XLA's other convolutions stay, 160 to 450: im2col and sums over taps, in chunks or not, win and lose by shape, and a
+whole step gains less than its own spread.
 
-Nothing here mixes examples but the sum over the batch in a kernel's gradient: sharded over the batch, a program needs
-that one all-reduce and no other communication. (XLA gathers the batch for groups that are not depthwise: avoid them.)
+Nothing here mixes examples but the sum over the batch in a kernel's gradient: sharded over the batch under
+`jax.set_mesh`, a program needs that one all-reduce and no other communication. (XLA gathers the batch for groups that are not depthwise: avoid them.)
 """
 
 import functools
@@ -26,6 +30,9 @@ from jax import lax
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
+
+_CHUNK_BYTES = 2 * 2**20  # Of x and dy in a chunk: with the copies of x, about what a core's cache holds.
+_NARROW = 8  # With fewer channels a row of a tap's product is too short for a matrix product.
 
 
 def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: str | Padding,
@@ -115,10 +122,6 @@ def _dense_conv(x, kernel, strides, padding):
   return conv(x, kernel)
 
 
-def _is_pointwise(kernel, strides, padding):
-  return kernel.shape[:2] == strides == (1, 1) and not np.any(padding)
-
-
 def _dense_conv_forward(x, kernel, strides, padding):
   return _dense_conv(x, kernel, strides, padding), (x, kernel)
 
@@ -126,61 +129,90 @@ def _dense_conv_forward(x, kernel, strides, padding):
 def _dense_conv_backward(strides, padding, residuals, dy):
   conv = functools.partial(_conv, strides=strides, padding=padding)
 
-  def by_taps(x, kernel, dy):
-    # Two operations read dy. Without the barrier XLA computes the whole chain that makes dy once for each.
+  def by_products(x, kernel, dy):
+    # Both gradients read dy. Without the barrier XLA computes the chain of operations that makes dy once for each.
     dy = lax.optimization_barrier(dy)
     if _is_pointwise(kernel, strides, padding):
-      return dy @ kernel[0, 0].T, _contract_pixels(x, dy)[None, None]
+      return dy @ kernel[0, 0].T, _contract(x, dy)[None, None].astype(x.dtype)
     dx = jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0]
-    return dx, _kernel_gradient_by_taps(x, dy, kernel.shape[:2], strides, padding)
+    return dx, _kernel_gradient(x, dy, kernel.shape[:2], strides, padding)
 
   return lax.platform_dependent(
-      *residuals, dy, cpu=by_taps, default=lambda x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy))
+      *residuals, dy, cpu=by_products, default=lambda x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy))
 
 
 _dense_conv.defvjp(_dense_conv_forward, _dense_conv_backward)
 
 
-def _contract_pixels(a, b):
-  return lax.dot_general(a, b, (((0, 1, 2), (0, 1, 2)), ((), ())))
+def _is_pointwise(kernel, strides, padding):
+  return kernel.shape[:2] == strides == (1, 1) and not np.any(padding)
 
 
-def _kernel_gradient_by_taps(x, dy, window, strides, padding):
-  """Each tap of the kernel gets (the pixels of x that it meets)^T dy."""
-  devices = _devices_of_batch(x.shape[0])
-  chunks = _chunks(x, dy, devices)
-  rows, columns = dy.shape[1:3]
-  low_high = tuple((low, stride * (count - 1) + size - length - low) for (low, _), stride, count, size, length in zip(
-      padding, strides, (rows, columns), window, x.shape[1:3], strict=True))
+def _contract(a, b):
+  """a^T b over all axes but the last, in float32 (float64 for float64)."""
+  axes = tuple(range(a.ndim - 1))
+  return lax.dot_general(a, b, ((axes, axes), ((), ())), preferred_element_type=_accumulator(a))
+
+
+def _accumulator(x):
+  return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _kernel_gradient(x, dy, window, strides, padding):
+  """For each tap of the kernel the product (pixels that it meets)^T dy, [*window, in, out].
+
+  A chunk of the examples at a time, so that the shifted copies of its pixels stay in the cache.
+  """
+  devices = _devices_of(x.shape[0])
+  chunks = _number_of_chunks(x, dy, devices)
+  narrow = x.shape[-1] < _NARROW
+  taps = functools.partial(_narrow_taps if narrow else _wide_taps, window=window, strides=strides, padding=padding)
+  # Every device adds up its own examples. Their sum over the devices is the one communication.
+  xs, dys = (a.reshape(devices, chunks, -1, *a.shape[1:]) for a in (x, dy))
 
   def add_chunk(index, total):
-    x_chunk, dy_chunk = (lax.dynamic_index_in_dim(a, index, 1, keepdims=False) for a in (xs, dys))
-    x_chunk = lax.pad(x_chunk, jnp.zeros((), x.dtype), ((0, 0, 0), (0, 0, 0), *((*edge, 0) for edge in low_high), (0, 0, 0)))
-    taps = []
-    for i, j in np.ndindex(window):
-      seen = x_chunk[:, :, i:i + strides[0] * (rows - 1) + 1:strides[0], j:j + strides[1] * (columns - 1) + 1:strides[1]]
-      taps.append(lax.dot_general(dy_chunk, seen, (((1, 2, 3), (1, 2, 3)), ((0,), (0,)))))
-    return total + jnp.stack(taps)
+    return total + jax.vmap(taps)(xs[:, index], dys[:, index])
 
-  split = lambda a: a.reshape(devices, chunks, a.shape[0] // (devices * chunks), *a.shape[1:])
-  xs, dys = split(x), split(dy)
-  shape = (math.prod(window), devices, dy.shape[-1], x.shape[-1])
-  total = lax.fori_loop(0, chunks, add_chunk, jnp.zeros(shape, x.dtype))
-  return jnp.sum(total, 1).transpose(0, 2, 1).reshape(*window, x.shape[-1], dy.shape[-1])
+  total = jnp.zeros((devices, math.prod(window), x.shape[-1], dy.shape[-1]), _accumulator(x))
+  total = lax.fori_loop(0, chunks, add_chunk, total) if chunks > 1 else add_chunk(0, total)
+  return jnp.sum(total, 0).reshape(*window, *total.shape[2:]).astype(x.dtype)
 
 
-def _devices_of_batch(batch):
+def _shifted(x, window, strides, padding, outputs):
+  """For each tap, in row-major order, the pixels of x [B, H, W, C] that it meets, [B, *outputs, C]."""
+  edges = [(low, stride * (count - 1) + size - length - low, 0) for (low, _), stride, count, size, length in zip(
+      padding, strides, outputs, window, x.shape[1:3], strict=True)]
+  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+  ends = [stride * (count - 1) + 1 for stride, count in zip(strides, outputs, strict=True)]
+  return [x[:, i:i + ends[0]:strides[0], j:j + ends[1]:strides[1]] for i, j in np.ndindex(window)]
+
+
+def _wide_taps(x, dy, window, strides, padding):
+  """[taps, in, out], a product for each tap. dy is the operand that is transposed: once for all taps."""
+  seen = _shifted(x, window, strides, padding, dy.shape[1:3])
+  return jnp.stack([_contract(dy, pixels).T for pixels in seen])
+
+
+def _narrow_taps(x, dy, window, strides, padding):
+  """[taps, in, out], one product for all taps, whose pixels are gathered a channel at a time: long runs, not short."""
+  x = lax.optimization_barrier(jnp.moveaxis(x, -1, 0)[..., None])  # [in, B, H, W, 1]
+  seen = jax.vmap(lambda channel: jnp.stack(_shifted(channel, window, strides, padding, dy.shape[1:3])), out_axes=1)(x)
+  seen = lax.optimization_barrier(seen.reshape(-1, dy.size // dy.shape[-1]))
+  kernel = jnp.matmul(seen, dy.reshape(-1, dy.shape[-1]), preferred_element_type=_accumulator(x))
+  return kernel.reshape(math.prod(window), -1, dy.shape[-1])
+
+
+def _devices_of(batch):
+  """How many devices the batch is split over: those of the mesh that `jax.set_mesh` has set."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.size if not mesh.empty and batch % mesh.size == 0 else 1
 
 
-_CHUNK_BYTES = 7 << 20
-
-
-def _chunks(x, dy, devices):
-  examples = x.shape[0] // devices
-  example_bytes = (x.nbytes + dy.nbytes) // x.shape[0] if hasattr(x, "nbytes") else (x.size + dy.size) * x.dtype.itemsize // x.shape[0]
-  return next(n for n in range(1, examples + 1) if examples % n == 0 and (examples // n * example_bytes <= _CHUNK_BYTES or n == examples))
+def _number_of_chunks(x, dy, devices):
+  """The fewest equal chunks of a device's examples whose pixels and gradients have at most _CHUNK_BYTES."""
+  examples, size = x.shape[0] // devices, (x.size + dy.size) // devices * x.dtype.itemsize
+  fit = (n for n in range(1, examples + 1) if examples % n == 0 and size <= n * _CHUNK_BYTES)
+  return next(fit, examples)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -194,7 +226,7 @@ def _grouped_conv_forward(x, kernel, strides, padding, groups):
 
 def _grouped_conv_backward(strides, padding, groups, residuals, dy):
   grouped = lambda x, kernel: _conv(x, kernel, strides, padding, groups)
-  dense = lambda x, kernel: _conv(x, _block_diagonal(kernel, groups), strides, padding)
+  dense = lambda x, kernel: _dense_conv(x, _block_diagonal(kernel, groups), strides, padding)
   gradients = lambda conv: lambda x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy)
   return lax.platform_dependent(*residuals, dy, cpu=gradients(dense), default=gradients(grouped))
 

@@ -85,11 +85,21 @@ def random(*shape, seed=0):
   return np.random.default_rng([seed, *shape]).normal(size=shape)
 
 
+# What decides how a CPU makes the kernel's gradient: examples, bytes of a chunk, and from how many channels on each tap
+# has a product of its own.
+GRADIENTS = {"a product a tap": (2, 2**21, 1), "a product for all taps": (2, 2**21, 8),
+             "a product a tap and chunk": (6, 3_000, 1), "a product a chunk": (6, 3_000, 8)}
+
+
+@pytest.mark.parametrize("way", GRADIENTS.values(), ids=GRADIENTS.keys())
 @cases(CONVOLUTIONS)
-def test_conv2d_is_brute_force_in_value_and_both_gradients(case):
+def test_conv2d_is_brute_force_in_value_and_both_gradients(monkeypatch, case, way):
   kernel_shape, size, strides, padding, groups = case
+  examples, chunk_bytes, narrow = way
+  monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)
+  monkeypatch.setattr(convolution, "_NARROW", narrow)
   with jax.enable_x64(True):
-    x, kernel = random(2, *size, kernel_shape[2] * groups), random(*kernel_shape)
+    x, kernel = random(examples, *size, kernel_shape[2] * groups), random(*kernel_shape)
     conv = jax.jit(functools.partial(
         convolution.conv2d, strides=strides, padding=padding, feature_group_count=groups))
     dy = random(*jax.eval_shape(conv, x, kernel).shape, seed=1)
@@ -180,14 +190,27 @@ def collectives(function, *args):
   in_shardings = tuple(sharding("data") if arg.shape[0] == 16 else sharding() for arg in args)
   out_shardings = jax.tree.map(
       lambda out: sharding("data") if out.shape[:1] == (16,) else sharding(), jax.eval_shape(function, *args))
-  program = jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings).lower(*args).compile().as_text()
+  with jax.set_mesh(mesh):
+    function = jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings)
+    program = function.lower(*args).compile().as_text()
   names = r" (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\("
   return collections.Counter(re.findall(names, program))
 
 
+def test_chunks_are_equal_and_at_most_their_size_where_examples_allow_it(monkeypatch):
+  x, dy = np.zeros((12, 5, 5, 2), np.float32), np.zeros((12, 5, 5, 3), np.float32)  # 500 bytes an example.
+  for chunk_bytes, devices, chunks in ((6_000, 1, 1), (5_999, 1, 2), (2_000, 1, 3), (1_999, 1, 4), (1_400, 1, 6),
+                                       (10, 1, 12), (3_000, 2, 1), (2_999, 2, 2), (10, 4, 3)):
+    monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)
+    assert convolution._number_of_chunks(x, dy, devices) == chunks
+
+
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.parametrize("chunk_bytes, narrow", [(2**21, 1), (2**21, 8), (10, 1), (10, 8)])
 @cases({name: case for name, case in CONVOLUTIONS.items() if name != "two groups"})  # XLA's own gathers the batch here.
-def test_conv2d_sharded_over_the_batch_needs_one_all_reduce(case):
+def test_conv2d_sharded_over_the_batch_needs_one_all_reduce(monkeypatch, case, chunk_bytes, narrow):
+  monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)  # 10: the two examples of a device are two chunks.
+  monkeypatch.setattr(convolution, "_NARROW", narrow)
   kernel_shape, size, strides, padding, groups = case
   x, kernel = jnp.zeros((16, *size, kernel_shape[2] * groups)), jnp.zeros(kernel_shape)
   conv = functools.partial(convolution.conv2d, strides=strides, padding=padding, feature_group_count=groups)
