@@ -137,7 +137,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
       last = step == config.num_steps
       evaluates = last or step % config.eval_every == 0
       if evaluates:  # Its input is read while the step is under way.
-        evaluations = [start(eval_inputs) for start in evaluators]
+        evaluations = [read_ahead(eval_inputs) for read_ahead in evaluators]
       sharding.one_program_at_a_time(mesh, state.step)
       if config.profile_at_step:
         profile(step)
