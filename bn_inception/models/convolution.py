@@ -173,9 +173,11 @@ def _kernel_gradient(x, dy, window, strides, padding):
   def add_chunk(index, total):
     return total + jax.vmap(taps)(xs[:, index], dys[:, index])
 
-  total = jnp.zeros((devices, math.prod(window), x.shape[-1], dy.shape[-1]), _accumulator(x))
+  channels = (x.shape[-1], dy.shape[-1]) if narrow else (dy.shape[-1], x.shape[-1])
+  total = jnp.zeros((devices, math.prod(window), *channels), _accumulator(x))
   total = lax.fori_loop(0, chunks, add_chunk, total) if chunks > 1 else add_chunk(0, total)
-  return jnp.sum(total, 0).reshape(*window, *total.shape[2:]).astype(x.dtype)
+  total = jnp.sum(total, 0).reshape(*window, *channels).astype(x.dtype)
+  return total if narrow else total.swapaxes(2, 3)
 
 
 def _shifted(x, window, strides, padding, outputs):
@@ -188,9 +190,9 @@ def _shifted(x, window, strides, padding, outputs):
 
 
 def _wide_taps(x, dy, window, strides, padding):
-  """[taps, in, out], a product for each tap. dy is the operand that is transposed: once for all taps."""
+  """[taps, out, in], a product for each tap. dy is the operand that is transposed: once for all taps."""
   seen = _shifted(x, window, strides, padding, dy.shape[1:3])
-  return jnp.stack([_contract(dy, pixels).T for pixels in seen])
+  return jnp.stack([_contract(dy, pixels) for pixels in seen])
 
 
 def _narrow_taps(x, dy, window, strides, padding):
