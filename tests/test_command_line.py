@@ -1,5 +1,6 @@
 """What a user's mistake ends with: one sentence on what to do, exit code 2, and nothing started."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -65,3 +66,22 @@ def test_reproduce(repository, tmp_path, arguments, words):
   code, output, error = run(repository, "reproduce", *arguments, f"--workdir={workdir}")
   assert code == 2 and not output and not workdir.exists() and "Traceback" not in error
   assert all(word in error.strip().splitlines()[-1] for word in words), error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's huge pages are of Linux")
+@pytest.mark.parametrize("given, expected", [
+    (None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1"),
+    ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0")])  # The user's own choice stays.
+def test_a_script_starts_again_as_the_same_process_with_huge_pages(repository, tmp_path, given, expected):
+  script = tmp_path / "script.py"
+  # /proc tells what the process began with, which is what glibc reads.
+  script.write_text(
+      "import os, re, sys\nfrom bn_inception import command_line\n"
+      "began_with = lambda: re.search('GLIBC_TUNABLES=([^\\0]*)', open('/proc/self/environ').read())\n"
+      "command_line.run(lambda: print(began_with()[1], os.getpid(), sys.argv[1]))\n")
+  environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+  environment |= {"PYTHONPATH": str(repository)} | ({"GLIBC_TUNABLES": given} if given else {})
+  with subprocess.Popen([sys.executable, str(script), "--coordinator="], env=environment, text=True,
+                        stdout=subprocess.PIPE) as process:
+    output, _ = process.communicate()
+  assert output.split() == [expected, str(process.pid), "--coordinator="]
