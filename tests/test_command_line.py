@@ -79,7 +79,8 @@ def test_a_script_starts_again_as_the_same_process_with_huge_pages(repository, t
       "import os, sys\nfrom bn_inception import command_line\n"
       "began_so = lambda: 'glibc.malloc.hugetlb=' in open('/proc/self/environ').read()\n"
       "command_line.run(lambda: print(os.environ['GLIBC_TUNABLES'], began_so(), os.getpid(), sys.argv[1]))\n")
-  environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+  others = ("GLIBC_TUNABLES", "PYTEST_CURRENT_TEST")  # The latter holds this test's parameters.
+  environment = {name: value for name, value in os.environ.items() if name not in others}
   environment |= {"PYTHONPATH": str(repository)} | ({"GLIBC_TUNABLES": given} if given else {})
   with subprocess.Popen([sys.executable, str(script), "--coordinator="], env=environment, text=True,
                         stdout=subprocess.PIPE) as process:
