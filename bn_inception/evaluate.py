@@ -10,11 +10,10 @@ import pathlib
 import time
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, release, restore, run_directory, sharding
+from bn_inception import config_checks, folder_lock, hosts, release, restore, run_directory, sharding
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
@@ -64,7 +63,7 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
       train_source = pipeline.open_source(config.data, config.data.train_split)
     with contextlib.ExitStack() as inputs:
       # The input is read while the checkpoint is restored and programs compile.
-      evaluate = classification.make_evaluator(config, mesh, train_source, eval_source)(inputs)
+      evaluate = classification.make_evaluator(config, mesh, train_source, eval_source).start(inputs)
       state = restore.restore(workdir, config, mesh, step)
       step = int(state.step)
       metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
@@ -120,34 +119,38 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
       "image_size": data.image_size, "folded": folded, "statistics": statistics}
   folder = pathlib.Path(output or _default_output(paths, opened, crops))
   writes = jax.process_index() == 0
-  done = predictions_file.resume(folder, request) if writes else 0
-  done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
-  _log.info("%s: %s images of %s %s, %d crop%s, %d network%s%s.", folder, f"{opened.num_examples:,}", opened.name,
-            opened.split, crops, "s"[:crops > 1], len(networks), "s"[:len(networks) > 1],
-            f", {done:,} images are done already" if done else "")
+  with contextlib.ExitStack() as stack:
+    if writes:
+      predictions_file.check_folder(folder)
+      lock = stack.enter_context(folder_lock.hold(folder))
+      stack.enter_context(hosts.before_exit(lock.release))
+    done = hosts.of_first(predictions_file.resume(folder, request) if writes else None)
+    _log.info("%s: %s images of %s %s, %d crop%s, %d network%s%s.", folder, f"{opened.num_examples:,}", opened.name,
+              opened.split, crops, "s"[:crops > 1], len(networks), "s"[:len(networks) > 1],
+              f", {done:,} images are done already" if done else "")
 
-  batch_size = batch_size or 64 * mesh.size
-  local_images = prediction.images_per_batch(batch_size, crops)
-  batches = pipeline.crop_batches(
-      data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
-      process_index=jax.process_index(), process_count=jax.process_count())
-  progress = _Progress(done, opened.num_examples)
-  # Float32 is what it says, on accelerators too.
-  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as stack:
-    append = stack.enter_context(predictions_file.writer(folder)) if writes else None
-    for predicted in prediction.predict(networks, batches, mesh, batch_size):
-      indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
-      if writes:
-        mask = predicted.mask[:len(indices)]
-        append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
-      done += len(indices)
-      progress.report(done)
-  if not writes:
-    return {}
-  metrics = predictions_file.metrics(folder, opened.num_examples)
-  run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
-  _log.info("%s", tables.comparison(request, metrics, [one.config.release.published for one in releases]))
-  return metrics
+    batch_size = batch_size or 64 * mesh.size
+    local_images = prediction.images_per_batch(batch_size, crops)
+    batches = pipeline.crop_batches(
+        data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
+        process_index=jax.process_index(), process_count=jax.process_count())
+    progress = _Progress(done, opened.num_examples)
+    # Float32 is what it says, on accelerators too.
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as writing:
+      append = writing.enter_context(predictions_file.writer(folder)) if writes else None
+      for predicted in prediction.predict(networks, batches, mesh, batch_size):
+        indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
+        if writes:
+          mask = predicted.mask[:len(indices)]
+          append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
+        done += len(indices)
+        progress.report(done)
+    if not writes:
+      return {}
+    metrics = predictions_file.metrics(folder, opened.num_examples)
+    run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
+    _log.info("%s", tables.comparison(request, metrics, [one.config.release.published for one in releases]))
+    return metrics
 
 
 def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:

@@ -1,6 +1,6 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -45,7 +45,8 @@ def training_batches(config: ConfigDict, mesh: Mesh, source: pipeline.Source) ->
 
 
 def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch_stats: Any,
-                          batches: Iterable[dict[str, jax.Array]], mesh: Mesh) -> Any:
+                          batches: Iterable[dict[str, jax.Array]], mesh: Mesh,
+                          between_batches: Callable[[], None] = lambda: None) -> Any:
   """Population statistics over training batches.
 
   Args:
@@ -53,6 +54,7 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
     params, batch_stats: of the network; the latter is not used but for its shapes.
     batches: from `training_batches`.
     mesh: of the run.
+    between_batches: called before every batch; what it raises ends the pass.
 
   Returns:
     The `batch_stats` collection, on every device.
@@ -60,7 +62,12 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
   Raises:
     DataError: if the training data cannot be read.
   """
-  statistics = population_statistics(compiled_step(params, batch_stats, batch)[1] for batch in batches)
+  def moments() -> Iterator[Any]:
+    for batch in batches:
+      between_batches()
+      yield compiled_step(params, batch_stats, batch)[1]
+
+  statistics = population_statistics(moments())
   return jax.device_put(statistics, sharding.replicated(mesh))
 
 

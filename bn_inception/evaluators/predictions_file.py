@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_inception import run_directory
+from bn_inception import folder_lock, run_directory
 from bn_inception.data.annotations import Annotation
 from bn_inception.errors import UserError
 
@@ -24,6 +24,13 @@ SYNC_SECONDS = 5.0
 
 class EvaluationError(UserError, ValueError):
   """An evaluation that cannot be made; the text is one sentence that says what is wrong and what to do."""
+
+
+def check_folder(folder: pathlib.Path) -> None:
+  """Raises EvaluationError if the folder holds something else than an evaluation."""
+  if not (folder / REQUEST).exists() and folder.exists() and (
+      not folder.is_dir() or any(path.stem not in (REQUEST, folder_lock.FILE) for path in folder.iterdir())):
+    raise EvaluationError(f"{folder} exists and holds no evaluation: give another --output.")
 
 
 def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
@@ -39,9 +46,8 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
   Raises:
     EvaluationError: if the folder holds something else, or another evaluation.
   """
+  check_folder(folder)
   if not (folder / REQUEST).exists():
-    if folder.exists() and (not folder.is_dir() or any(path.stem != REQUEST for path in folder.iterdir())):
-      raise EvaluationError(f"{folder} exists and holds no evaluation: give another --output.")
     folder.mkdir(parents=True, exist_ok=True)
     run_directory.replace_file(folder / REQUEST, json.dumps(request, indent=2) + "\n")
     return 0
