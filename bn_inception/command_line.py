@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
-from bn_inception.errors import UserError
+from bn_inception import signals, status
+from bn_inception.errors import Stopped, UserError
 from configs.versions import VersionError
 
 _COORDINATOR = flags.DEFINE_string(
@@ -20,20 +21,31 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there a
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.")
 _CLUSTER = flags.DEFINE_bool(
     "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
+_START_SECONDS = flags.DEFINE_integer(
+    "start_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1)
+_LOST_SECONDS = flags.DEFINE_integer(
+    "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.",
+    lower_bound=1)
 
 
-def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
+def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: bool = False) -> None:
   """Parses the flags, joins the other processes and calls `main`, whose result is the exit code.
 
-  With `choices` the command line starts with one of these words, which is `main`'s argument.
+  With `choices` the command line starts with one of these words, which is `main`'s argument. With `stops` SIGTERM and
+  SIGINT end the program as `hosts` says.
 
-  What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
+  What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2; status.py
+  has all codes.
   """
   _use_huge_pages()
+  if stops:
+    signals.listen(_on_stop)
   # The project's own lines are for a person to read; of the libraries' only the errors are.
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
-  handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+  # Whom a terminal shows it to knows the day; a file is read later.
+  handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s",
+                                         "%H:%M:%S" if sys.stdout.isatty() else "%Y-%m-%d %H:%M:%S"))
   log = logging.getLogger("bn_inception")
   log.addHandler(handler)
   log.setLevel(logging.INFO)
@@ -41,10 +53,17 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
 
   def call(words):
     try:
-      _join_processes()
+      _join_processes(handler)
       sys.exit(main(*words[1:]))
-    except (UserError, VersionError, FileNotFoundError) as error:
-      fail(str(error))
+    except Stopped:
+      sys.exit(status.EXIT_PREEMPTED)
+    except Exception as error:
+      sentence = _sentence(error)
+      if hosts := sys.modules.get("bn_inception.hosts"):
+        hosts.end_together(error)
+      if sentence is None:
+        raise
+      fail(sentence, max(status.EXIT_BAD_INPUT, status.of_error(error)))
 
   app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))
 
@@ -60,10 +79,10 @@ def one_of(first: str, of_first: Sequence[str], second: str, of_second: Sequence
       fail(f"--{name} goes with --{other}.")
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str, code: int = status.EXIT_BAD_INPUT) -> None:
   """Ends the program with one sentence for the user."""
   print(f"\n{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)
 
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
@@ -125,9 +144,61 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _join_processes() -> None:
-  import jax
+def _on_stop(name: str) -> None:
+  """SIGTERM or SIGINT; before there is anything to end in order, the program just ends."""
+  hosts = sys.modules.get("bn_inception.hosts")
+  if on_stop := getattr(hosts, "on_stop", None):
+    on_stop(name)
+  else:
+    os._exit(status.EXIT_PREEMPTED)
+
+
+def _join_processes(handler: logging.Handler) -> None:
   if _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
+    if _PROCESSES.value is None or _PROCESS_ID.value is None:
+      fail("--coordinator goes with --processes and --process_id: give all three.")
+    where = {"coordinator_address": _COORDINATOR.value, "num_processes": _PROCESSES.value,
+             "process_id": _PROCESS_ID.value}
+  elif _PROCESSES.value is not None or _PROCESS_ID.value is not None:
+    fail("--processes and --process_id go with --coordinator: give host:port of process 0.")
   elif _CLUSTER.value:
-    jax.distributed.initialize()
+    where = {}
+  else:
+    _check_alone()
+    return
+  import jax
+  from bn_inception import hosts
+  try:
+    hosts.join(lambda: jax.distributed.initialize(
+        **where, initialization_timeout=_START_SECONDS.value, heartbeat_timeout_seconds=10 * _LOST_SECONDS.value),
+               _LOST_SECONDS.value)
+  except Exception as error:  # JAX raises many kinds.
+    reason = str(error).strip().splitlines()
+    fail(f"The other processes could not be joined within {_START_SECONDS.value} s "
+         f"({reason[0] if reason else type(error).__name__}): see whether all have started and reach the coordinator; "
+         "the same command tries again." if where or "oordinator" not in str(error) else
+         "No cluster was found for --cluster: start it as a task of one, or give --coordinator, --processes and "
+         "--process_id.", status.EXIT_START_AGAIN if where else status.EXIT_BAD_INPUT)
+  if jax.process_index():
+    # Process 0 speaks for all. What another has to say comes with its number.
+    handler.setFormatter(logging.Formatter(f"%(asctime)s  [process {jax.process_index()}]  %(message)s",
+                                           handler.formatter.datefmt))
+    handler.setLevel(logging.WARNING)
+
+
+def _check_alone() -> None:
+  """Several tasks of one Slurm step that do not know of each other would all do the same."""
+  tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+  shares = "count" in flags.FLAGS and flags.FLAGS["count"].present
+  if tasks != "1" and not shares:
+    fail(f"This is one of {tasks} tasks of a Slurm step, and each would do the same: give --cluster, so that they work "
+         "together, or start one task.")
+
+
+def _sentence(error: Exception) -> str | None:
+  """What to tell a user of an error; None for one that is not the user's."""
+  if isinstance(error, (UserError, VersionError, FileNotFoundError)):
+    return str(error)
+  from bn_inception import folder_lock
+  stored = folder_lock.storage_error(error, os.getcwd())
+  return str(stored) if stored else None

@@ -72,7 +72,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
     if not (value := _get(config, name)) > 0:
       raise ConfigError(f"{name} is {value}: it must be greater than 0.")
   for name in ("momentum", "weight_decay", "ema_decay", "auxiliary_loss_weight", "batch_norm.group_size",
-               "batch_norm.momentum", "keep_best", "profile_at_step"):
+               "batch_norm.momentum", "keep_best", "profile_at_step", "checkpoint_every_minutes", "stall_minutes",
+               "stall_limit_minutes"):
     if not (value := _get(config, name)) >= 0:
       raise ConfigError(f"{name} is {value}: it must not be negative.")
   for name in ("momentum", "ema_decay", "batch_norm.momentum"):

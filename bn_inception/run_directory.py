@@ -4,6 +4,7 @@ Process 0 writes them. Each is either replaced as a whole or appended by whole l
 leaves readable files.
 """
 
+import datetime
 import importlib.metadata
 import json
 import math
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import versions
 
+_HISTORY = "history"  # In config.json, beside the config: how it changed.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
 
 
@@ -38,9 +40,20 @@ def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "metrics.jsonl"
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Writes the resolved config."""
-  replace_file(config_path(workdir), json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+def write_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> None:
+  """Writes the resolved config where there is none or another one.
+
+  Where it changes, `history` keeps a line of what: {"step": from which on, "changed": {field: [old, new]}}.
+  """
+  path, tree = config_path(workdir), json.loads(config.to_json())
+  if path.exists():
+    changed = changed_fields(workdir, config)
+    if not changed:
+      return
+    old, new = versions.flatten(read_config_tree(path)), versions.flatten(tree)
+    history = json.loads(path.read_text()).get(_HISTORY, [])
+    tree[_HISTORY] = [*history, {"step": step, "changed": {name: [old.get(name), new.get(name)] for name in changed}}]
+  replace_file(path, json.dumps(tree, indent=2) + "\n")
 
 
 def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
@@ -66,7 +79,10 @@ def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
     VersionError: if it is of a later version.
     ValueError: if it is damaged.
   """
-  return versions.upgrade(json.loads(path.read_text()), str(path))
+  tree = json.loads(path.read_text())
+  if isinstance(tree, dict):
+    tree.pop(_HISTORY, None)
+  return versions.upgrade(tree, str(path))
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -94,33 +110,63 @@ def read_status(workdir: pathlib.Path) -> dict[str, Any]:
   return json.loads(path.read_text()) if path.exists() else {}
 
 
-def write_status(workdir: pathlib.Path, status: str, step: int, config: ConfigDict, **details: Any) -> None:
-  """Writes status.json.
+def saved_step(workdir: pathlib.Path) -> int | None:
+  """The step of a checkpoint that the run says it has written; None if it has written none."""
+  status = read_status(workdir)
+  if "saved_step" in status:
+    return status["saved_step"]
+  if status:  # Of a version that did not say it; its first status was that of step 0.
+    return status.get("step") or None
+  lines = read_metrics(workdir)
+  return lines[-1]["step"] if lines else None
 
-  Args:
-    workdir: the run directory.
-    status: running | done | diverged | preempted.
-    step: the last step made.
-    config: of the run.
-    **details: what else there is to say, such as the reason and the last metrics.
+
+class Status:
+  """status.json of a run while it is made: what is known at its start, and what has changed since.
+
+  Process 0 writes it; on the others `write` does nothing.
   """
-  devices = jax.devices()
-  replace_file(workdir / "status.json", json.dumps({
-      "status": status, "step": step, "num_steps": config.num_steps, "paper_steps": step * config.batch_size / 32,
-      **details,
-      "git_revision": git_revision(), "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-      "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count(),
-  }, indent=2) + "\n")
+
+  def __init__(self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None):
+    """Of a run that is at `step`, and has saved step `saved`. What the code is is what it is now."""
+    devices = jax.devices()
+    self.workdir, self._config = workdir, config
+    self.step, self.saved_step, self.images_per_second = step, saved, None
+    self._facts = {
+        "git_revision": git_revision(), "packages": packages(),
+        "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count()}
+
+  def write(self, status: str, **details: Any) -> None:
+    """Writes it: `status` is one of those in status.py, `details` what else there is to say."""
+    if jax.process_index():
+      return
+    replace_file(self.workdir / "status.json", json.dumps({
+        "status": status, "step": self.step, "num_steps": self._config.num_steps,
+        "paper_steps": self.step * self._config.batch_size / 32, "saved_step": self.saved_step,
+        "images_per_second": self.images_per_second, **details,
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), **self._facts}, indent=2) + "\n")
+
+
+def fingerprint(config: ConfigDict) -> dict[str, str]:
+  """What must be the same on all hosts of a run, by a name for each."""
+  values = versions.flatten(json.loads(config.to_json()))
+  return {name: json.dumps(value) for name, value in values.items()} | packages() | {
+      "code revision": str(git_revision())}
+
+
+def packages() -> dict[str, str]:
+  """Versions of the packages that a run depends on."""
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def git_revision() -> str | None:
-  """The commit of this code, with "+changes" if files differ from it; None outside a git checkout."""
+  """The commit of this code, with "+changes" if its files differ from it; None outside a git checkout."""
   def git(*arguments: str) -> str:
     here = pathlib.Path(__file__).parent
     return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
   try:
-    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
   except (OSError, subprocess.CalledProcessError):
     return None
 

@@ -61,8 +61,11 @@ def base(scale: str) -> ConfigDict:
   config.learning_rate_decay_epochs = 8.0
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
   config.auxiliary_loss_weight = 0.3  # GoogLeNet paper; counts only with model.auxiliary_heads.
+  config.checkpoint_every_minutes = 0.0  # A checkpoint also when the last is so old; 0: not for this reason.
   config.keep_latest = 2  # Checkpoints kept: the newest ...
   config.keep_best = 1  # ... and those with the best top-1.
+  config.stall_minutes = 10.0  # Says what it waits for when nothing has moved for so long; 0: never.
+  config.stall_limit_minutes = 60.0  # Ends, to be started again, when nothing has moved for so long; 0: never.
   config.profile_at_step = 0  # Writes a profile of 5 steps from here; 0: none.
 
   config.batch_norm = ConfigDict()

@@ -14,7 +14,7 @@ python scripts/reproduce.py report --workdir=runs/paper [--output=FOLDER]
 
 from absl import flags
 
-from bn_inception import command_line
+from bn_inception import command_line, status
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are.", required=True)
 _SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist.")
@@ -39,11 +39,11 @@ def main(what: str) -> int:
     print("\n".join(archive.archive(_WORKDIR.value, _OUTPUT.value or "results")))
     return 0
   from bn_inception.experiments import execution
-  status = execution.reproduce(
+  result = execution.reproduce(
       what, _WORKDIR.value, scale=_SCALE.value, data_dir=_DATA_DIR.value, seeds=_SEEDS.value,
       num_steps=_NUM_STEPS.value, index=_INDEX.value, count=_COUNT.value, dry_run=_DRY_RUN.value)
-  return 143 if status == "preempted" else 0  # 128 + SIGTERM: the scheduler's sign to start it again.
+  return status.OF_STATUS.get(result, 0)
 
 
 if __name__ == "__main__":
-  command_line.run(main, choices=WHAT)
+  command_line.run(main, choices=WHAT, stops=True)

@@ -55,6 +55,7 @@ def progress(config: ConfigDict, step: int, metrics: dict[str, float]) -> str:
   left = (config.num_steps - step) * config.batch_size / speed
   return (f"step {step:,}/{config.num_steps:,}  loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.1%}  "
           f"{speed:,.0f} images/s  {duration(left)} left"
+          + (f"  {waiting:.0%} of it waiting for input" if (waiting := _share(metrics, "time/input")) > 0.1 else "")
           + (f"  {skipped:,.0f} examples skipped" if (skipped := metrics["train/skipped_examples"]) else ""))
 
 
@@ -69,6 +70,11 @@ def evaluation(step: int, metrics: dict[str, float]) -> str:
       top1, top5, loss = (metrics[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss"))
       lines.append(f"  {kind:11}{top1:8.2%}  {top5:8.2%}  {loss:7.4f}")
   return "\n".join(lines)
+
+
+def _share(metrics: dict[str, float], name: str) -> float:
+  """How much of the time since the last line went into `name`."""
+  return metrics[name] / max(1e-9, sum(value for key, value in metrics.items() if key.startswith("time/")))
 
 
 def comparison(request: dict[str, Any], metrics: dict[str, float], published: Sequence[str]) -> str:
