@@ -25,7 +25,7 @@ from bn_inception.data.datasets import DataError
 from bn_inception.errors import StartAgainError, StorageError
 from bn_inception.evaluators import classification
 from bn_inception.report import tables
-from configs import mnist
+from bn_inception.configs import mnist
 
 BATCH, STEPS = 32, 20
 
