@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
-from bn_inception.errors import UserError
+from bn_inception.errors import StartAgainError, UserError
 from configs.versions import VersionError
 
 _COORDINATOR = flags.DEFINE_string(
@@ -20,6 +20,11 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there a
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.")
 _CLUSTER = flags.DEFINE_bool(
     "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
+_START_SECONDS = flags.DEFINE_integer(
+    "start_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1)
+_LOST_SECONDS = flags.DEFINE_integer(
+    "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.",
+    lower_bound=1)
 
 
 def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
@@ -43,6 +48,8 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
     try:
       _join_processes()
       sys.exit(main(*words[1:]))
+    except StartAgainError as error:
+      fail(str(error), 75)
     except (UserError, VersionError, FileNotFoundError) as error:
       fail(str(error))
 
@@ -60,10 +67,10 @@ def one_of(first: str, of_first: Sequence[str], second: str, of_second: Sequence
       fail(f"--{name} goes with --{other}.")
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str, code: int = 2) -> None:
   """Ends the program with one sentence for the user."""
   print(f"\n{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)
 
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
@@ -126,8 +133,8 @@ def _use_huge_pages() -> None:
 
 
 def _join_processes() -> None:
-  import jax
-  if _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-  elif _CLUSTER.value:
-    jax.distributed.initialize()
+  from bn_inception import cluster
+  shares = "count" in flags.FLAGS and flags.FLAGS["count"].present
+  arguments = cluster.arguments(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, shares)
+  if arguments is not None:
+    cluster.join(arguments, _START_SECONDS.value, _LOST_SECONDS.value)

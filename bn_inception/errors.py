@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class DataError(UserError, ValueError):
   """Something is wrong with the data or with what was asked of it."""
+
+
+class StartAgainError(UserError):
+  """What may pass by itself, such as a lost host: the same command, given again, goes on."""

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from configs import versions
 
-SCALES = ("imagenet", "cifar10", "quickstart")
+# gpu8 and pod are imagenet with the batches of a machine with 8 GPUs, and of a cluster or pod.
+LARGE_BATCHES = {"gpu8": 512, "pod": 1024}
+SCALES = ("imagenet", *LARGE_BATCHES, "cifar10", "quickstart")
 
 # Steps of 32 at the small scales, in place of the 6e6 of BN-x30 (Figure 3), and the training examples there.
 _SMALL_STEPS = {"cifar10": 1_000, "quickstart": 800}
@@ -55,6 +57,9 @@ def base(scale: str) -> ConfigDict:
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
+  # With "linear" learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017); "none": as it is.
+  config.learning_rate_scaling = "none"
+  config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
@@ -125,6 +130,8 @@ def base(scale: str) -> ConfigDict:
 
 def inception(scale: str) -> ConfigDict:
   """Inception without batch normalization: §4.2's first row, at one of SCALES."""
+  if scale in LARGE_BATCHES:
+    return large_batch(inception("imagenet"), LARGE_BATCHES[scale])
   config = base(scale)
   # §4.2.2. Small scales [choice]: the best rate of runs so short is higher (cifar10: results/sweep).
   config.learning_rate = {"imagenet": 0.0015, "cifar10": 0.01, "quickstart": 0.04}[scale]
@@ -149,13 +156,22 @@ def inception(scale: str) -> ConfigDict:
   return config
 
 
+def large_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
+  """What goes with a batch of many devices; BN groups stay 32 examples, as in the paper. Returns `config`."""
+  config.batch_size = config.eval.batch_size = batch_size
+  config.learning_rate_scaling = "linear"  # Goyal et al., 2017,
+  config.learning_rate_warmup_epochs = 5.0  # the same; neither has been tried with these networks at this size [choice].
+  config.dtype = "bfloat16"
+  return config
+
+
 def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
   """Sets `num_steps` and what happens every so many steps; `paper_steps` is the length at the imagenet scale."""
   steps, log_every, eval_every = {
       "imagenet": (paper_steps, 100, 20_000),
       "cifar10": (_SMALL_STEPS["cifar10"], 20, 100),
       "quickstart": (_SMALL_STEPS["quickstart"], 20, 200),
-  }[scale]
+  }["imagenet" if scale in LARGE_BATCHES else scale]
   batch_size = config.get_ref("batch_size")
   config.num_steps = (steps * 32 - 1) // batch_size + 1  # Rounded up.
   config.log_every = log_every
