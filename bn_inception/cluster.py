@@ -5,9 +5,14 @@ number on the node (jax-ml/jax#16788): of 8 GPUs a single task would use the fir
 gave it, and a run on anything else is refused.
 """
 
+from collections.abc import Iterator
+import contextlib
 import importlib.util
 import os
 import re
+import socket
+import sys
+import threading
 from typing import Any
 
 import jax
@@ -55,20 +60,41 @@ def arguments(coordinator: str | None, processes: int | None, process_id: int | 
 def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> None:
   """Joins the other processes; see `arguments`.
 
+  If they do not all come within `start_seconds` the program ends with a sentence and the exit code for "start again".
+
   Raises:
     UserError: if there is no cluster that JAX knows.
-    StartAgainError: if the others do not all come within `start_seconds`.
+    StartAgainError: if JAX fails otherwise.
   """
+  with _time_limit(start_seconds):
+    try:
+      # JAX's own limit comes later: it is an abort with a stack trace.
+      jax.distributed.initialize(**arguments, initialization_timeout=2 * start_seconds + 60,
+                                 heartbeat_timeout_seconds=lost_seconds)
+    except Exception as error:  # JAX raises many kinds.
+      if sentence := _not_found(error):
+        raise UserError(sentence) from error
+      reason = next(iter(str(error).splitlines()), type(error).__name__)
+      raise StartAgainError(f"This process could not join the others; the same command tries again. JAX says: "
+                            f"{reason}") from error
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: int) -> Iterator[None]:
+  """Ends the program when what is done within takes longer, also while JAX's C++ waits and Python's main thread with it."""
+  def end():
+    print(f"\n{os.path.basename(sys.argv[0])}: {socket.gethostname()} waited {seconds} s (--start_seconds) for the other "
+          "processes of this run: one of them has not started, or does not reach process 0. The same command tries "
+          "again.", file=sys.stderr, flush=True)
+    os._exit(75)
+
+  timer = threading.Timer(seconds, end)
+  timer.daemon = True
+  timer.start()
   try:
-    jax.distributed.initialize(**arguments, initialization_timeout=start_seconds,
-                               heartbeat_timeout_seconds=lost_seconds)
-  except Exception as error:  # JAX raises many kinds.
-    if sentence := _not_found(error):
-      raise UserError(sentence) from error
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    raise StartAgainError(
-        f"This process could not join the others within {start_seconds} s (--start_seconds): one of them has not started "
-        f"or does not reach the coordinator. The same command tries again. JAX says: {reason}") from error
+    yield
+  finally:
+    timer.cancel()
 
 
 def check_devices() -> None:

@@ -25,8 +25,9 @@ for argument in "$@"; do
   case $argument in --workdir=*) workdir=${argument#--workdir=} ;; esac
 done
 : "${workdir:?give --workdir=FOLDER, in one word}"
-mkdir -p logs "$workdir"
-log=logs/slurm-$SLURM_JOB_ID
+logs=${LOGS:-logs}
+mkdir -p "$logs" "$workdir"
+log=$logs/slurm-$SLURM_JOB_ID
 # srun does not take this over from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 # What has been compiled once serves after a restart.

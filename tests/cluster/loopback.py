@@ -1,7 +1,7 @@
 """A Slurm cluster of two nodes on this machine: its own munge, controller and node daemons, over the loopback address.
 
 The nodes are named 127.0.0.1 and 127.0.0.2, since a node's name must be an address that JAX can connect to, and a name
-of its own would need a line in /etc/hosts. Each pretends to have 8 GPUs, which are empty files: Slurm hands them out
+of its own would need a line in /etc/hosts. Each pretends to have 8 GPUs, which are links to /dev/null: Slurm hands them out
 and sets CUDA_VISIBLE_DEVICES as it does with real ones.
 """
 
@@ -59,7 +59,7 @@ def slurm(folder: pathlib.Path) -> Iterator[Slurm]:
     (folder / name).mkdir(parents=True)
   folder.chmod(0o755)  # munged insists.
   for number in range(GPUS):
-    (folder / f"gpu{number}").touch()
+    (folder / f"gpu{number}").symlink_to("/dev/null")
   controller, *node_ports = _free_ports(1 + len(NODES))
   host = socket.gethostname().split(".")[0]
   (folder / "slurm.conf").write_text("\n".join([
