@@ -138,7 +138,7 @@ def test_large_batch_at_the_rate_of_a_small_one_is_noticed():
 
 
 @pytest.mark.parametrize("name,argument,message", [
-    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, gpu8, pod, cifar10, quickstart"),
+    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, gpu8, pod, cifar10, cifar10_full, quickstart"),
     ("bn_x5", "cifar10,quickstart", "'quickstart' .* is a second scale"),
     ("ensemble", "imagenet,6", "'6' .* is not known: .* and one of 0, 1, 2, 3, 4, 5"),
     ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain")])

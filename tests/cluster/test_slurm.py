@@ -90,7 +90,7 @@ def test_signalled_job_saves_is_requeued_and_ends_with_the_same_bits(jobs, undis
 
 
 def test_job_out_of_time_saves_and_goes_on(jobs, undisturbed):
-  """The time limit comes while the run, slowed by its input, is under way: Slurm signals the tasks before it."""
+  """Evaluations after every step make the run last longer than its minute; Slurm signals the tasks before that."""
   number = jobs.submit("timed", "--time=1", "--signal=TERM@40", overrides=("log_every=1", "eval_every=1"))
   first = jobs.slurm.wait(number, lambda job: ended(job) or job["Restarts"] != "0")
   assert first["Restarts"] == "1", jobs.log(number)
@@ -124,7 +124,7 @@ def test_job_whose_node_fails_goes_on_when_it_is_back(jobs, undisturbed):
   jobs.wait_for_step(number, "node", 50)
   jobs.slurm.call("scontrol", "update", f"NodeName={loopback.NODES[1]}", "State=down", "Reason=test")
   jobs.slurm.wait(number, lambda job: job["Restarts"] == "1")
-  jobs.slurm.call("scontrol", "update", f"NodeName={loopback.NODES[1]}", "State=resume")
+  jobs.slurm.wait(number, lambda _: _bring_back(jobs.slurm, loopback.NODES[1]))
   assert jobs.finish(number)["JobState"] == "COMPLETED", jobs.log(number)
   assert jobs.result("node") == undisturbed
 
@@ -179,6 +179,12 @@ def test_step_of_several_tasks_without_cluster_is_refused(slurm, repository, tmp
                       "--config=configs/bn_x5.py:quickstart", f"--workdir={tmp_path / 'run'}", check=False,
                       cwd=repository)
   assert "one of 2 tasks" in output and not (tmp_path / "run").exists()
+
+
+def _bring_back(slurm: loopback.Slurm, node: str) -> bool:
+  """Slurm refuses while the node still ends what ran on it, and when the node has come back by itself."""
+  slurm.call("scontrol", "update", f"NodeName={node}", "State=resume", check=False)
+  return "down" not in slurm.call("sinfo", "--noheader", f"--nodes={node}", "--format=%T")
 
 
 def _programs(name: str) -> list[int]:
