@@ -66,16 +66,28 @@ def test_devices_that_slurm_did_not_give_are_refused(step, monkeypatch):
   cluster.check_devices()  # A machine of one's own.
 
 
-BY_HAND = ("--coordinator=127.0.0.1:1", "--processes=2", "--process_id=1")
+@pytest.mark.parametrize("coordinator, processes, process_id, join, words", [
+    ("host:1", None, None, False, "add --processes and --process_id"),
+    (None, 2, None, False, "add --coordinator and --process_id"),  # Ignored, each process would make the whole run.
+    (None, None, 0, False, "add --coordinator and --processes"),
+    ("host:1", 2, 2, False, "--process_id=2 is none .* give 0 to 1"), ("host", 2, 1, False, "names no port"),
+    ("host:1", 2, 1, True, "leave out")])
+def test_flags_that_cannot_be_meant(coordinator, processes, process_id, join, words):
+  with pytest.raises(UserError, match=words):
+    cluster.arguments(coordinator, processes, process_id, join, False)
+
+
+def test_tasks_of_a_step_that_do_not_know_of_each_other_are_refused(step):
+  step("2", 0, None, None, node=0)
+  with pytest.raises(UserError, match="one of 9 tasks of a Slurm job step.*--cluster"):
+    cluster.arguments(None, None, None, False, False)
+  assert cluster.arguments(None, None, None, False, True) is None  # --index and --count: each has a part of its own.
+  assert cluster.arguments("host:1", 2, 1, False, False)["process_id"] == 1
 
 
 @pytest.mark.parametrize("flags, environment, words", [
-    (BY_HAND[:1], {}, ["add --processes and --process_id"]), (BY_HAND[1:2], {}, ["add --coordinator and --process_id"]),
-    (BY_HAND[2:], {}, ["add --coordinator and --processes"]),
-    ((*BY_HAND[:2], "--process_id=2"), {}, ["--process_id=2", "give 0 to 1"]),
-    (("--coordinator=host", *BY_HAND[1:]), {}, ["names no port"]), ((*BY_HAND, "--cluster"), {}, ["leave out"]),
-    (("--cluster",), {}, ["finds no Slurm job step"]), (("--cluster",), {"SLURM_JOB_ID": "7"}, ["with srun"]),
-    ((), {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "2"}, ["one of 2 tasks", "--cluster"])])
+    (("--processes=2",), {}, ["add --coordinator and --process_id"]), (("--cluster",), {}, ["finds no Slurm job step"]),
+    (("--cluster",), {"SLURM_JOB_ID": "7"}, ["with srun"])])
 def test_what_cannot_be_meant_is_one_sentence_before_anything_starts(repository, tmp_path, flags, environment, words):
   code, output, error = train(repository, tmp_path / "run", flags, environment)
   assert code == 2 and not output and not (tmp_path / "run").exists()

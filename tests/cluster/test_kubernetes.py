@@ -3,11 +3,11 @@
 import pathlib
 
 import pytest
-import yaml
 
 from bn_inception import cluster
 
 pytestmark = pytest.mark.kubernetes
+yaml = pytest.importorskip("yaml")
 MANIFESTS = ("kubernetes.yaml", "gke_tpu.yaml")
 
 

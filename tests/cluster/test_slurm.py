@@ -181,6 +181,22 @@ def test_step_of_several_tasks_without_cluster_is_refused(slurm, repository, tmp
   assert "one of 2 tasks" in output and not (tmp_path / "run").exists()
 
 
+def test_array_gives_every_task_its_index(slurm, repository, tmp_path):
+  """With `echo` for Python: each task's command."""
+  def submit(*arguments):
+    command = ["sbatch", "--parsable", "--wait", "--array=0-1", "--gpus-per-node=0", "--cpus-per-task=1",
+               f"--output={tmp_path}/%a.out", "scripts/launch/slurm_array.sh", "scripts/reproduce.py", "figure3",
+               *arguments]
+    return subprocess.run(command, cwd=repository, env=slurm.environment | {"PYTHON": "echo"}, check=False,
+                          timeout=120).returncode
+
+  assert submit("--count=2") == 0
+  assert [(tmp_path / f"{task}.out").read_text() for task in range(2)] == [
+      f"scripts/reproduce.py figure3 --count=2 --index={task}\n" for task in range(2)]
+  assert submit() == 2  # Without --count each task would make all runs, or what a part of the array takes for all.
+  assert "Give --count=N" in (tmp_path / "1.out").read_text()
+
+
 def _bring_back(slurm: loopback.Slurm, node: str) -> bool:
   """Slurm refuses while the node still ends what ran on it, and when the node has come back by itself."""
   slurm.call("scontrol", "update", f"NodeName={node}", "State=resume", check=False)
