@@ -81,11 +81,11 @@ def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> No
 
 @contextlib.contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
-  """Ends the program when what is done within takes longer, also while JAX's C++ waits and Python's main thread with it."""
+  """Ends the program when what is done within takes longer, also while the main thread waits in JAX's C++."""
   def end():
-    print(f"\n{os.path.basename(sys.argv[0])}: {socket.gethostname()} waited {seconds} s (--start_seconds) for the other "
-          "processes of this run: one of them has not started, or does not reach process 0. The same command tries "
-          "again.", file=sys.stderr, flush=True)
+    print(f"\n{os.path.basename(sys.argv[0])}: {socket.gethostname()} waited {seconds} s (--start_seconds) for the "
+          "other processes of this run: one of them has not started, or does not reach process 0. The same command "
+          "tries again.", file=sys.stderr, flush=True)
     os._exit(75)
 
   timer = threading.Timer(seconds, end)
@@ -165,8 +165,8 @@ def _own_gpus(visible: list[str]) -> list[int]:
     return list(range(len(visible)))
   share, rest = divmod(len(visible), tasks)
   if rest:
-    raise UserError(f"The {tasks} tasks of a node cannot share its {len(visible)} GPUs evenly: give --ntasks-per-node=1, "
-                    "which uses them all, or a divisor.")
+    raise UserError(f"The {tasks} tasks of a node cannot share its {len(visible)} GPUs evenly: give "
+                    "--ntasks-per-node=1, which uses them all, or a divisor.")
   first = int(os.environ["SLURM_LOCALID"]) * share
   return list(range(first, first + share))
 

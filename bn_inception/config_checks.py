@@ -91,8 +91,8 @@ def check_config(config: ConfigDict, devices: int) -> None:
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
   _one_of("learning_rate_scaling", config.learning_rate_scaling, ("none", "linear"))
   if config.learning_rate_warmup_epochs and config.batch_size < 32:
-    raise ConfigError(f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate from "
-                      f"that of a batch of 32, but batch_size is {config.batch_size}: set it to 0.")
+    raise ConfigError(f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate "
+                      f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0.")
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
   _one_of("data.interpolation", config.data.interpolation, ("random", "bilinear"))
   if not 0 <= config.data.photometric_strength <= 1:

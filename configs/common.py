@@ -59,7 +59,7 @@ def base(scale: str) -> ConfigDict:
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
-  # With "linear" learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017); "none": as it is.
+  # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
   config.learning_rate_scaling = "none"
   config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
@@ -165,7 +165,7 @@ def large_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
   """What goes with a batch of many devices; BN groups stay 32 examples, as in the paper. Returns `config`."""
   config.batch_size = config.eval.batch_size = batch_size
   config.learning_rate_scaling = "linear"  # Goyal et al., 2017,
-  config.learning_rate_warmup_epochs = 5.0  # the same; neither has been tried with these networks at this size [choice].
+  config.learning_rate_warmup_epochs = 5.0  # too; not tried with these networks at this size [choice].
   config.dtype = "bfloat16"
   return config
 

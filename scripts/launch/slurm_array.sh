@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The runs of a figure or of a sweep, split over the tasks of a Slurm job array. From the root of the checkout:
 #
-#   sbatch --array=0-3 scripts/launch/slurm_array.sh scripts/reproduce.py figure3 --count=4 --workdir=/shared/runs/paper \
-#     --data_dir=/shared/tfds
+#   sbatch --array=0-3 scripts/launch/slurm_array.sh scripts/reproduce.py figure3 --count=4 \
+#     --workdir=/shared/runs/paper --data_dir=/shared/tfds
 #
 # Each task makes every fourth run, with one GPU. A preempted or timed-out task saves, is queued again and goes on; the
 # same command after the last one has ended makes what waited for runs of other tasks. docs/clusters/slurm.md has more.

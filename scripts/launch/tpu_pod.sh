@@ -5,7 +5,7 @@
 #
 # On every host the run is a service of systemd, so it does not end with this ssh session. It is started again, at most
 # 10 times an hour, unless it is done, its input is bad (2) or it diverged (3). Its lines: journalctl -u bn_inception.
-# Stop it, saved: gcloud compute tpus tpu-vm ssh my-tpu --zone=... --worker=all --command="sudo systemctl stop bn_inception"
+# "sudo systemctl stop bn_inception" on all hosts saves and stops it.
 # docs/clusters/tpu.md has more; this script has not been run.
 set -euo pipefail
 tpu=$1 zone=$2
@@ -18,4 +18,5 @@ service=(
 )
 gcloud compute tpus tpu-vm ssh "$tpu" --zone="$zone" --worker=all --command="cd ~/bn_inception && \
 $(printf '%q ' "${service[@]}") --uid=\$(id -u) --working-directory=\$PWD \
---setenv=JAX_COMPILATION_CACHE_DIR=\$HOME/.cache/bn_inception \$PWD/.venv/bin/python scripts/train.py --cluster $(printf '%q ' "$@")"
+--setenv=JAX_COMPILATION_CACHE_DIR=\$HOME/.cache/bn_inception \
+\$PWD/.venv/bin/python scripts/train.py --cluster $(printf '%q ' "$@")"

@@ -1,8 +1,8 @@
 """A Slurm cluster of two nodes on this machine: its own munge, controller and node daemons, over the loopback address.
 
 The nodes are named 127.0.0.1 and 127.0.0.2, since a node's name must be an address that JAX can connect to, and a name
-of its own would need a line in /etc/hosts. Each pretends to have 8 GPUs, which are links to /dev/null: Slurm hands them out
-and sets CUDA_VISIBLE_DEVICES as it does with real ones.
+of its own would need a line in /etc/hosts. Each pretends to have 8 GPUs, which are links to /dev/null: Slurm hands them
+out and sets CUDA_VISIBLE_DEVICES as it does with real ones.
 """
 
 from collections.abc import Iterator
@@ -72,9 +72,9 @@ def slurm(folder: pathlib.Path) -> Iterator[Slurm]:
       "ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "SwitchType=switch/none", "MpiDefault=none",
       "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "SchedulerType=sched/backfill",
       "AccountingStorageType=accounting_storage/none", "JobAcctGatherType=jobacct_gather/none",
-      "ReturnToService=2", "SlurmdParameters=config_overrides", "SlurmdTimeout=15", "KillWait=30", "JobRequeue=1", "MinJobAge=3600", "InactiveLimit=0",
-      # A requeued job otherwise waits for two minutes.
-      "SchedulerParameters=bf_interval=1,sched_interval=1,requeue_delay=0", "GresTypes=gpu",
+      "ReturnToService=2", "SlurmdParameters=config_overrides", "SlurmdTimeout=15",
+      "KillWait=30", "JobRequeue=1", "MinJobAge=3600", "InactiveLimit=0",
+      "SchedulerParameters=bf_interval=1,sched_interval=1", "GresTypes=gpu",
       *(f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=8 Boards=1 SocketsPerBoard=1 "
         f"CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:{GPUS} State=UNKNOWN"
         for node, port in zip(NODES, node_ports)),

@@ -31,9 +31,9 @@ def launch(repository: pathlib.Path, tmp_path):
   stand_in.chmod(0o755)
 
   def start(*what: str) -> subprocess.Popen:
-    return subprocess.Popen(["scripts/launch/local_processes.sh", str(len(what)), "1", *what], cwd=repository, text=True,
-                            env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1"}, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = ["scripts/launch/local_processes.sh", str(len(what)), "1", *what]
+    return subprocess.Popen(command, cwd=repository, text=True, env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1"},
+                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   return start
 
 

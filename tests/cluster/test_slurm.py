@@ -32,8 +32,8 @@ class Jobs:
         "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "", "LOGS": str(self.folder / "logs")} | variables
     result = subprocess.run(
         ["sbatch", "--parsable", "--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1",
-         f"--output={self.folder}/%j.out", *options, "scripts/launch/slurm.sh", "--config=configs/mnist.py:bn,quickstart",
-         f"--workdir={self.folder / name}", f"--config.data.dir={self.data_dir}", f"--config.num_steps={_STEPS}",
+         f"--output={self.folder}/%j.out", *options, "scripts/launch/slurm.sh",
+         "--config=configs/mnist.py:bn,quickstart", f"--workdir={self.folder / name}", f"--config.data.dir={self.data_dir}", f"--config.num_steps={_STEPS}",
          *(f"--config.{value}" for value in (
              "batch_size=64", "batch_norm.group_size=32", "eval.batch_size=64", "steps_per_call=1", "log_every=50",
              "eval_every=100", "checkpoint_every=50", "eval.statistics=('running',)", *overrides))],
@@ -168,8 +168,8 @@ def test_jax_takes_every_gpu_that_slurm_gives(slurm, repository, tmp_path, optio
 
 
 def test_run_on_cpus_of_nodes_with_gpus_is_refused(slurm, repository, tmp_path):
-  output = slurm.call("srun", "--nodes=1", "--gpus-per-node=8", f"--export=ALL,PYTHONPATH={repository},JAX_PLATFORMS=cpu",
-                      sys.executable, "scripts/train.py", "--cluster", "--config=configs/bn_x5.py:quickstart",
+  output = slurm.call("srun", "--nodes=1", "--gpus-per-node=8",
+                      f"--export=ALL,PYTHONPATH={repository},JAX_PLATFORMS=cpu", sys.executable, "scripts/train.py", "--cluster", "--config=configs/bn_x5.py:quickstart",
                       f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}", check=False, cwd=repository)
   assert "Slurm gave this task 8 GPUs" in output and "Traceback" not in output and not (tmp_path / "run").exists()
 
