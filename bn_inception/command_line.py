@@ -170,45 +170,18 @@ def _on_stop(name: str) -> None:
 
 
 def _join_processes(handler: logging.Handler) -> None:
-  if _COORDINATOR.value:
-    if _PROCESSES.value is None or _PROCESS_ID.value is None:
-      fail("--coordinator goes with --processes and --process_id: give all three.")
-    where = {"coordinator_address": _COORDINATOR.value, "num_processes": _PROCESSES.value,
-             "process_id": _PROCESS_ID.value}
-  elif _PROCESSES.value is not None or _PROCESS_ID.value is not None:
-    fail("--processes and --process_id go with --coordinator: give host:port of process 0.")
-  elif _CLUSTER.value:
-    where = {}
-  else:
-    _check_alone()
+  from bn_inception import cluster
+  shares = "count" in flags.FLAGS and flags.FLAGS["count"].present
+  arguments = cluster.arguments(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, shares)
+  if arguments is None:
     return
+  cluster.join(arguments, _START_SECONDS.value, _LOST_SECONDS.value)
   import jax
-  from bn_inception import hosts
-  try:
-    hosts.join(lambda: jax.distributed.initialize(
-        **where, initialization_timeout=_START_SECONDS.value, heartbeat_timeout_seconds=10 * _LOST_SECONDS.value),
-               _LOST_SECONDS.value)
-  except Exception as error:  # JAX raises many kinds.
-    reason = str(error).strip().splitlines()
-    fail(f"The other processes could not be joined within {_START_SECONDS.value} s "
-         f"({reason[0] if reason else type(error).__name__}): see whether all have started and reach the coordinator; "
-         "the same command tries again." if where or "oordinator" not in str(error) else
-         "No cluster was found for --cluster: start it as a task of one, or give --coordinator, --processes and "
-         "--process_id.", status.EXIT_START_AGAIN if where else status.EXIT_BAD_INPUT)
   if jax.process_index():
     # Process 0 speaks for all. What another has to say comes with its number.
     handler.setFormatter(logging.Formatter(f"%(asctime)s  [process {jax.process_index()}]  %(message)s",
                                            handler.formatter.datefmt))
     handler.setLevel(logging.WARNING)
-
-
-def _check_alone() -> None:
-  """Several tasks of one Slurm step that do not know of each other would all do the same."""
-  tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-  shares = "count" in flags.FLAGS and flags.FLAGS["count"].present
-  if tasks != "1" and not shares:
-    fail(f"This is one of {tasks} tasks of a Slurm step, and each would do the same: give --cluster, so that they work "
-         "together, or start one task.")
 
 
 def _sentence(error: Exception) -> str | None:

@@ -71,9 +71,9 @@ def check_config(config: ConfigDict, devices: int) -> None:
   for name in ("learning_rate", "learning_rate_decay", "learning_rate_decay_epochs", "batch_norm.epsilon"):
     if not (value := _get(config, name)) > 0:
       raise ConfigError(f"{name} is {value}: it must be greater than 0.")
-  for name in ("momentum", "weight_decay", "ema_decay", "auxiliary_loss_weight", "batch_norm.group_size",
-               "batch_norm.momentum", "keep_best", "profile_at_step", "checkpoint_every_minutes", "stall_minutes",
-               "stall_limit_minutes"):
+  for name in ("learning_rate_warmup_epochs", "momentum", "weight_decay", "ema_decay", "auxiliary_loss_weight",
+               "batch_norm.group_size", "batch_norm.momentum", "keep_best", "profile_at_step",
+               "checkpoint_every_minutes", "stall_minutes", "stall_limit_minutes"):
     if not (value := _get(config, name)) >= 0:
       raise ConfigError(f"{name} is {value}: it must not be negative.")
   for name in ("momentum", "ema_decay", "batch_norm.momentum"):
@@ -90,6 +90,10 @@ def check_config(config: ConfigDict, devices: int) -> None:
     raise ConfigError(f"profile_at_step is {config.profile_at_step}, but the run ends at {config.num_steps}: leave 5 "
                       "steps for the profile.")
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
+  _one_of("learning_rate_scaling", config.learning_rate_scaling, ("none", "linear"))
+  if config.learning_rate_warmup_epochs and config.batch_size < 32:
+    raise ConfigError(f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate "
+                      f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0.")
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
   _one_of("data.interpolation", config.data.interpolation, ("random", "bilinear"))
   if not 0 <= config.data.photometric_strength <= 1:

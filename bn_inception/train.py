@@ -135,6 +135,10 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   lowered = train_call.lower(state, batch_shapes)
   train_call = lowered.compile()
   _log.info("Compiled the training step in %.0f s.", time.monotonic() - start)
+  if writes and optim.keeps_a_small_rate(config):
+    _log.warning("learning_rate=%g is used as it is with batches of %d: a rate that was chosen for batches of 32 is "
+                 "too small for them. --config.learning_rate_scaling=linear scales it; docs/clusters/README.md has more.",
+                 config.learning_rate, config.batch_size)
   if writes:
     _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
     _log.info("%s", tables.plan(config, mesh, state, lowered, train_call, train_split, eval_split, first_step))

@@ -54,6 +54,8 @@ CHANGES: tuple[Added | Renamed | Removed, ...] = (
     Added(2, "checkpoint_every_minutes", 0.0),
     Added(2, "stall_minutes", 10.0),
     Added(2, "stall_limit_minutes", 60.0),
+    Added(2, "learning_rate_scaling", "none"),
+    Added(2, "learning_rate_warmup_epochs", 0.0),
 )
 
 
