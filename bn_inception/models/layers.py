@@ -31,7 +31,7 @@ def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:
   if not settings.enabled:
     return None
   return functools.partial(batch_norm.BatchNorm, epsilon=settings.epsilon, group_size=settings.group_size or None,
-                           use_gamma=settings.use_gamma)
+                           use_gamma=settings.use_gamma, momentum=settings.momentum)
 
 
 class Convolution(nn.Module):
