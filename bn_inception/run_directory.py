@@ -13,8 +13,8 @@ import subprocess
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from bn_inception.config_dict import ConfigDict
 from configs import versions
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")

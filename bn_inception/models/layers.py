@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import batch_norm
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import convolution
 
 NONLINEARITIES = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
@@ -23,6 +23,20 @@ POOL_PADDING: dict[str, Callable[[int], tuple[int, int]]] = {
     "floor": lambda size: (0, 0),  # MXNet from 2016 on
     "floor_pad1": lambda size: (1, 1),  # MXNet from 2016 on, in 3c and 4e
 }
+
+
+def check_call(x: jax.Array, train: bool | None) -> None:
+  """Checks what is easily forgotten in a call of a network: that `x` is a batch of images, and `train`.
+
+  Raises:
+    ValueError, TypeError: one sentence on what is missing.
+  """
+  if jnp.ndim(x) != 4:
+    raise ValueError(f"A network takes a batch of images, [B, H, W, C], and this input is {list(jnp.shape(x))}: give "
+                     "images[None] for a single one.")
+  if train is None:
+    raise TypeError("The network was not told what it is called for: say train=False for evaluation (running averages, "
+                    "no dropout) or train=True for training.")
 
 
 def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from ml_collections import ConfigDict
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble
 
 

@@ -12,17 +12,15 @@ import math
 from typing import Any
 
 import flax
-from ml_collections import ConfigDict
 import numpy as np
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import inception
 from bn_inception.release import assemble, labels, mxnet_graph, torch_file
 from bn_inception.release.assemble import Tensors
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.mxnet_file import Node
 from bn_inception.release.released import Release, TorchTensor
-from configs import common
-
 
 # Where Caffe and PyTorch agree, and what follows Caffe.
 _CAFFE_BORDERS = {"stem": "plain", "padding": "symmetric", "stem_pool": "ceil", "reduction_pool": "ceil",
@@ -33,6 +31,7 @@ _IMAGENET = "the 1000 classes of ILSVRC-2012, sorted by WordNet id"
 def _config(num_classes: int, *, names: tuple[str, ...], model: dict[str, Any], batch_norm: dict[str, Any],
             data: dict[str, Any], **release: str) -> ConfigDict:
   """The base config of the paper's BN network with a peer's settings; `names` are of its own release's classes."""
+  from configs import common  # Needs ml_collections, without which a release folder can be read.
   config = common.accelerated("imagenet", factor=1).copy_and_resolve_references()
   config.model.update(model)
   config.batch_norm.update(batch_norm)

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from bn_inception.config_dict import ConfigDict
 
 
 class TorchTensor(NamedTuple):
