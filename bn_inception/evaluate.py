@@ -187,7 +187,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
     model, variables, preprocess = release.build(one, folded=folded)
   except ValueError as error:
     raise EvaluationError(f"{path}: {error}") from error
-  columns = _columns(path, one, split)
+  columns = output_columns(path, one, split)
   image = jax.ShapeDtypeStruct((1, one.config.data.image_size, one.config.data.image_size, split.image_channels),
                                np.uint8)
   try:
@@ -203,7 +203,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   return prediction.Network(model, variables, preprocess, columns, program)
 
 
-def _columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
+def output_columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
   """The output of a network for each class of the data set, found by the classes' names."""
   if one.labels:
     outputs = {name: output for output, name in enumerate(one.labels)}

@@ -147,11 +147,22 @@ def to_torch(release: Release) -> Tensors:
           else tensors[row.name].reshape(row.shape).astype(row.dtype) for row in release.torch_layout}
 
 
+def torch_can_hold(config: ConfigDict) -> bool:
+  """Whether `to_torch` makes a state dict of a network with this config."""
+  try:
+    _check_torch_can_hold(config)
+    return True
+  except ReleaseError:
+    return False
+
+
 def _check_torch_can_hold(config: ConfigDict) -> None:
   wanted = {"model": {"name": "inception", "width": 1.0, "nonlinearity": "relu", "local_response_norm": False,
                       **_TORCH_MODEL},
             "batch_norm": {"enabled": True, "in_stem": True, "per_activation": (), "epsilon": _TORCH_EPSILON},
             "data": {"binary": False, **_TORCH_DATA}}
+  if config.model.name != "inception":  # Whose other settings are of another kind.
+    wanted = {"model": {"name": "inception"}}
   different = [f"{part}.{name} is {config[part][name]!r} and not {value!r}"
                for part, settings in wanted.items() for name, value in settings.items()
                if name in config[part] and config[part][name] != value]
