@@ -132,9 +132,10 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
       data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
       process_index=jax.process_index(), process_count=jax.process_count())
   progress = _Progress(done, opened.num_examples)
+  names = [release.human_name(name) for name in opened.label_names]
   # Float32 is what it says, on accelerators too.
   with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as stack:
-    append = stack.enter_context(predictions_file.writer(folder)) if writes else None
+    append = stack.enter_context(predictions_file.writer(folder, names)) if writes else None
     for predicted in prediction.predict(networks, batches, mesh, batch_size):
       indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
       if writes:

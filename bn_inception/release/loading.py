@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 import functools
+import hashlib
 import os
 import pathlib
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -14,24 +16,29 @@ import numpy as np
 from bn_inception import models
 from bn_inception.config_dict import ConfigDict
 from bn_inception.data.preprocessing import preprocess
-from bn_inception.release import caffe_file, folder, mxnet_file, peers, run, source_file, tensorflow_file, torch_file
+from bn_inception.release import (caffe_file, folder, hub, mxnet_file, peers, run, source_file, tensorflow_file,
+                                  torch_file)
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
+
+
+# The files that published numbers are of, by the first digits of their SHA-256. Only the name of PyTorch's tells them.
+_PUBLISHED_SHA256 = ("52deb4733",)
 
 
 def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Release:
   """Reads a release folder, a run directory or a peer's file, recognised by its content.
 
   Args:
-    path: a release folder; a run directory (its newest checkpoint, with running statistics); a PyTorch state dict, a
-      TensorFlow checkpoint (V1, or any file of V2, or their common name), a .params of MXNet, a .caffemodel. Each
-      single file may be compressed as .xz.
+    path: a release folder, also on the Hugging Face Hub ("hf://user/name", see `hub.local_path`); a run directory (its
+      newest checkpoint, with running statistics); a PyTorch state dict, a TensorFlow checkpoint (V1, or any file of V2,
+      or their common name), a .params of MXNet, a .caffemodel. Each single file may be compressed as .xz.
     symbol: the -symbol.json of a .params file; by default the one of its name beside it.
 
   Raises:
     ReleaseError: if it cannot be used, in one sentence; for a run directory also what `from_run` raises.
   """
-  path = pathlib.Path(path)
+  path = hub.local_path(path)
   if folder.is_folder(path):
     return folder.read(path)
   if run.is_run(path):
@@ -45,9 +52,25 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
   if mxnet_file.recognises(content):
     nodes = mxnet_file.read_symbol(pathlib.Path(symbol) if symbol else mxnet_file.symbol_beside(path))
   try:
-    return _from_content(path, content, nodes)
+    return _with_provenance(path, content, _from_content(path, content, nodes))
   except ReleaseError as error:
     raise ReleaseError(f"{path} cannot be used: {error}.") from error
+
+
+def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Release:
+  """The release, without the published accuracy unless this is the very file that it is of."""
+  published = release.config.release.published
+  digest = hashlib.sha256(content).hexdigest()
+  if not published.startswith("top-1") or digest.startswith(_PUBLISHED_SHA256):
+    return release
+  # PyTorch's habit: NAME-SHA256.pth.
+  named = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+  doubt = (f"its name says SHA-256 {named[1]} and its content has {digest[:len(named[1])]}"
+           if named and not digest.startswith(named[1]) else
+           "it is not known to be the published one")
+  config = release.config.copy_and_resolve_references()
+  config.release.published = f"none for this file, {doubt}; the same architecture as one with {published}"
+  return release._replace(config=config)
 
 
 def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:

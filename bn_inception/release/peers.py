@@ -107,6 +107,7 @@ def from_torch(tensors: Tensors) -> Release:
       _classes(tensors, f"{head}.bias"), names=names, model=_TORCH_MODEL | {"conv_bias": True},
       batch_norm={"epsilon": _TORCH_EPSILON}, data=_TORCH_DATA,
       source="PyTorch state dict of pretrained-models.pytorch's bninception", classes=_IMAGENET,
+      base_model="Cadene/pretrained-models.pytorch", license="bsd-3-clause",
       published="top-1 73.524 %, top-5 91.562 % (stated in its README, not measured here)")
   torch_names = {variable: name for name, variable in _torch_sources(head).items()}
   counters = [name for name in tensors if name in _TORCH_COUNTERS]
@@ -224,6 +225,7 @@ def from_tensorflow(tensors: Tensors) -> Release:
       batch_norm={"epsilon": 1e-3, "use_gamma": False, "in_stem": False},
       data={"mean": (127.5,) * 3, "std": (127.5,) * 3},
       source="TensorFlow checkpoint of TF-slim's inception_v2", classes=f"0 is background, then {_IMAGENET}",
+      base_model="tensorflow/models", license="apache-2.0",
       published="top-1 73.9 %, top-5 91.8 % (stated in its README, not measured here)")
 
   def source_name(name: str) -> str:
@@ -266,7 +268,7 @@ def from_mxnet(tensors: Tensors, nodes: list[Node]) -> Release:
       _classes(tensors, f"arg:{graph.head}_bias"), names=names,
       model={"stem": "plain", "pool_proj_4cd": 128} | graph.model, batch_norm=graph.batch_norm,
       data={"mean": (123.68, 116.779, 103.939)},
-      source="MXNet parameters of Inception-BN", classes=_IMAGENET,
+      source="MXNet parameters of Inception-BN", classes=_IMAGENET, base_model="dmlc/mxnet", license="apache-2.0",
       published="top-1 72.5 %, top-5 90.8 % for Inception-BN-0126 (stated in its source, not measured here)")
   stem = _MXNET_STEM_2015 if "arg:conv_conv1_weight" in tensors else _MXNET_STEM
 
@@ -304,7 +306,7 @@ def _from_lim0606(tensors: Tensors) -> Release:
       _classes(tensors, "loss3/classifier:1"), names=names, model=_CAFFE_BORDERS, batch_norm={"epsilon": 1e-5},
       # The network's own mean is an image, which is not in the file; this is the mean that Caffe's examples use.
       data={"mean": (123.0, 117.0, 104.0), "channel_order": "bgr"},
-      source="Caffe model of lim0606's GoogLeNet-BN",
+      source="Caffe model of lim0606's GoogLeNet-BN", base_model="lim0606/caffe-googlenet-bn", license="unknown",
       classes="in the order of the ILSVRC-2015 devkit's map_clsloc.txt (its README says `use ILSVRC2015 labels`, which "
               "is taken to mean that)",
       published="top-1 72.05 %, top-5 90.87 % (stated in its README, with its mean image, which the file lacks, and "
@@ -345,7 +347,7 @@ def _from_yjxiong(tensors: Tensors) -> Release:
   config = _config(
       _classes(tensors, f"{head}:1"), names=names, model=_CAFFE_BORDERS | {"pool_proj_4cd": 128, "conv_bias": True},
       batch_norm={"epsilon": 1e-5}, data={"mean": (123.0, 117.0, 104.0), "channel_order": "bgr"},
-      source="Caffe model of yjxiong's BN-Inception", classes=_IMAGENET,
+      source="Caffe model of yjxiong's BN-Inception", classes=_IMAGENET, base_model="yjxiong/caffe", license="unknown",
       published="none is known for this file")
 
   def source_name(name: str) -> str:

@@ -7,8 +7,9 @@
     model.load_state_dict(torch.load("model.pth", weights_only=True))
     logits = model.eval()(torch_module.preprocess(config, images))  # images: uint8 RGB [B, 3, H, W].
 
-`Inception` is the network of Figure 5 of the paper, `MnistMlp` that of its §4.1. The table leaves open, or released networks do differently, how the first
-convolution is made, how convolutions and pools meet the border, and where biases and BN are: the config says which.
+`Inception` is the network of Figure 5 of the paper, `MnistMlp` that of its §4.1. Figure 5 leaves open, or released
+networks do differently, how the first convolution is made, how convolutions and pools meet the border, and where biases
+and BN are: the config says which.
 
     config["model"]       width, stem, pool_proj_4cd, padding, stem_pool, reduction_pool, avg_pool_include_pad,
                           conv_bias, nonlinearity, local_response_norm, dropout_rate, auxiliary_heads, init_scale
