@@ -25,7 +25,7 @@ KINDS = ("running", "population", "batch")
 # From how many standard errors of the mean difference between batches, and from which part of the value, on two kinds
 # of statistics are said to differ in a metric: what is surely there, and worth to be spoken of.
 _SIGNIFICANT, _MATERIAL = 3.0, 0.05
-_START_LEFT = 0.02  # Share of the start values, zeros and ones, from which on it is remarked.
+_START_LEFT = 0.1  # Share of the start values, zeros and ones, from which on it is remarked.
 
 Batch = Any
 Evaluate = Callable[[Any, Batch], Mapping[str, jax.Array]]

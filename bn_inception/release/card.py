@@ -70,10 +70,10 @@ features = release.features(model, variables, preprocess(images))
 
 For research on batch normalization, as a baseline, and as features or a start for fine-tuning. The network knows its
 {data.num_classes} classes alone and gives one of them to every image, whatever it shows; its probabilities are not
-calibrated. It was made for {what} like those it was trained on, prepared as the table says: with another resizing,
-order of channels or normalization it is worse without a sign. What its training data lack or distort (of ImageNet:
-regions of the world, people, unclear and overlapping classes) its predictions do too. It is not for decisions about
-people.
+calibrated. It was made for {what} like those it was trained on, prepared as the table says:
+with another resizing, order of channels or normalization it is worse without a sign. What its training data lack or
+distort (of ImageNet: regions of the world, people, unclear and overlapping classes) its predictions do too. It is not
+for decisions about people.
 
 License: {_license(release)}
 """
@@ -103,7 +103,7 @@ def _metadata(config: ConfigDict, title: str, metrics: dict[str, Any] | None) ->
   elif published:
     values, source = tuple(float(value) / 100 for value in published.groups()), "stated by its source, not measured"
   if values:
-    lines += ["model-index:", f"- name: {json.dumps(title)}", "  results:", "  - task:",
+    lines += ["model-index:", f"- name: {json.dumps(title, ensure_ascii=False)}", "  results:", "  - task:",
               "      type: image-classification", "    dataset:", f"      name: {json.dumps(dataset)}",
               f"      type: {json.dumps(dataset)}", f"      split: {json.dumps(data.eval_split)}", "    metrics:"]
     for number, value in zip((1, 5), values):
