@@ -79,13 +79,17 @@ def draw(found: Diagnosis, path: pathlib.Path) -> pathlib.Path:
   for place, layer in enumerate(order):
     for axes, values in ((top, layer.shift), (bottom, layer.ratio)):
       axes.plot(np.full(values.shape, place), values, ".", color="#0072B2", markersize=2, alpha=0.4)
-  limit = [layer.batch_mean_distance for layer in order]
-  top.fill_between(range(len(order)), np.negative(limit), limit, color="#009E73", alpha=0.25, step="mid",
-                   label="means of single batches")
+  limit = np.array([layer.batch_mean_distance for layer in order])
+  top.bar(range(len(order)), 2 * limit, bottom=-limit, width=0.8, color="#009E73", alpha=0.25,
+          label="means of single batches")
   curves.finish_axes(top, "running - population mean (std)")
   curves.finish_axes(bottom, "running / population variance")
-  top.set(xlabel="", yscale="symlog")
+  top.set(xlabel="")
+  top.set_yscale("symlog", linthresh=1)
   bottom.set(xlabel="", yscale="log")
+  for axes in (top, bottom):  # "0.5", not "5 x 10^-1".
+    axes.yaxis.set_major_formatter("{x:g}")
+  bottom.yaxis.set_minor_formatter("{x:.2g}")
   top.legend(frameon=False, fontsize=8)
   bottom.set_xticks(range(len(order)), found.network_order, rotation=90, fontsize=6)
   return curves.save(figure, path)
