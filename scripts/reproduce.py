@@ -17,7 +17,7 @@ from absl import flags
 from bn_inception import command_line
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are.", required=True)
-_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10, cifar10_long or quickstart; for figure1 mnist.")
+_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each experiment.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "In place of the configs' lengths.", lower_bound=1)

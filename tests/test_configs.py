@@ -106,7 +106,7 @@ def test_lengths_are_in_the_papers_steps_of_32_and_follow_the_batch_size():
 
 
 @pytest.mark.parametrize("name,argument,message", [
-    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, cifar10, quickstart"),
+    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, cifar10, cifar10_full, quickstart"),
     ("bn_x5", "cifar10,quickstart", "'quickstart' .* is a second scale"),
     ("ensemble", "imagenet,6", "'6' .* is not known: .* and one of 0, 1, 2, 3, 4, 5"),
     ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain")])
