@@ -17,7 +17,8 @@ from tests.release.test_features import images_of, make_release
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 SHIPPED = {f"{path.stem}:{scale}": (path.stem, scale) for scale in ("imagenet", "cifar10", "quickstart")
-           for path in sorted(CONFIGS.glob("*.py")) if path.stem not in ("__init__", "common", "versions", "mnist", "ensemble")}
+           for path in sorted(CONFIGS.glob("*.py"))
+           if path.stem not in ("__init__", "common", "versions", "mnist", "ensemble")}
 SHIPPED |= {f"ensemble:imagenet,{member}": ("ensemble", f"imagenet,{member}") for member in range(6)}
 SHIPPED |= {"mnist:bn": ("mnist", "bn"), "mnist:plain": ("mnist", "plain")}
 SMALL = ("mnist:bn", "mnist:plain", "inception:quickstart", "bn_x5:quickstart")
