@@ -9,7 +9,7 @@ from bn_inception import models
 from bn_inception.config_dict import ConfigDict
 from bn_inception.errors import DataError, UserError
 from bn_inception.models import inception, layers
-from configs import versions
+from bn_inception.configs import versions
 
 if typing.TYPE_CHECKING:  # A config can be checked where no TensorFlow is installed.
   from bn_inception.data.datasets import Split

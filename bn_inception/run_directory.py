@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from bn_inception.config_dict import ConfigDict
-from configs import versions
+from bn_inception.configs import versions
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
 

@@ -11,7 +11,7 @@ A step of the paper is a mini-batch of 32. Lengths are stated in such steps and 
 
 from ml_collections import ConfigDict
 
-from configs import versions
+from bn_inception.configs import versions
 
 # cifar10 is a quick trial, in which all networks have the same steps. At cifar10_full each has as many as its own recipe
 # needs: as in the paper the networks of the lower rate have 5 times the steps, 31e6 to 6e6.

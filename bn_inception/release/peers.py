@@ -31,7 +31,7 @@ _IMAGENET = "the 1000 classes of ILSVRC-2012, sorted by WordNet id"
 def _config(num_classes: int, *, names: tuple[str, ...], model: dict[str, Any], batch_norm: dict[str, Any],
             data: dict[str, Any], **release: str) -> ConfigDict:
   """The base config of the paper's BN network with a peer's settings; `names` are of its own release's classes."""
-  from configs import common  # Needs ml_collections, without which a release folder can be read.
+  from bn_inception.configs import common  # Needs ml_collections, without which a release folder can be read.
   config = common.accelerated("imagenet", factor=1).copy_and_resolve_references()
   config.model.update(model)
   config.batch_norm.update(batch_norm)

@@ -15,7 +15,7 @@ from bn_inception import config_checks, run_directory, sharding
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
-from configs import versions
+from bn_inception.configs import versions
 
 STATISTICS = ("running", "population")
 

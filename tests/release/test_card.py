@@ -10,7 +10,7 @@ import yaml
 from bn_inception import release
 from bn_inception.release import hub, loading
 from tests.release.test_features import make_release
-from configs import mnist
+from bn_inception.configs import mnist
 
 METRICS = {"top1": 0.905, "top5": 0.995, "loss": 0.4, "count": 1000, "data": "digits test", "command": "none"}
 

@@ -26,7 +26,7 @@ SMALL = ("mnist:bn", "mnist:plain", "inception:quickstart", "bn_x5:quickstart")
 
 def release_of(name):
   file, argument = SHIPPED[name]
-  return make_release(importlib.import_module(f"configs.{file}").get_config(argument).copy_and_resolve_references())
+  return make_release(importlib.import_module(f"bn_inception.configs.{file}").get_config(argument).copy_and_resolve_references())
 
 
 def logits_of(one, images):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bn_inception import models, release
-from configs import bn_x5, mnist
+from bn_inception.configs import bn_x5, mnist
 
 
 def make_release(config):

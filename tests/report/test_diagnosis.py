@@ -8,7 +8,7 @@ import pytest
 
 from bn_inception import diagnose, release
 from bn_inception.report import diagnosis
-from configs import mnist
+from bn_inception.configs import mnist
 from tests.release.test_features import make_release
 
 
