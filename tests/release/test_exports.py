@@ -26,7 +26,8 @@ SMALL = ("mnist:bn", "mnist:plain", "inception:quickstart", "bn_x5:quickstart")
 
 def release_of(name):
   file, argument = SHIPPED[name]
-  return make_release(importlib.import_module(f"bn_inception.configs.{file}").get_config(argument).copy_and_resolve_references())
+  config = importlib.import_module(f"bn_inception.configs.{file}").get_config(argument)
+  return make_release(config.copy_and_resolve_references())
 
 
 def logits_of(one, images):
