@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 import math
 import typing
 
-from ml_collections import ConfigDict
 
 from bn_inception import models
+from bn_inception.config_dict import ConfigDict
 from bn_inception.errors import DataError, UserError
 from bn_inception.models import inception, layers
 from bn_inception.configs import versions

@@ -134,10 +134,11 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
     batches = pipeline.crop_batches(
         data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
         process_index=jax.process_index(), process_count=jax.process_count())
+    names = [release.human_name(name) for name in opened.label_names]
     progress = _Progress(done, opened.num_examples)
     # Float32 is what it says, on accelerators too.
     with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as writing:
-      append = writing.enter_context(predictions_file.writer(folder)) if writes else None
+      append = writing.enter_context(predictions_file.writer(folder, names)) if writes else None
       for predicted in prediction.predict(networks, batches, mesh, batch_size):
         indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
         if writes:
@@ -190,7 +191,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
     model, variables, preprocess = release.build(one, folded=folded)
   except ValueError as error:
     raise EvaluationError(f"{path}: {error}") from error
-  columns = _columns(path, one, split)
+  columns = output_columns(path, one, split)
   image = jax.ShapeDtypeStruct((1, one.config.data.image_size, one.config.data.image_size, split.image_channels),
                                np.uint8)
   try:
@@ -206,7 +207,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   return prediction.Network(model, variables, preprocess, columns, program)
 
 
-def _columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
+def output_columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
   """The output of a network for each class of the data set, found by the classes' names."""
   if one.labels:
     outputs = {name: output for output, name in enumerate(one.labels)}

@@ -14,8 +14,8 @@ import subprocess
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import versions
 
 _HISTORY = "history"  # In config.json, beside the config: how it changed.

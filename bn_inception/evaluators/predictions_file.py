@@ -66,7 +66,8 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
+def writer(folder: pathlib.Path, class_names: Sequence[str] = ()
+           ) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
   """Opens the file for `append(annotations, probabilities, mask)`, which writes the predictions of some examples.
 
   What was appended is the operating system's at once: a process that is killed loses nothing of it. It is on the disk
@@ -74,11 +75,13 @@ def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.
   loses the predictions of at most that time and of one call.
 
   A line holds `id`, `label` (a list, in data sets with any number of labels), `top5` (classes, the likeliest first; of
-  equal ones the lower number), `probability` (of those) and `label_probability`. A prediction that is not finite has
+  equal ones the lower number), `names` (what people call those), `probability` (of those) and `label_probability`. A
+  prediction that is not finite has
   an empty `top5`, so that it is wrong; an example whose image could not be read has `skipped` instead of all this.
 
   Args:
     folder: of the evaluation.
+    class_names: what people call each class; (): lines have no `names`.
 
   Yields:
     append: of the annotations of n examples, their class probabilities, float64 [n, classes], and mask, bool [n]
@@ -89,7 +92,8 @@ def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.
 
     def append(annotations: Sequence[Annotation], probabilities: np.ndarray, mask: np.ndarray) -> None:
       nonlocal synced
-      file.write("".join(map(_line, annotations, probabilities, mask)))
+      lines = (_line(*example, class_names) for example in zip(annotations, probabilities, mask, strict=True))
+      file.write("".join(lines))
       file.flush()
       # Not after every call: with 144 crops an example is one, and a disk takes milliseconds for it.
       if time.monotonic() - synced >= SYNC_SECONDS:
@@ -102,12 +106,13 @@ def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.
       os.fsync(file.fileno())
 
 
-def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool) -> str:
+def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool, class_names: Sequence[str]) -> str:
   line = {"id": annotation.id, "label": annotation.label}
   if is_read:
     finite = bool(np.isfinite(probabilities).all())
     top5 = np.argsort(-probabilities, kind="stable")[:5].tolist() if finite else []
-    line |= {"top5": top5, "probability": [_rounded(probabilities[label]) for label in top5],
+    names = {"names": [class_names[label] for label in top5]} if class_names else {}
+    line |= {"top5": top5, **names, "probability": [_rounded(probabilities[label]) for label in top5],
              "label_probability": _rounded(probabilities[annotation.label].sum()) if finite else 0.0}
   else:
     line["skipped"] = True

@@ -22,12 +22,12 @@ import tempfile
 from typing import Any
 
 import flax
-from ml_collections import ConfigDict
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from bn_inception import config_checks, run_directory
+from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble, labels, peers, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError

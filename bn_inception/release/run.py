@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, population, restore, run_directory, sharding
-from bn_inception.data import datasets, pipeline
+from bn_inception import config_checks, run_directory, sharding
+from bn_inception.config_dict import ConfigDict
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
 from bn_inception.configs import versions
@@ -49,6 +48,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
     FileNotFoundError, ConfigError, VersionError, DataError, CheckpointError, ReleaseError: one sentence on what cannot
       be used.
   """
+  from bn_inception import restore  # Orbax is for runs, and a release is read without.
   workdir = pathlib.Path(workdir)
   if statistics not in STATISTICS:
     raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
@@ -89,6 +89,7 @@ def _read_config(workdir: pathlib.Path) -> ConfigDict:
 
 def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   """The names of the run's classes, and where they are from."""
+  from bn_inception.data import datasets
   try:
     split = datasets.open_split(config.data, config.data.eval_split)
   except datasets.DataError as error:
@@ -101,6 +102,8 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
 
 
 def _population_statistics(params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
+  from bn_inception import population
+  from bn_inception.data import pipeline
   source = pipeline.open_source(config.data, config.data.train_split)
   with jax.set_mesh(mesh), contextlib.closing(population.training_batches(config, mesh, source)) as batches:
     compiled_step = population.batch_statistics_step(config, mesh)

@@ -192,7 +192,7 @@ def run_script(repository: pathlib.Path, script: str, *arguments: str) -> tuple[
 
 @pytest.mark.parametrize("arguments, words", [
     (["--checkpoint=x", "--step=3"], ["--workdir"]), ([], ["workdir", "checkpoint"]),
-    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]), (["--workdir=x", "--format=onnx"], ["onnx"])])
+    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]), (["--workdir=x", "--format=keras"], ["onnx"])])
 def test_export_refuses_flags_that_do_not_go_together(repository, tmp_path, arguments, words):
   code, _, error = run_script(repository, "export_checkpoint", *arguments, f"--output={tmp_path / 'net'}")
   assert code == 2 and "Traceback" not in error and not list(tmp_path.iterdir())
