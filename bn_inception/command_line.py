@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
+from bn_inception.config_keys import check_keys
 from bn_inception.errors import UserError
 from configs.versions import VersionError
 
@@ -73,13 +74,16 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
       fail(f"Say what to do with one word: {', '.join(choices)}.")
     elif not choices and len(rest) > 1:
       fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
-    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-      flags.FLAGS.config.items()  # A config file that cannot be read only says so when it is used.
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+      getattr(flags.FLAGS.config, "items", None)  # A config file that cannot be read only says so when it is used.
+      check_keys(flags.FLAGS.config)
     return rest
-  except ZeroDivisionError:
-    fail("--config.batch_size is 0: it must be at least 1.")
+  except UserError as error:
+    fail(str(error))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
     fail(_unknown_key(argv) or _last_line(error))
+  except Exception as error:  # Of the code of a config file.
+    fail(f"The config cannot be made ({type(error).__name__}: {_last_line(error)}): correct its file.")
 
 
 def _last_line(error: Exception) -> str:
