@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
+from bn_inception import paths
 from bn_inception.config_keys import check_keys
 from bn_inception.errors import UserError
 from configs.versions import VersionError
@@ -21,6 +22,28 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there a
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.")
 _CLUSTER = flags.DEFINE_bool(
     "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
+
+
+class _PathParser(flags.ArgumentParser):
+  """Of a flag that is a path, or with `several` paths with commas between them; see `paths.local`."""
+
+  def __init__(self, name: str, several: bool):
+    self._name, self._several = f"--{name}", several
+
+  def parse(self, argument: str | list[str]) -> str | list[str]:
+    if not self._several:
+      return paths.local(argument, self._name)
+    given = argument.split(",") if isinstance(argument, str) else argument
+    return [paths.local(path.strip(), f"A path of {self._name}") for path in given]
+
+  def flag_type(self) -> str:
+    return "comma separated list of paths" if self._several else "path"
+
+
+def define_path(name: str, default: str | None, help: str, *, several: bool = False,
+                required: bool = False) -> flags.FlagHolder:
+  """A flag whose value is a path (a list of them if `several`); a value that is none ends the program."""
+  return flags.DEFINE(_PathParser(name, several), name, default, help, required=required)
 
 
 def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
@@ -69,6 +92,9 @@ def fail(sentence: str) -> None:
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   try:
+    # The flag of ml_collections does not expand ~.
+    argv = [f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=")
+            else word for word in argv]
     rest = flags.FLAGS(argv)
     if choices and (len(rest) != 2 or rest[1] not in choices):
       fail(f"Say what to do with one word: {', '.join(choices)}.")

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, release, restore, run_directory, sharding
+from bn_inception import config_checks, paths as path_checks, release, restore, run_directory, sharding
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
@@ -44,6 +44,7 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
     FileNotFoundError, EvaluationError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
       cannot be used.
   """
+  workdir = path_checks.local(workdir, "--workdir")
   try:
     config = run_directory.read_config(pathlib.Path(workdir))
   except ValueError as error:
@@ -103,6 +104,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   """
   if not paths or not all(paths):
     raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
+  paths = [path_checks.local(path, "--checkpoint") for path in paths]
   mesh = sharding.make_mesh(devices)
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
@@ -118,7 +120,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
                    for path, one, network in zip(paths, releases, networks)],
       "data": opened.name, "split": opened.split, "examples": opened.num_examples, "crops": crops,
       "image_size": data.image_size, "folded": folded, "statistics": statistics}
-  folder = pathlib.Path(output or _default_output(paths, opened, crops))
+  folder = pathlib.Path(path_checks.local(output, "--output") if output else _default_output(paths, opened, crops))
   writes = jax.process_index() == 0
   done = predictions_file.resume(folder, request) if writes else 0
   done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))

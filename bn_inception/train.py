@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import optax
 
-from bn_inception import checkpoint, config_checks, models, optim, run_directory, sharding, state as state_lib
-from bn_inception import step as step_lib
+from bn_inception import checkpoint, config_checks, models, optim, paths, run_directory, sharding
+from bn_inception import state as state_lib, step as step_lib
 from bn_inception.data import device, pipeline
 from bn_inception.evaluators import classification, sigmoid_inputs
 from bn_inception.report import curves, tables
@@ -38,12 +38,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Devic
     last evaluation or {}}.
 
   Raises:
-    ConfigError, VersionError, DataError, CheckpointError: one sentence on what cannot be used, before anything is
-      compiled.
+    PathError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what cannot be used, before
+      anything is compiled.
   """
+  workdir = pathlib.Path(paths.local(workdir, "--workdir")).absolute()
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
-    return _train_and_evaluate(config, pathlib.Path(workdir).absolute(), mesh, cleanup)
+    return _train_and_evaluate(config, workdir, mesh, cleanup)
 
 
 def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh,

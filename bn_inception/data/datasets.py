@@ -10,6 +10,7 @@ import re
 
 from ml_collections import ConfigDict
 
+from bn_inception import paths
 from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
 from bn_inception.errors import DataError
@@ -123,9 +124,13 @@ def open_split(data: ConfigDict, split: str) -> Split:
 
 def _builder(data: ConfigDict) -> tfds.core.DatasetBuilder:
   """The prepared data set that `data.name` asks for."""
-  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-  if "://" in str(data.dir):
-    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
+  places = {"data.dir": data.dir, "$TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
+            "The usual data_dir": "~/tensorflow_datasets"}
+  name, place = next((name, place) for name, place in places.items() if place)
+  try:
+    root = pathlib.Path(paths.local(place, name))
+  except paths.PathError as error:
+    raise DataError(str(error)) from error
   if re.fullmatch(r"digits(:.*)?", data.name):
     try:
       digits.prepare(root)

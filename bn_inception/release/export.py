@@ -7,6 +7,7 @@ from typing import Any
 import flax
 import numpy as np
 
+from bn_inception import paths
 from bn_inception.release import assemble, folder, peers, torch_file
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -20,7 +21,7 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
   Raises:
     ReleaseError: if that network cannot hold it, there is something in its place already, or it cannot be written.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "--output"))
   folder.check_free(path)
   try:
     content = torch_file.write(peers.to_torch(release))

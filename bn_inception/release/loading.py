@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_inception import models, step
+from bn_inception import models, paths, step
 from bn_inception.release import caffe_file, folder, mxnet_file, peers, run, source_file, tensorflow_file, torch_file
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -28,7 +28,7 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
   Raises:
     ReleaseError: if it cannot be used, in one sentence; for a run directory also what `from_run` raises.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "A checkpoint"))
   if folder.is_folder(path):
     return folder.read(path)
   if run.is_run(path):
@@ -40,7 +40,8 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
   content = source_file.read(path)
   nodes = []
   if mxnet_file.recognises(content):
-    nodes = mxnet_file.read_symbol(pathlib.Path(symbol) if symbol else mxnet_file.symbol_beside(path))
+    nodes = mxnet_file.read_symbol(
+        pathlib.Path(paths.local(symbol, "--symbol")) if symbol else mxnet_file.symbol_beside(path))
   try:
     return _from_content(path, content, nodes)
   except ReleaseError as error:

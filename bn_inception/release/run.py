@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, population, restore, run_directory, sharding
+from bn_inception import config_checks, paths, population, restore, run_directory, sharding
 from bn_inception.data import datasets, pipeline
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 def is_run(path: str | os.PathLike) -> bool:
   """Whether a path is a run directory, as far as the names of its files tell."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "A checkpoint"))
   return run_directory.config_path(path).is_file() and (path / "checkpoints").is_dir()
 
 
@@ -49,7 +49,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
     FileNotFoundError, ConfigError, VersionError, DataError, CheckpointError, ReleaseError: one sentence on what cannot
       be used.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(paths.local(workdir, "--workdir"))
   if statistics not in STATISTICS:
     raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
   config = _read_config(workdir)
