@@ -16,8 +16,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import optax
 
-from bn_inception import checkpoint, config_checks, models, optim, paths, run_directory, sharding
-from bn_inception import state as state_lib, step as step_lib
+from bn_inception import checkpoint, config_checks, models, optim, paths, run_data, run_directory
+from bn_inception import sharding, state as state_lib, step as step_lib
 from bn_inception.data import device, pipeline
 from bn_inception.evaluators import classification, sigmoid_inputs
 from bn_inception.report import curves, tables
@@ -38,7 +38,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Devic
     last evaluation or {}}.
 
   Raises:
-    PathError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what cannot be used, before
+    PathError, ConfigError, VersionError, DataError, CheckpointError, DamagedFileError: one sentence on what cannot be used, before
       anything is compiled.
   """
   workdir = pathlib.Path(paths.local(workdir, "--workdir")).absolute()
@@ -51,11 +51,13 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
                         cleanup: contextlib.ExitStack) -> dict[str, Any]:
   # What can be wrong is found first.
   config_checks.check_config(config, mesh.size)
-  train_source, eval_source = (pipeline.open_source(config.data, name)
+  data = run_data.held(config.data, workdir)
+  train_source, eval_source = (pipeline.open_source(data, name)
                                for name in (config.data.train_split, config.data.eval_split))
   train_split, eval_split = train_source.split, eval_source.split
   for split in (train_split, eval_split):
     config_checks.check_data(config, split)
+  run_data.check(config.data, workdir, train_split=train_split, eval_split=eval_split)
   changed = run_directory.changed_fields(workdir, config)
   writes = jax.process_index() == 0
   if writes:
@@ -85,6 +87,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     return _finish(workdir, config, "done", step)
   if writes:
     run_directory.write_config(workdir, config)
+    run_data.write(config.data, workdir, train_split=train_split, eval_split=eval_split)
     if changed:
       _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))
     run_directory.drop_metrics_after(workdir, step)

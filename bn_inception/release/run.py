@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, paths, population, restore, run_directory, sharding
+from bn_inception import config_checks, paths, population, restore, run_data, run_directory, sharding
 from bn_inception.data import datasets, pipeline
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -63,7 +63,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
   state = restore.restore(workdir, config, mesh, step)
   step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
   if computes:
-    batch_stats = _population_statistics(params, batch_stats, config, mesh)
+    batch_stats = _population_statistics(workdir, params, batch_stats, config, mesh)
   params = {name: node for name, node in params.items() if not name.startswith("auxiliary_")}  # In training only.
   batch_stats = {name: node for name, node in batch_stats.items() if not name.startswith("auxiliary_")}
   collections = {"params": params, "batch_stats": batch_stats} if config.batch_norm.enabled else {"params": params}
@@ -100,8 +100,9 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   return split.label_names, f"those of {split.name}"
 
 
-def _population_statistics(params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
-  source = pipeline.open_source(config.data, config.data.train_split)
+def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
+  source = pipeline.open_source(run_data.held(config.data, workdir), config.data.train_split)
+  run_data.check(config.data, workdir, train_split=source.split)
   with jax.set_mesh(mesh), contextlib.closing(population.training_batches(config, mesh, source)) as batches:
     compiled_step = population.batch_statistics_step(config, mesh)
     return population.over_training_batches(compiled_step, params, batch_stats, batches, mesh)
