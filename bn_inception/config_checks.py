@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 import math
 import typing
 
+import jax
 from ml_collections import ConfigDict
 
-from bn_inception import models
+from bn_inception import batch_norm, models
 from bn_inception.config_keys import ConfigError, check_keys
 from bn_inception.errors import DataError
 from bn_inception.models import inception, layers
@@ -87,9 +88,27 @@ def check_config(config: ConfigDict, devices: int) -> None:
   group_size = (config.batch_norm.group_size or config.batch_size) if config.batch_norm.enabled else 1
   name = "batch_size" if config.gradient_accumulation == 1 else "batch_size / gradient_accumulation"
   _groups(name, micro_batch, group_size, devices)
+  if config.batch_norm.enabled and group_size == 1:
+    _check_single_values(config)
   if config.batch_norm.enabled:
     _groups("batch_size", config.batch_size, group_size, devices)
   _groups("eval.batch_size", config.eval.batch_size, group_size, devices)
+
+
+def _check_single_values(config: ConfigDict) -> None:
+  """Checks groups of one example: on a map of one pixel BN has a single value, and every image the same output."""
+  model = models.build(config)
+  images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, len(config.data.mean)), "float32")
+
+  def train_step(images: jax.Array) -> jax.Array:
+    rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+    variables = model.init(rngs, images, train=False)
+    return model.apply(variables, images, train=True, rngs=rngs, mutable=True)
+
+  try:
+    jax.eval_shape(train_step, images)  # Only shapes: nothing is computed.
+  except batch_norm.SingleValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def _check_inception(config: ConfigDict) -> None:
