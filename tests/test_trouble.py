@@ -23,12 +23,16 @@ def write_set(root, name, pixels, features=None, extra=None, version="1.0.0", na
       "image": tfds.features.Image(shape=(2, 2, 1)), "label": tfds.features.ClassLabel(num_classes=3)} | (features or {}))
   tfds.dataset_builders.store_as_tfds_dataset(
       name=name, version=version, features=features, data_dir=str(root), disable_shuffling=True, split_datasets={
-          "test": [{"image": np.full((2, 2, 1), pixel, np.uint8), "label": row % 3} | (extra or (lambda row: {}))(row)
+          "test": [(row, {"image": np.full((2, 2, 1), pixel, np.uint8), "label": row % 3} | (extra or (lambda _: {}))(row))
                    for row, pixel in enumerate(pixels)]})
   folder = root / name / version
   if not named:
     info = json.loads((folder / "dataset_info.json").read_text())
     info.pop("name")
+    for split in info["splits"]:
+      split["filepathTemplate"] = "{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    for path in folder.glob(f"{name}-*"):
+      path.rename(folder / path.name.removeprefix(f"{name}-"))
     (folder / "dataset_info.json").write_text(json.dumps(info))
   return folder
 
@@ -46,7 +50,7 @@ def test_one_pixel_and_one_label_change_the_digest_and_the_place_does_not(tmp_pa
 
 
 def test_the_digest_is_that_of_the_records_in_either_format(tmp_path):
-  write_set(tmp_path / "a", "own", range(300))
+  write_set(tmp_path / "a", "own", [row % 256 for row in range(300)])
   preparation.prepare(tmp_path / "a", tmp_path / "b", "own")
   record, array = opened(tmp_path / "a", "own").split, opened(tmp_path / "b", "own").split
   assert (record.file_format, array.file_format) == ("tfrecord", "array_record") and record.digest == array.digest

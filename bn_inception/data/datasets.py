@@ -95,12 +95,14 @@ def open_split(data: ConfigDict, split: str) -> Split:
     raise DataError(f"The images of {name} are {image}: only 8-bit ones with 1 or 3 channels are read.")
   try:
     instructions = builder.info.splits[split].file_instructions
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
   except (KeyError, ValueError) as error:
     raise DataError(
         f"{name} has no split '{split}': its splits are {', '.join(sorted(builder.info.splits))}, and slices of them "
         "are written as 'train[:90%]'."
     ) from error
-  if not instructions or any(instruction.take <= 0 for instruction in instructions):
+  # Of 'train[2:1]' TFDS would take -1 examples, which to it means all.
+  if not instructions or any(part.to is not None and part.to < (part.from_ or 0) for part in parts):
     raise DataError(f"{name} has no examples in '{split}': choose another split, or a slice that ends behind its "
                     "start.")
   for instruction in instructions:
