@@ -4,6 +4,7 @@ import difflib
 import functools
 import logging
 import os
+import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -11,10 +12,10 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
-from bn_inception import paths
+from bn_inception import configs, paths
 from bn_inception.config_keys import check_keys
 from bn_inception.errors import UserError
-from configs.versions import VersionError
+from bn_inception.configs.versions import VersionError
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
@@ -54,6 +55,7 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
   What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
   """
   _use_huge_pages()
+  sys.argv[1:] = map(_with_shipped_config, sys.argv[1:])
   # The project's own lines are for a person to read; of the libraries' only the errors are.
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
@@ -88,6 +90,20 @@ def fail(sentence: str) -> None:
   """Ends the program with one sentence for the user."""
   print(f"\n{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
   sys.exit(2)
+
+
+def _with_shipped_config(word: str) -> str:
+  """A word of the command line; a config that is no file here, but shipped, becomes the path of the shipped file.
+
+  `bn_x5:imagenet`, `bn_x5.py:imagenet` and `configs/bn_x5.py:imagenet` mean the shipped config in every folder.
+  """
+  flag, _, value = word.partition("=")
+  path, colon, argument = value.partition(":")
+  if flag.lstrip("-") != "config" or os.path.exists(path):
+    return word
+  name = path.removeprefix("configs/").removesuffix(".py")
+  shipped = pathlib.Path(configs.__file__).with_name(f"{name}.py")
+  return f"{flag}={shipped}{colon}{argument}" if name.isidentifier() and shipped.exists() else word
 
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from bn_inception import batch_norm, models
 from bn_inception.config_keys import ConfigError, check_keys
 from bn_inception.errors import DataError
 from bn_inception.models import inception, layers
-from configs import versions
+from bn_inception.configs import versions
 
 if typing.TYPE_CHECKING:  # A config can be checked where no TensorFlow is installed.
   from bn_inception.data.datasets import Split

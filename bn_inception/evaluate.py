@@ -19,7 +19,7 @@ from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
 from bn_inception.report import tables
-from configs import versions
+from bn_inception.configs import versions
 
 _PROGRESS_SECONDS = 10
 

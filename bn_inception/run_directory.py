@@ -16,9 +16,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from bn_inception.configs import versions
 from bn_inception.errors import UserError
-from configs import versions
-
 
 
 class DamagedFileError(UserError, ValueError):

@@ -3,7 +3,7 @@
 from absl import flags
 
 from bn_inception import command_line
-from configs import inception
+from bn_inception.configs import inception
 
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir with imagenet2012 prepared.", required=True)
 _RECORDS = flags.DEFINE_integer("records", 5_000, "Records of the training split to use at most.", lower_bound=1)

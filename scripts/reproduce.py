@@ -17,7 +17,8 @@ from absl import flags
 from bn_inception import command_line
 
 _WORKDIR = command_line.define_path("workdir", None, "Where the runs are.", required=True)
-_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10, cifar10_long or quickstart; for figure1 mnist.")
+_SCALE = flags.DEFINE_string(
+    "scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist.")
 _DATA_DIR = command_line.define_path(
     "data_dir", None, "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each experiment.", lower_bound=1)

@@ -21,7 +21,7 @@ def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, st
     ([_TRAIN, "--config.model.widht=0.5"], ["model.widht", "did you mean --config.model.width?"]),
     ([_TRAIN, "--config.batch_size=many"], ["--config.batch_size=many"]),
     ([_TRAIN, "--config.batch_size=0"], ["batch_size", "at least 1"]),
-    (["--config=configs/bn_x5.py:imagenette"], ["imagenette", "one of imagenet, cifar10, quickstart"]),
+    (["--config=configs/bn_x5.py:imagenette"], ["imagenette", "one of imagenet, cifar10, cifar10_full, quickstart"]),
     (["--config=configs/bn_x6.py"], ["configs/bn_x6.py"]),
     (["--config=configs/ensemble.py:imagenet,6"], ["'6'", "one of 0, 1, 2, 3, 4, 5"]),
     ([], ["--config"]),

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 import pytest
 
 from bn_inception import config_checks
-from configs import bn_x5, mnist
+from bn_inception.configs import bn_x5, mnist
 
 
 def refused(config, *words):
@@ -76,7 +76,7 @@ def test_a_value_at_the_end_of_its_range_and_a_whole_number_for_another_are_take
     ("return confg", ["NameError", "'confg'"]), ("return (", ["never closed"]), ("return 1 / 0", ["ZeroDivisionError"])])
 def test_a_config_file_is_refused_in_one_sentence_by_every_script(repository, tmp_path, body, words):
   path = tmp_path / "own.py"
-  path.write_text(f"from configs import mnist\ndef get_config():\n  config = mnist.get_config()\n  {body}\n")
+  path.write_text(f"from bn_inception.configs import mnist\ndef get_config():\n  config = mnist.get_config()\n  {body}\n")
   result = subprocess.run([sys.executable, "scripts/describe.py", f"--config={path}"], cwd=repository,
                           capture_output=True, text=True, check=False)
   assert result.returncode == 2 and not result.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from bn_inception import config_checks
 from bn_inception.data import datasets
-from configs import common, ensemble, mnist
+from bn_inception.configs import common, ensemble, mnist
 
 # §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
 PAPER = """
@@ -28,7 +28,7 @@ EVERY = ([(name, scale) for name in ROWS for scale in common.SCALES]
 
 
 def get_config(name: str, *argument: str):
-  return importlib.import_module(f"configs.{name}").get_config(*argument)
+  return importlib.import_module(f"bn_inception.configs.{name}").get_config(*argument)
 
 
 @pytest.mark.parametrize("line", PAPER, ids=ROWS)
@@ -106,7 +106,7 @@ def test_lengths_are_in_the_papers_steps_of_32_and_follow_the_batch_size():
 
 
 @pytest.mark.parametrize("name,argument,message", [
-    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, cifar10, quickstart"),
+    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, cifar10, cifar10_full, quickstart"),
     ("bn_x5", "cifar10,quickstart", "'quickstart' .* is a second scale"),
     ("ensemble", "imagenet,6", "'6' .* is not known: .* and one of 0, 1, 2, 3, 4, 5"),
     ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain")])
@@ -124,12 +124,12 @@ def test_arguments_come_in_any_order_and_have_defaults():
 def test_configs_need_nothing_but_ml_collections(repository):
   """A config can be read where no JAX is installed."""
   names = sorted({name for name, _ in EVERY})
-  program = (f"import importlib, sys\nfor name in {names}: importlib.import_module('configs.' + name).get_config()\n"
-             "print(*sys.modules)")
+  program = (f"import importlib, sys\nfor name in {names}:\n"
+             "  importlib.import_module('bn_inception.configs.' + name).get_config()\nprint(*sys.modules)")
   result = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
   roots = {name.split(".")[0] for name in result.stdout.split()}
   assert "ml_collections" in roots
-  assert not roots & {"jax", "flax", "optax", "numpy", "tensorflow", "tensorflow_datasets", "bn_inception"}
+  assert not roots & {"jax", "flax", "optax", "numpy", "tensorflow", "tensorflow_datasets"}
 
 
 # ------------------------------------------------------------------------------------------------- check_config

@@ -11,7 +11,7 @@ import pytest
 from bn_inception import errors, evaluate, paths, release, train
 from bn_inception.data import datasets
 from bn_inception.experiments import execution
-from configs import mnist
+from bn_inception.configs import mnist
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/x", "s3://x", "hdfs://node:8020/x", "file:///x", "file:/x", "abfss://a@b/x",
@@ -66,7 +66,7 @@ def test_every_flag_that_is_a_path_is_treated(script, repository, tmp_path):
 
 
 def test_a_config_file_in_the_home_is_read(repository, tmp_path):
-  (tmp_path / "own.py").write_text("from configs import mnist\nget_config = mnist.get_config\n")
+  (tmp_path / "own.py").write_text("from bn_inception.configs import mnist\nget_config = mnist.get_config\n")
   result = subprocess.run([sys.executable, "scripts/describe.py", "--config=~/own.py:bn"], cwd=repository,
                           env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
   assert result.returncode == 0 and "trainable parameters" in result.stdout, result.stderr

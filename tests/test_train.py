@@ -23,7 +23,7 @@ from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.evaluators import classification
 from bn_inception.report import tables
-from configs import mnist
+from bn_inception.configs import mnist
 
 BATCH, STEPS = 32, 20
 

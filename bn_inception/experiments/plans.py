@@ -38,6 +38,13 @@ SWEEP_RATES = {
     "imagenet": (0.00075, 0.0015, 0.003),
 }
 SWEEP_LENGTHS = (0.5, 2.0)  # And the config's own rate at these multiples of the length.
+# At the scale of full lengths a baseline has its best rate at every length that it is annealed over: {config file:
+# {fraction of the config's length: rates}}. Shortest first: their results say whether a range must be wider.
+FULL_SWEEPS = {
+    "inception": {0.2: (0.005, 0.01, 0.02, 0.04, 0.08), 0.5: (0.005, 0.01, 0.02, 0.04), 1.0: (0.005, 0.01, 0.02, 0.04)},
+    "bn_x5": {1.0: (0.05, 0.1, 0.2, 0.4, 0.8)},
+    "bn_baseline": {1.0: (0.02, 0.05, 0.1, 0.2)},
+}
 # Rates are chosen on examples held out of training; the test split has no part in it.
 HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
 
@@ -68,7 +75,7 @@ class Run(NamedTuple):
 
   def config(self) -> ConfigDict:
     """The config as it will run."""
-    config = importlib.import_module(f"configs.{self.config_file}").get_config(self.argument)
+    config = importlib.import_module(f"bn_inception.configs.{self.config_file}").get_config(self.argument)
     for path, value in self.overrides.items():
       *parents, field = path.split(".")
       node = config
@@ -141,6 +148,12 @@ def _variant(scale: str, name: str, seed: int) -> Run:
   return run._replace(overrides=run.overrides | _length(scale, run.config()))
 
 
+def _annealed(config: ConfigDict, fraction: float) -> dict[str, Any]:
+  """What differs from `config` when its rate falls as far in a fraction of its steps."""
+  return {"num_steps": round(fraction * config.num_steps),
+          "learning_rate_decay_epochs": fraction * config.learning_rate_decay_epochs}
+
+
 def figure1(scale: str, seeds: int) -> Plan:
   """§4.1: the MNIST network with and without BN, each at its best rate, and both once at a low one."""
   best = [_run(scale, f"mnist_{network}", seed, "mnist", f"{network},{scale}")
@@ -208,6 +221,8 @@ def figure4(scale: str, seeds: int) -> Plan:
 
 def sweep(scale: str, seeds: int) -> Plan:
   """The learning rates that the configs' own were chosen from, and the length, on held-out training examples."""
+  if scale == "cifar10_full":
+    return _full_sweep(scale, seeds)
   runs = []
   if scale == "mnist":
     networks = [(f"mnist_{network}", "mnist", f"{network},mnist") for network in MNIST_NETWORKS]
@@ -228,12 +243,24 @@ def sweep(scale: str, seeds: int) -> Plan:
   return Plan(runs)
 
 
+def _full_sweep(scale: str, seeds: int) -> Plan:
+  runs = []
+  for config_file, lengths in FULL_SWEEPS.items():
+    config = Run("", config_file, scale, {}).config()
+    for fraction, rates in lengths.items():
+      extra = HELD_OUT | ({} if fraction == 1 else _annealed(config, fraction))
+      steps = extra.get("num_steps", config.num_steps)
+      runs += [_run(scale, f"sweep/{config_file}_{steps}/rate_{rate:g}", seed, config_file, scale, learning_rate=rate,
+                    extra=extra) for rate in rates for seed in range(seeds)]
+  return Plan(runs)
+
+
 # Name on the command line: (plan, its scales, the default first; default number of seeds).
 FIGURES: dict[str, tuple[Callable[[str, int], Plan], tuple[str, ...], int]] = {
     "figure1": (figure1, ("mnist", "quickstart"), 3),
-    "figure2": (figure2, ("cifar10", "cifar10_long", "imagenet", "quickstart"), 3),
-    "figure3": (figure3, ("cifar10", "cifar10_long", "imagenet", "quickstart"), 3),
+    "figure2": (figure2, ("cifar10", "cifar10_full", "cifar10_long", "imagenet", "quickstart"), 3),
+    "figure3": (figure3, ("cifar10", "cifar10_full", "cifar10_long", "imagenet", "quickstart"), 3),
     "figure4": (figure4, ("cifar10", "imagenet", "quickstart"), 1),
     "ablation": (ablation, ("cifar10", "imagenet", "quickstart"), 1),
-    "sweep": (sweep, ("cifar10", "cifar10_long", "mnist", "imagenet", "quickstart"), 1),
+    "sweep": (sweep, ("cifar10", "cifar10_full", "cifar10_long", "mnist", "imagenet", "quickstart"), 1),
 }

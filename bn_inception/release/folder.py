@@ -32,7 +32,7 @@ from bn_inception.release import assemble, labels, peers, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release, TorchTensor
-from configs import versions
+from bn_inception.configs import versions
 
 _WEIGHTS, _CONFIG, _LABELS, _METRICS = "model.safetensors", "config.json", "labels.txt", "metrics.json"
 _PREPROCESSING, _CARD = "preprocessing.json", "README.md"

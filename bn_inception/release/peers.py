@@ -21,7 +21,7 @@ from bn_inception.release.assemble import Tensors
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.mxnet_file import Node
 from bn_inception.release.released import Release, TorchTensor
-from configs import common
+from bn_inception.configs import common
 
 
 # Where Caffe and PyTorch agree, and what follows Caffe.

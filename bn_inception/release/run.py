@@ -16,7 +16,7 @@ from bn_inception import config_checks, paths, population, restore, run_data, ru
 from bn_inception.data import datasets, pipeline
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
-from configs import versions
+from bn_inception.configs import versions
 
 STATISTICS = ("running", "population")
 

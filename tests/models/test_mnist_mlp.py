@@ -9,7 +9,7 @@ import pytest
 
 from bn_inception import batch_norm
 from bn_inception.models import mnist_mlp
-from configs import mnist
+from bn_inception.configs import mnist
 
 NORM = functools.partial(batch_norm.BatchNorm, epsilon=1e-3)
 

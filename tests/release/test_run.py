@@ -15,7 +15,7 @@ import pytest
 from bn_inception import checkpoint, models, release, run_directory, step as step_lib, train
 from bn_inception.data import datasets, pipeline
 from bn_inception.release import speed
-from configs import bn_x5, mnist
+from bn_inception.configs import bn_x5, mnist
 
 STEPS = 8
 

@@ -12,7 +12,7 @@ import pytest
 
 from bn_inception import models, release
 from bn_inception.release import peers, torch_file
-from configs import bn_x5
+from bn_inception.configs import bn_x5
 
 
 def assert_same_state_dict(actual, expected):
