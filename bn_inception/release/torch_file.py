@@ -247,7 +247,7 @@ def _named_tensors(tree: Any) -> dict[str, _Tensor]:
   The names are those of the network itself, without the prefix that DataParallel puts before all of them.
   """
   while isinstance(tree, dict) and not any(isinstance(value, _Tensor) for value in tree.values()):
-    inner = [name for name in _WRAPPERS if isinstance(tree.get(name), dict)]
+    inner = [name for name in _WRAPPERS if isinstance(tree.get(name), dict) and tree[name]]
     if len(inner) != 1:
       break
     tree = tree[inner[0]]
