@@ -30,6 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
 
+from bn_inception.errors import UserError
+
 
 @flax.struct.dataclass
 class Moments:
@@ -449,6 +451,10 @@ class BatchNorm(nn.Module):
           "call apply(..., train=True, mutable=['batch_stats']) and keep what it returns, or say train=False.")
 
 
+class SingleValueError(UserError, ValueError):
+  """A group of one value; the text is one sentence that says where and what to do."""
+
+
 class Variables(NamedTuple):
   """Of a `BatchNorm`: parameters gamma and beta, running mean and variance, each [*F]."""
 
@@ -466,12 +472,21 @@ def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, tr
     layers: bound layers of one network.
     xs: [B, ..., C] of each, with the same B.
     train, mask: as of `BatchNorm`.
+
+  Raises:
+    SingleValueError: in training, if a group of a layer has one value, which is its own mean: every output is beta.
   """
   variables = [layer.variables_for(x) for layer, x in zip(layers, xs, strict=True)]
   first = layers[0]
   if not train:
     return [normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
             for x, own in zip(xs, variables)]
+  for layer, x in zip(layers, xs):
+    values = (layer.group_size or x.shape[0]) * (1 if layer.per_activation else math.prod(x.shape[1:-1]))
+    if values == 1 and not layer.is_initializing():
+      raise SingleValueError(
+          f"BN in {'/'.join(layer.path)} would normalize a single value, as its groups are of one example and its map "
+          f"is {'x'.join(map(str, x.shape[1:-1])) or 'one value'}: choose a larger batch_norm.group_size or image.")
   results = batch_norms(xs, [own.gamma for own in variables], [own.beta for own in variables], epsilon=first.epsilon,
                         group_size=first.group_size, mask=mask, per_activation=first.per_activation)
   for layer, (_, moments) in zip(layers, results):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
-from bn_inception import configs, signals, status
+from bn_inception import configs, paths, signals, status
+from bn_inception.config_keys import check_keys
 from bn_inception.errors import Stopped, UserError
 from bn_inception.configs.versions import VersionError
 
@@ -27,6 +28,34 @@ _START_SECONDS = flags.DEFINE_integer(
 _LOST_SECONDS = flags.DEFINE_integer(
     "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.",
     lower_bound=1)
+
+
+class _PathParser(flags.ArgumentParser):
+  """Of a flag that is a path, or with `several` paths with commas between them; see `paths.local`."""
+
+  def __init__(self, name: str, several: bool, hub: bool):
+    self._name, self._several, self._hub = f"--{name}", several, hub
+
+  def parse(self, argument: str | list[str]) -> str | list[str]:
+    if not self._several:
+      return self._local(argument, self._name)
+    given = argument.split(",") if isinstance(argument, str) else argument
+    return [self._local(path.strip(), f"A path of {self._name}") for path in given]
+
+  def _local(self, path: str, name: str) -> str:
+    return path if self._hub and path.startswith("hf://") else paths.local(path, name)
+
+  def flag_type(self) -> str:
+    return "comma separated list of paths" if self._several else "path"
+
+
+def define_path(name: str, default: str | None, help: str, *, several: bool = False, hub: bool = False,
+                required: bool = False) -> flags.FlagHolder:
+  """A flag whose value is a path (a list of them if `several`); a value that is none ends the program.
+
+  With `hub` a repository of the Hugging Face Hub, hf://user/name, will do too.
+  """
+  return flags.DEFINE(_PathParser(name, several, hub), name, default, help, required=required)
 
 
 def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: bool = False) -> None:
@@ -103,18 +132,24 @@ def _with_shipped_config(word: str) -> str:
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   try:
+    # The flag of ml_collections does not expand ~.
+    argv = [f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=")
+            else word for word in argv]
     rest = flags.FLAGS(argv)
     if choices and (len(rest) != 2 or rest[1] not in choices):
       fail(f"Say what to do with one word: {', '.join(choices)}.")
     elif not choices and len(rest) > 1:
       fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
-    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-      flags.FLAGS.config.items()  # A config file that cannot be read only says so when it is used.
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+      getattr(flags.FLAGS.config, "items", None)  # A config file that cannot be read only says so when it is used.
+      check_keys(flags.FLAGS.config)
     return rest
-  except ZeroDivisionError:
-    fail("--config.batch_size is 0: it must be at least 1.")
+  except UserError as error:
+    fail(str(error))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
     fail(_unknown_key(argv) or _last_line(error))
+  except Exception as error:  # Of the code of a config file.
+    fail(f"The config cannot be made ({type(error).__name__}: {_last_line(error)}): correct its file.")
 
 
 def _last_line(error: Exception) -> str:

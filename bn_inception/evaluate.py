@@ -13,7 +13,8 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, folder_lock, hosts, release, restore, run_directory, sharding
+from bn_inception import config_checks, folder_lock, hosts, paths as path_checks, release, restore, run_data
+from bn_inception import run_directory, sharding
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
@@ -40,13 +41,11 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
     {"step", "eval/KIND/top1", "eval/KIND/top5", "eval/KIND/loss", "eval/count"}, as a line of metrics.jsonl.
 
   Raises:
-    FileNotFoundError, EvaluationError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
+    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
       cannot be used.
   """
-  try:
-    config = run_directory.read_config(pathlib.Path(workdir))
-  except ValueError as error:
-    raise EvaluationError(f"{run_directory.config_path(pathlib.Path(workdir))} is damaged: {error}.") from error
+  workdir = pathlib.Path(path_checks.local(workdir, "--workdir"))
+  config = run_directory.read_config(workdir)
   if data_dir is not None:
     config.data.dir = data_dir
   if batch_size is not None:
@@ -56,11 +55,14 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh):
     config_checks.check_config(config, mesh.size)
-    eval_source = pipeline.open_source(config.data, config.data.eval_split)
+    data = run_data.held(config.data, workdir)
+    eval_source = pipeline.open_source(data, config.data.eval_split)
+    run_data.check(config.data, workdir, eval_split=eval_source.split)
     config_checks.check_data(config, eval_source.split)
     train_source = None
     if "population" in classification.statistics_of(config):
-      train_source = pipeline.open_source(config.data, config.data.train_split)
+      train_source = pipeline.open_source(data, config.data.train_split)
+      run_data.check(config.data, workdir, train_split=train_source.split)
     with contextlib.ExitStack() as inputs:
       # The input is read while the checkpoint is restored and programs compile.
       evaluate = classification.make_evaluator(config, mesh, train_source, eval_source).start(inputs)
@@ -102,6 +104,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   """
   if not paths or not all(paths):
     raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
+  paths = [path_checks.local(path, "--checkpoint") for path in paths]
   mesh = sharding.make_mesh(devices)
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
@@ -115,9 +118,9 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   request = {
       "networks": [{"path": path, "sha256": _digest(one, network.program)}
                    for path, one, network in zip(paths, releases, networks)],
-      "data": opened.name, "split": opened.split, "examples": opened.num_examples, "crops": crops,
+      "data": opened.name, "data_digest": opened.digest, "split": opened.split, "examples": opened.num_examples, "crops": crops,
       "image_size": data.image_size, "folded": folded, "statistics": statistics}
-  folder = pathlib.Path(output or _default_output(paths, opened, crops))
+  folder = pathlib.Path(path_checks.local(output, "--output") if output else _default_output(paths, opened, crops))
   writes = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     if writes:

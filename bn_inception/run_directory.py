@@ -11,12 +11,19 @@ import math
 import os
 import pathlib
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import versions
+from bn_inception.errors import UserError
+
+
+class DamagedFileError(UserError, ValueError):
+  """A file of a run that cannot be read; the text is one sentence that names it and says what to do."""
+
 
 _HISTORY = "history"  # In config.json, beside the config: how it changed.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
@@ -30,6 +37,21 @@ def replace_file(path: pathlib.Path, text: str) -> None:
     file.flush()
     os.fsync(file.fileno())
   temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a file that holds one JSON object.
+
+  Raises:
+    DamagedFileError: if it does not.
+  """
+  try:
+    tree = json.loads(path.read_text("utf-8"))
+  except (ValueError, RecursionError) as error:  # Not JSON, or no text.
+    raise DamagedFileError(f"{path} is damaged ({error}): restore it, or move the folder away.") from error
+  if not isinstance(tree, dict):
+    raise DamagedFileError(f"{path} is damaged (it holds no JSON object): restore it, or move the folder away.")
+  return tree
 
 
 def config_path(workdir: pathlib.Path) -> pathlib.Path:
@@ -77,12 +99,17 @@ def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     VersionError: if it is of a later version.
-    ValueError: if it is damaged.
+    DamagedFileError: if it is damaged.
   """
-  tree = json.loads(path.read_text())
-  if isinstance(tree, dict):
-    tree.pop(_HISTORY, None)
-  return versions.upgrade(tree, str(path))
+  try:
+    tree = read_json(path)
+    if isinstance(tree, dict):
+      tree.pop(_HISTORY, None)
+    return versions.upgrade(tree, str(path))
+  except DamagedFileError:
+    raise
+  except ValueError as error:
+    raise DamagedFileError(f"{path} is damaged ({error}): restore it, or move the folder away.") from error
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -91,7 +118,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   Raises:
     FileNotFoundError: if `workdir` holds none.
     VersionError: if it is of a later version.
-    ValueError: if it is damaged.
+    DamagedFileError: if it is damaged.
   """
   def as_config(tree: dict[str, Any]) -> dict[str, Any]:
     # JSON has lists where the config has tuples.
@@ -107,7 +134,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 def read_status(workdir: pathlib.Path) -> dict[str, Any]:
   """Reads status.json; {} before the first."""
   path = workdir / "status.json"
-  return json.loads(path.read_text()) if path.exists() else {}
+  return read_json(path) if path.exists() else {}
 
 
 def saved_step(workdir: pathlib.Path) -> int | None:
@@ -182,18 +209,60 @@ def append_metrics(workdir: pathlib.Path, step: int, batch_size: int, metrics: d
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The lines of metrics.jsonl, oldest first; a last line that was cut by a kill is left out."""
-  path = metrics_path(workdir)
-  if not path.exists():
-    return []
-  lines = path.read_text().split("\n")[:-1]  # What stands behind the last newline is not a whole line.
+  """The lines of metrics.jsonl, oldest first; what a kill or a power loss has torn at its end is left out.
+
+  Raises:
+    DamagedFileError: naming a line before others that cannot be read.
+  """
   return [{name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
-          for line in lines]
+          for line in _metrics_lines(workdir)]
 
 
 def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
-  """Removes the lines of later steps, which a run that resumes from `step` will write again."""
+  """Removes the lines of later steps, which a run that resumes from `step` will write again.
+
+  Raises:
+    DamagedFileError: as `read_metrics`; the file is left as it was.
+  """
   path = metrics_path(workdir)
   if path.exists():
-    lines = path.read_text().split("\n")[:-1]
+    lines = _metrics_lines(workdir)
     replace_file(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def _metrics_lines(workdir: pathlib.Path) -> list[str]:
+  """The lines of metrics.jsonl, each an object with a step and numbers, without what is torn at the end."""
+  path = metrics_path(workdir)
+  return whole_lines(path, _is_metrics) if path.exists() else []
+
+
+def _is_metrics(values: Any) -> bool:
+  return isinstance(values["step"], int) and all(isinstance(float(value), float) for value in values.values())
+
+
+def whole_lines(path: pathlib.Path, is_sound: Callable[[Any], bool]) -> list[str]:
+  """The lines of a file of JSON objects, without what a kill or a power loss has torn at its end.
+
+  A file system may leave blanks or zeros for what it had no time to write; behind the last newline is no whole line.
+
+  Args:
+    path: the file.
+    is_sound: whether a parsed line is what it should be; it may also raise.
+
+  Raises:
+    DamagedFileError: naming a line before others that is not JSON, or not sound.
+  """
+  def readable(line: str) -> bool:
+    try:
+      return bool(line.encode()) and is_sound(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+      return False
+
+  lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")[:-1]
+  while lines and not readable(lines[-1]):
+    lines.pop()
+  for number, line in enumerate(lines, 1):
+    if not readable(line):
+      raise DamagedFileError(f"{path} is damaged in line {number} of {len(lines)}, which reads {line[:40]!r}: correct or "
+                             "remove that line.")
+  return lines

@@ -13,8 +13,8 @@ import jax
 from ml_collections import ConfigDict
 import optax
 
-from bn_inception import checkpoint, config_changes, config_checks, folder_lock, hosts, models, optim, run_directory
-from bn_inception import sharding, state as state_lib, status as status_lib, step as step_lib, watchdog
+from bn_inception import checkpoint, config_changes, config_checks, folder_lock, hosts, models, optim, paths, run_data
+from bn_inception import run_directory, sharding, state as state_lib, status as status_lib, step as step_lib, watchdog
 from bn_inception.data import device, pipeline
 from bn_inception.errors import Stopped
 from bn_inception.evaluators import classification, sigmoid_inputs
@@ -41,27 +41,31 @@ def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Devic
     last evaluation or {}}.
 
   Raises:
-    ConfigError, VersionError, DataError, CheckpointError, FolderInUseError: one sentence on what cannot be used, before
-      anything is compiled.
+    PathError, ConfigError, VersionError, DataError, CheckpointError, FolderInUseError, DamagedFileError: one sentence on
+      what cannot be used, before anything is compiled.
     StorageError: if something cannot be written; what was saved goes on.
     Stopped: if the program was asked to stop before a step was made.
   """
   hosts.check_not_asked()
+  workdir = pathlib.Path(paths.local(workdir, "--workdir")).absolute()
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
-    return _train_and_evaluate(config, pathlib.Path(workdir).absolute(), mesh, cleanup, allow_config_change)
+    return _train_and_evaluate(config, workdir, mesh, cleanup, allow_config_change)
 
 
 def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh,
                         cleanup: contextlib.ExitStack, allow_config_change: bool) -> dict[str, Any]:
   # What can be wrong is found first.
   config_checks.check_config(config, mesh.size)
-  train_source, eval_source = (pipeline.open_source(config.data, name)
+  data = run_data.held(config.data, workdir)
+  train_source, eval_source = (pipeline.open_source(data, name)
                                for name in (config.data.train_split, config.data.eval_split))
   train_split, eval_split = train_source.split, eval_source.split
   for split in (train_split, eval_split):
     config_checks.check_data(config, split)
-  hosts.check_alike(run_directory.fingerprint(config))
+  hosts.check_alike(run_directory.fingerprint(config) | {
+      "data of training": train_split.digest, "data of evaluation": eval_split.digest})
+  run_data.check(config.data, workdir, train_split=train_split, eval_split=eval_split)
   writes = jax.process_index() == 0
   before, changed = hosts.of_first(
       writes and (run_directory.read_status(workdir), run_directory.changed_fields(workdir, config)))
@@ -107,6 +111,7 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     # From here on a signal ends the program at once, until there is something to save.
     cleanup.enter_context(hosts.before_exit(lambda: (record.write(status_lib.PREEMPTED), lock.release())))
     run_directory.write_config(workdir, config, step)
+    run_data.write(config.data, workdir, train_split=train_split, eval_split=eval_split)
   record.write(status_lib.RUNNING)
   if changed:
     _log.warning("The config differs from that of the run so far in: %s.", ", ".join(changed))

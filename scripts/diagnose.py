@@ -9,11 +9,11 @@ from absl import flags
 
 from bn_inception import command_line
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The network.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data_dir, in place of the network's own data.dir.")
+_CHECKPOINT = command_line.define_path("checkpoint", None, "The network.", hub=True, required=True)
+_DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir, in place of the network's own data.dir.")
 _DATASET = flags.DEFINE_string("dataset", None, "NAME[/CONFIG][:VERSION], in place of the network's own data.name.")
 _BATCHES = flags.DEFINE_integer("batches", 16, "Batches of each split.", lower_bound=2)
-_OUTPUT = flags.DEFINE_string("output", None, "Picture to write, a .png.")
+_OUTPUT = command_line.define_path("output", None, "Picture to write, a .png.")
 
 
 def main() -> None:

@@ -41,9 +41,10 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
     request: all that its results depend on.
 
   Returns:
-    How many examples are predicted already. A last line that was cut by a kill is removed.
+    How many examples are predicted already. What a kill or a power loss has torn at the end is removed.
 
   Raises:
+    DamagedFileError: if a line before that cannot be read.
     EvaluationError: if the folder holds something else, or another evaluation.
   """
   check_folder(folder)
@@ -51,18 +52,19 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     run_directory.replace_file(folder / REQUEST, json.dumps(request, indent=2) + "\n")
     return 0
-  before = json.loads((folder / REQUEST).read_text())
-  if changed := [name for name in request if before.get(name) != request[name]]:
+  before = run_directory.read_json(folder / REQUEST)
+  # Folders of before there was a digest do not say which data their name stood for.
+  if changed := [name for name in request if before.get(name, request[name] if name == "data_digest" else None)
+                 != request[name]]:
     raise EvaluationError(f"{folder} holds another evaluation, which differs in: {', '.join(changed)}; give another "
                           "--output or remove it.")
   path = folder / PREDICTIONS
   if not path.exists():
     return 0
-  content = path.read_bytes()
-  whole = content.rfind(b"\n") + 1
-  if whole < len(content):
+  lines = run_directory.whole_lines(path, lambda line: "id" in line and ("skipped" in line or "top5" in line))
+  if (whole := sum(len(line.encode()) + 1 for line in lines)) < path.stat().st_size:
     os.truncate(path, whole)
-  return content.count(b"\n")
+  return len(lines)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, evaluate, folder_lock, models, optim, run_directory, state as state_lib, status
+from bn_inception import config_checks, evaluate, folder_lock, models, optim, paths, run_directory
+from bn_inception import state as state_lib, status
 from bn_inception import step as step_lib, train
 from bn_inception.data import datasets
 from bn_inception.experiments import plans
@@ -52,7 +53,7 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
     raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
   scale = scale or _usual_scale(figure, data_dir)
   plan = make_plan(scale, default_seeds if seeds is None else seeds)
-  root = pathlib.Path(workdir)
+  root = pathlib.Path(paths.local(workdir, "--workdir"))
   whole = {run.name: run.config() for run in plan.runs}
   given = {"data.dir": data_dir} | ({} if num_steps is None else {"num_steps": num_steps})
   runs = [run._replace(overrides=run.overrides | given) for run in part(plan.runs, index, count)]

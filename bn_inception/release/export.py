@@ -16,6 +16,7 @@ import flax
 import jax
 import numpy as np
 
+from bn_inception import paths
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble, folder, loading, peers, torch_file
 from bn_inception.release.errors import ReleaseError
@@ -32,12 +33,12 @@ def write_bninception(release: Release, path: str | os.PathLike) -> None:
   Raises:
     ReleaseError: if that network cannot hold it, there is something in its place already, or it cannot be written.
   """
+  path = pathlib.Path(paths.local(path, "--output"))
+  folder.check_free(path)
   try:
     tensors = peers.to_torch(release)
   except ReleaseError as error:
     raise ReleaseError(f"This network cannot be exported: {error}.") from error
-  path = pathlib.Path(path)
-  folder.check_free(path)
   _write_files({path: torch_file.write(tensors)})
 
 

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 
+from bn_inception import paths
 from bn_inception.release.errors import ReleaseError
 
 _PREFIX = "hf://"
@@ -17,11 +18,12 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
       path here, which is returned as it is.
 
   Raises:
+    PathError: for another URL.
     ReleaseError: if it cannot be downloaded, or huggingface_hub is not installed.
   """
   text = os.fspath(path)
   if not text.startswith(_PREFIX):
-    return pathlib.Path(path)
+    return pathlib.Path(paths.local(path, "A checkpoint"))
   named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text.removeprefix(_PREFIX))
   if not named:
     raise ReleaseError(f"{text} names no repository: give hf://user/name or hf://user/name@revision.")

@@ -50,7 +50,8 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
   content = source_file.read(path)
   nodes = []
   if mxnet_file.recognises(content):
-    nodes = mxnet_file.read_symbol(pathlib.Path(symbol) if symbol else mxnet_file.symbol_beside(path))
+    nodes = mxnet_file.read_symbol(
+        pathlib.Path(paths.local(symbol, "--symbol")) if symbol else mxnet_file.symbol_beside(path))
   try:
     return _with_provenance(path, content, _from_content(path, content, nodes))
   except ReleaseError as error:

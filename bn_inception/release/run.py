@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from bn_inception import config_checks, run_directory, sharding
+from bn_inception import config_checks, paths, run_directory, sharding
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def is_run(path: str | os.PathLike) -> bool:
   """Whether a path is a run directory, as far as the names of its files tell."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "A checkpoint"))
   return run_directory.config_path(path).is_file() and (path / "checkpoints").is_dir()
 
 
@@ -49,7 +49,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
       be used.
   """
   from bn_inception import restore  # Orbax is for runs, and a release is read without.
-  workdir = pathlib.Path(workdir)
+  workdir = pathlib.Path(paths.local(workdir, "--workdir"))
   if statistics not in STATISTICS:
     raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
   config = _read_config(workdir)
@@ -63,7 +63,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
   state = restore.restore(workdir, config, mesh, step)
   step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
   if computes:
-    batch_stats = _population_statistics(params, batch_stats, config, mesh)
+    batch_stats = _population_statistics(workdir, params, batch_stats, config, mesh)
   params = {name: node for name, node in params.items() if not name.startswith("auxiliary_")}  # In training only.
   batch_stats = {name: node for name, node in batch_stats.items() if not name.startswith("auxiliary_")}
   collections = {"params": params, "batch_stats": batch_stats} if config.batch_norm.enabled else {"params": params}
@@ -101,10 +101,11 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   return split.label_names, f"those of {split.name}"
 
 
-def _population_statistics(params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
-  from bn_inception import population
+def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
+  from bn_inception import population, run_data
   from bn_inception.data import pipeline
-  source = pipeline.open_source(config.data, config.data.train_split)
+  source = pipeline.open_source(run_data.held(config.data, workdir), config.data.train_split)
+  run_data.check(config.data, workdir, train_split=source.split)
   with jax.set_mesh(mesh), contextlib.closing(population.training_batches(config, mesh, source)) as batches:
     compiled_step = population.batch_statistics_step(config, mesh)
     return population.over_training_batches(compiled_step, params, batch_stats, batches, mesh)
