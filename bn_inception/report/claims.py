@@ -160,11 +160,15 @@ def steps_text(steps: float) -> str:
   return f"{steps:,.0f}"
 
 
+def mean_text(spread: Spread, text: Callable[[float], str] = percent) -> str:
+  """'38.1% ± 0.4%'."""
+  return text(spread.mean) + ("" if spread.deviation is None else f" ± {text(spread.deviation)}")
+
+
 def describe(spread: Spread, text: Callable[[float], str] = percent, of: str = "seed") -> str:
   """'38.1% ± 0.4% (3 seeds)'."""
-  if spread.deviation is None:
-    return f"{text(spread.mean)} (one {of})"
-  return f"{text(spread.mean)} ± {text(spread.deviation)} ({len(spread.values)} {of}s)"
+  count = f"one {of}" if len(spread.values) == 1 else f"{len(spread.values)} {of}s"
+  return f"{mean_text(spread, text)} ({count})"
 
 
 def name_of(experiment: str) -> str:
@@ -183,7 +187,7 @@ def seeds_text(*sides: Sequence[Result]) -> str:
   """'seeds 0, 1, 2 against 0, 1, 2'."""
   number = lambda run: run.seed.removeprefix("seed").removeprefix("member")
   texts = [", ".join(map(number, runs)) for runs in sides]
-  return ("seeds " if sum(map(len, sides)) > 1 else "seed ") + " against ".join(texts)
+  return ("seeds " if max(map(len, sides)) > 1 else "seed ") + " against ".join(texts)
 
 
 def _interval_text(estimate: verdicts.Estimate | None, text: Callable[[float], str], unit: str) -> str:
@@ -285,6 +289,8 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     else:
       texts.append(f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
                    + ("its own plateau" if name == plateau else percent(accuracy)))
+  if not claim.plateau and not next(row for row in speedup.lengths(experiments) if row.name == plateau).plateau:
+    texts.append("it is not known that Inception is at its plateau there")
   (_, steps), (_, other_steps) = sides.values()
   experiments_of = tuple(dict.fromkeys((claim.of, beside, plateau)))
   if None in steps and steps.count(None) == len(steps) and None not in other_steps:

@@ -152,8 +152,8 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
     at = row.steps / paper.FIGURE_3["inception"].steps if row.steps else never
     axes.plot(at, row.top1 / paper.FIGURE_3["inception"].top1, "D", markerfacecolor="none", markeredgewidth=1.6,
               color=colour, markersize=9, label=None if runs else row.name)
-  axes.plot([], [], "o", color="#999999", label="measured: steps to the plateau, accuracy at the end")
-  axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper's: steps to 72.2%, maximum")
+  axes.plot([], [], "o", color="#999999", label="measured")
+  axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper")
   axes.axhline(1, color="#999999", linewidth=0.8, zorder=0)
   axes.axvline(1.5, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
   curves.finish_axes(axes, "accuracy relative to Inception's")
@@ -185,7 +185,7 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
       axes.fill_between(at, *zip(*(point.interval for point in points)), color=_COLOURS[name], alpha=0.15, linewidth=0)
     axes.plot(101, inception / paper.FIGURE_3[name].steps, "D", markerfacecolor="none", markeredgewidth=1.6,
               color=_COLOURS[name], markersize=9)
-  axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper's table, at 72.2%")
+  axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper, to 72.2%")
   axes.axhline(paper.SPEEDUP, color="#999999", linewidth=0.8, linestyle="--",
                label=f"the paper: {paper.SPEEDUP} times fewer")
   axes.axhline(1, color="#999999", linewidth=0.8)
@@ -193,6 +193,7 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   axes.set(xlabel="level, % of Inception's plateau", yscale="log", xlim=(79.5, 102))
   low, high = axes.get_ylim()
   axes.set_ylim(max(low, 0.5), min(high, 100))
+  axes.set_xticks(range(80, 101, 5))
   axes.set_yticks([tick for tick in (0.5, 1, 2, 3, 5, 7, 10, 14, 20, 40, 100) if max(low, 0.5) <= tick <= min(high, 100)])
   axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
   axes.minorticks_off()
