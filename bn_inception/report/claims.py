@@ -197,16 +197,18 @@ def _interval_text(estimate: verdicts.Estimate | None, text: Callable[[float], s
   return f"; difference {text(estimate.difference)}{unit}, 95% interval {text(low)} to {text(high)}"
 
 
-def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str]) -> str:
-  """Of an undecided row, what effect would have been found in four of five such experiments."""
+def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str], threshold: float = 0.0) -> str:
+  """Of an undecided row, what true effect would have been shown in four of five such experiments."""
   if verdict != UNDECIDED:
     return ""
   if estimate is None:
     return "one seed a side has no spread: it could show no effect of any size"
-  return f"these seeds could have shown {text(estimate.detectable)} (power {verdicts.POWER:.0%})"
+  return (f"these seeds could have shown it of a true {text(threshold + estimate.detectable)} or more "
+          f"(power {verdicts.POWER:.0%})")
 
 
-_SIZE = lambda value: f"a difference of {100 * value:.1f} points"
+_DIFFERENCE = lambda value: f"difference of {points(value)} points"
+_RATIO = lambda value: f"ratio of {math.exp(value):.1f}"
 
 
 def _missing(*experiments: str) -> Finding:
@@ -247,7 +249,7 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
   margin = f" (margin {-100 * claim.threshold:g})" if claim.threshold else ""
   return Finding(verdict, f"{what}{describe(spreads[0])} against {describe(spreads[1])}"
                  + _interval_text(estimate, points, f" points{margin}"), seeds_text(*sides),
-                 _power(verdict, estimate, _SIZE), (claim.of, claim.beside))
+                 _power(verdict, estimate, _DIFFERENCE, claim.threshold), (claim.of, claim.beside))
 
 
 def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -297,7 +299,7 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     # It never gets there. Whether it ends lower is a question of accuracy.
     estimate = verdicts.welch([measured.level(run) for run in runs], [measured.level(run) for run in other_runs])
     verdict = REFUTED if verdicts.decide(estimate) == REFUTED else UNDECIDED
-    return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _SIZE), experiments_of)
+    return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _DIFFERENCE), experiments_of)
   # A run that never got there would have taken longer than it ran: what is certain of these lengths is certain of it.
   at_least = [[run.accuracy[-1][0] if value is None else value for run, value in zip(of, values)]
               for of, values in sides.values()]
@@ -314,7 +316,7 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
       texts[-1] += f", 95% interval {low:.1f} to {high:.1f}"
     if claim.threshold > 1:
       texts[-1] += f" (at least {claim.threshold:g})"
-  power = _power(verdict, estimate, lambda value: f"a ratio {math.exp(value):.1f} times that of the threshold")
+  power = _power(verdict, estimate, _RATIO, threshold)
   return Finding(verdict, "; ".join(texts), seeds, power, experiments_of)
 
 
@@ -329,8 +331,7 @@ def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evalua
   verdict = verdicts.all_of((higher.verdict, sooner := verdicts.decide(estimate)))
   levels = [percent(measured.over_seeds(runs, measured.level).mean) for runs in sides]
   texts = [f"{level} after {describe(Spread(values), steps_text)}" for level, values in zip(levels, steps)]
-  power = "" if verdict != UNDECIDED else higher.power or _power(
-      sooner, estimate, lambda value: f"{math.exp(value):.1f} times fewer steps")
+  power = "" if verdict != UNDECIDED else higher.power or _power(sooner, estimate, _RATIO)
   return Finding(verdict, " against ".join(texts), higher.seeds, power, higher.experiments)
 
 
@@ -420,7 +421,7 @@ def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   return Finding(verdict, f"{percent(statistics.fmean(one.values()))} to {percent(statistics.fmean(many.values()))} top-1 "
                  f"with {crops} crops, the mean of {len(one)} networks{_interval_text(estimate, points, ' points')}",
                  "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
-                 _power(verdict, estimate, _SIZE), (claim.of,))
+                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
 
 def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -435,7 +436,7 @@ def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) 
   return Finding(verdict, f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} has "
                  f"{percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
                  "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
-                 _power(verdict, estimate, _SIZE), (claim.of,))
+                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
 
 def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -470,7 +471,7 @@ def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: in
   estimate = verdicts.proportions(limit, limit_count, error, count)
   verdict = verdicts.decide(estimate)
   return Finding(verdict, f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
-                 f"{_interval_text(estimate, points, ' points (binomial)')}", "", _power(verdict, estimate, _SIZE),
+                 f"{_interval_text(estimate, points, ' points (binomial)')}", "", _power(verdict, estimate, _DIFFERENCE),
                  (claim.of,))
 
 
@@ -489,7 +490,7 @@ def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations)
   found = [verdicts.decide(estimate) for estimate in estimates]
   verdict = found[0] if len(set(found)) == 1 else UNDECIDED  # Where they disagree it is for the reader to say.
   ratio = lambda value: f"{value:.2f}"
-  power = "; ".join(_power(verdict, estimate, lambda value: f"a difference of {value:.2f}")
+  power = "; ".join(_power(verdict, estimate, lambda value: f"difference of {value:.2f}")
                     for estimate in dict.fromkeys(estimates)) if verdict == UNDECIDED else ""
   return Finding(verdict, f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th and "
                  f"85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "

@@ -1,4 +1,4 @@
-"""The statistics behind a verdict: an estimated difference with its standard error, and what it supports.
+"""The statistics behind a verdict: an estimated difference, how well it is known, and what that supports.
 
 A difference of means over seeds is tested with Welch's t-test, one over the same networks with the paired t-test, one
 of two error rates with the binomial error. All verdicts are at the two-sided 5% level, each for itself: they are not
@@ -8,8 +8,9 @@ corrected for how many there are.
 from collections.abc import Sequence
 import math
 import statistics
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from scipy import optimize, stats
 
 CONFIRMED, REFUTED, UNDECIDED, NOT_MEASURED = "confirmed", "refuted", "undecided", "not measured"
@@ -19,26 +20,55 @@ CONFIDENCE, POWER = 0.95, 0.80
 
 
 class Estimate(NamedTuple):
-  """A difference, its standard error, and the degrees of freedom of Student's t (infinite: the normal distribution)."""
+  """A difference and what it is known by.
+
+  Attributes:
+    difference: of two means, the first less the second.
+    parts: of each mean its variance and the degrees of freedom that this variance was estimated with; infinite, if it
+      is known.
+  """
 
   difference: float
-  error: float
-  freedom: float
+  parts: tuple[tuple[float, float], ...]
+
+  @property
+  def error(self) -> float:
+    """The standard error."""
+    return math.sqrt(sum(variance for variance, _ in self.parts))
+
+  @property
+  def freedom(self) -> float:
+    """Degrees of freedom of Student's t (Welch and Satterthwaite); infinite: the normal distribution."""
+    return float(_freedom([variance for variance, _ in self.parts], [freedom for _, freedom in self.parts]))
 
   @property
   def interval(self) -> tuple[float, float]:
     """The 95% confidence interval of the difference."""
-    width = stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom) * self.error
-    return self.difference - width, self.difference + width
+    width = _quantile(self.freedom) * self.error if self.error else 0.0
+    return float(self.difference - width), float(self.difference + width)
 
   @property
   def detectable(self) -> float:
-    """The smallest true difference that the test finds in 80% of such experiments, by the noncentral t."""
-    # Of many degrees of freedom scipy's noncentral t is the normal distribution.
-    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, self.freedom)
-    found = lambda effect: (stats.nct.sf(quantile, self.freedom, effect) if math.isfinite(self.freedom)
-                            else stats.norm.sf(quantile - effect)) - POWER
-    return self.error * optimize.brentq(found, 0, 4 * quantile + 4)
+    """The smallest true difference that the test finds in 80% of such experiments.
+
+    If the variances are those that were estimated. In another experiment they are estimated anew, and the quantile with
+    them: the power is the mean over what they would be, by their chi-squared distributions.
+    """
+    middle = (np.arange(64) + 0.5) / 64
+    drawn = np.meshgrid(*(variance * (stats.chi2.ppf(middle, freedom) / freedom if math.isfinite(freedom) else np.ones(1))
+                          for variance, freedom in self.parts))
+    limits = _quantile(_freedom(drawn, [freedom for _, freedom in self.parts])) * np.sqrt(sum(drawn))
+    lacking = lambda effect: np.mean(stats.norm.sf((limits - effect) / self.error)) - POWER
+    return float(optimize.brentq(lacking, 0, np.max(limits) + 5 * self.error))
+
+
+def _freedom(variances: Sequence[Any], freedoms: Sequence[float]) -> Any:
+  below = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms))
+  return sum(variances) ** 2 / below if np.all(below) else math.inf
+
+
+def _quantile(freedom: Any) -> Any:
+  return stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
 
 
 def welch(a: Sequence[float], b: Sequence[float], resolution: tuple[float, float] = (0.0, 0.0)) -> Estimate | None:
@@ -53,24 +83,21 @@ def welch(a: Sequence[float], b: Sequence[float], resolution: tuple[float, float
     return None
   variances = [max(statistics.variance(values), step**2 / 12) / len(values)
                for values, step in zip((a, b), resolution)]
-  difference = statistics.fmean(a) - statistics.fmean(b)
-  if not sum(variances):
-    return Estimate(difference, 0.0, min(len(a), len(b)) - 1)
-  freedom = sum(variances) ** 2 / sum(variance**2 / (len(values) - 1) for variance, values in zip(variances, (a, b)))
-  return Estimate(difference, math.sqrt(sum(variances)), freedom)
+  return Estimate(statistics.fmean(a) - statistics.fmean(b),
+                  tuple((variance, len(values) - 1) for variance, values in zip(variances, (a, b))))
 
 
 def paired(gains: Sequence[float]) -> Estimate | None:
   """The mean of differences that belong to the same networks; None with less than two."""
   if len(gains) < 2:
     return None
-  return Estimate(statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains)), len(gains) - 1)
+  return Estimate(statistics.fmean(gains), ((statistics.variance(gains) / len(gains), len(gains) - 1),))
 
 
 def proportions(first: float, first_count: float, second: float, second_count: float) -> Estimate:
   """The difference of two rates, each of so many independent examples, with its binomial error."""
-  variance = first * (1 - first) / first_count + second * (1 - second) / second_count
-  return Estimate(first - second, math.sqrt(variance), math.inf)
+  return Estimate(first - second, tuple((rate * (1 - rate) / count, math.inf) for rate, count in (
+      (first, first_count), (second, second_count))))
 
 
 def decide(estimate: Estimate | None, threshold: float = 0.0) -> str:
