@@ -201,8 +201,8 @@ def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[flo
   """Of an undecided row, what true effect would have been shown in four of five such experiments."""
   if verdict != UNDECIDED:
     return ""
-  if estimate is None:
-    return "one seed a side has no spread: it could show no effect of any size"
+  if estimate is None or not estimate.error:
+    return "one seed a side, or seeds that are all alike, have no spread: they could show no effect of any size"
   return (f"these seeds could have shown it of a true {text(threshold + estimate.detectable)} or more "
           f"(power {verdicts.POWER:.0%})")
 

@@ -39,6 +39,12 @@ def _legend(figure: Figure, axes: Axes, narrow: bool) -> None:
   figure.legend(handles, labels, loc="outside lower center", ncols=2 if narrow else 4, frameon=False, fontsize=8)
 
 
+def _steps_axis(axes: Axes) -> None:
+  """Few short numbers: 10k."""
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+  axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+
+
 def _mean_curve(runs: Sequence[Result]) -> tuple[list[float], list[float], list[float], list[float]]:
   """(steps, mean, least, greatest accuracy) over seeds, of finished runs if there are any."""
   runs = [run for run in runs if run.accuracy]
@@ -100,7 +106,7 @@ def _figure1_row(row: Sequence[Axes], text: str, with_bn: Sequence[Result], with
   for axes in row:
     axes.set_xlabel("steps of 60 examples")
     axes.title.set_fontsize(10)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+    _steps_axis(axes)
   limits = [*plain.get_ylim(), *bn.get_ylim()]
   for axes in (plain, bn):
     axes.set_ylim(min(limits), max(limits))
@@ -120,7 +126,7 @@ def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
     axes.axhline(measured.over_seeds(finished[plateau], measured.level).mean, color="#999999", linewidth=0.8,
                  label="plateau of Inception")
   curves.finish_axes(axes, "validation top-1 accuracy")
-  axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
+  _steps_axis(axes)
   _legend(figure, axes, narrow)
   return figure
 
@@ -138,7 +144,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
   steps = speedup.geometric_mean(speedup.own_steps(finished[plateau]))
   accuracy = measured.over_seeds(finished[plateau], measured.level).mean
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.8)
-  never = 2.2
+  never, lowest = 2.2, 0.6
   for name, row in list(paper.FIGURE_3.items())[:5]:
     runs = [run for run in finished.get(name, []) if run.accuracy]
     colour = _COLOURS[name]
@@ -146,6 +152,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
       _draw(axes, runs, row.name, colour, _STYLES.get(name, "-"), (steps, accuracy))
       to_plateau = speedup.own_steps(runs) if name == plateau else speedup.steps_of(runs, accuracy)
       end = measured.over_seeds(runs, lambda run: measured.level(run) / accuracy)
+      lowest = min(lowest, end.mean - (end.deviation or 0) - 0.05)
       reached = measured.Spread(tuple(value / steps for value in to_plateau)) if None not in to_plateau else None
       axes.errorbar(reached.mean if reached else never, end.mean, yerr=end.deviation,
                     xerr=reached.deviation if reached else None, fmt="o", color=colour, markersize=6, capsize=3)
@@ -158,7 +165,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
   axes.axvline(1.5, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
   curves.finish_axes(axes, "accuracy relative to Inception's")
   axes.set(xscale="log", xlim=(0.02, 3), xlabel="steps relative to Inception's to its plateau",
-           ylim=(0.6, max(1.08, axes.get_ylim()[1])))
+           ylim=(lowest, max(1.08, axes.get_ylim()[1])))
   ticks = (0.02, 1 / 14, 0.2, 0.5, 1)
   axes.set_xticks((*ticks, never), ("1/50", "1/14", "1/5", "1/2", "1", "never"))
   axes.minorticks_off()

@@ -147,7 +147,8 @@ def level(result: Result) -> float | None:
   if not result.accuracy:
     return None
   end = result.accuracy[-1][0]
-  return statistics.fmean(top1 for step, top1 in result.accuracy if step > 0.9 * end)
+  last = [top1 for step, top1 in result.accuracy if step > 0.9 * end]
+  return min(statistics.fmean(last), max(last))  # Of equal values the mean may be rounded up.
 
 
 def chance(result: Result) -> float:
@@ -161,9 +162,11 @@ def steps_to(result: Result, target: float) -> float | None:
   Between evaluations it is interpolated linearly; at step 0 a network guesses.
   """
   before, low = 0.0, chance(result)
+  if target <= low:
+    return before
   for step, top1 in result.accuracy:
     if top1 >= target:
-      return before + (step - before) * max(0.0, (target - low) / (top1 - low)) if top1 > low else step
+      return before + (step - before) * (target - low) / (top1 - low)
     before, low = step, top1
   return None
 
