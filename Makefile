@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
 # Sets of packages beyond requirements.txt: requirements-NAME.txt, and tests with the marker NAME.
-OPTIONAL := torch tpu
+OPTIONAL := torch onnx tpu kubernetes
 
 .PHONY: help install quickstart test test-all test-optional clean
 

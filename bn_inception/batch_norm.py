@@ -2,13 +2,16 @@
 
 A mini-batch of the algorithm is a *group* of `group_size` consecutive examples, whatever the number of devices that
 hold them. `batch_norm` returns the activations and the `Moments` of every group. Who calls it decides what becomes of
-the moments: running averages (`update_running_averages`), Algorithm 2's population statistics
-(population.py), or nothing.
+the moments: running averages (`update_running_averages`, or the layer `BatchNorm` by itself), Algorithm 2's population
+statistics (population.py), or nothing.
 
 Sharding. Under a mesh the batch is split evenly over all devices, and a group lies inside one device or spans several.
 Each device reduces its own part; only a group that spans devices needs communication: one collective forward (mean and
 variance travel together) and one backward (the two sums of §3 travel together). Layers that stand side by side share
 both (`batch_norms`). The running averages of all layers travel together, once a step.
+
+Such a mesh has Auto axes, of which some may not split the batch (a model axis). Under Explicit axes the transform makes
+them Auto for itself. Inside `shard_map` and `pmap` a layer sees the share of one device, and training is refused.
 
 Digits. Moments are float32 (float64 for float64 input) whatever the compute type. The variance is taken around a value
 close to the mean, so it keeps its digits when |mean| >> std, and parts of a group are merged by their means and
@@ -23,9 +26,11 @@ from typing import Any, NamedTuple
 import flax
 import flax.linen as nn
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
+
+from bn_inception.errors import UserError
 
 
 @flax.struct.dataclass
@@ -59,6 +64,12 @@ def _parts(batch: int, group_size: int | None) -> tuple[int, int]:
         f"A batch of {batch} examples does not divide into BN groups of {group_size}: choose a multiple of "
         f"{group_size}.")
   mesh = jax.sharding.get_abstract_mesh()
+  if mesh.manual_axes or mesh.explicit_axes:
+    kind = "shard_map or pmap over" if mesh.manual_axes else "the Explicit axes"
+    raise ValueError(
+        f"BN groups are of the whole batch, which cannot be seen inside {kind} "
+        f"{', '.join(mesh.manual_axes or mesh.explicit_axes)}: compute them under plain jax.jit, with the batch split "
+        "over a mesh of axis_types=(AxisType.Auto,).")
   devices = 1 if mesh.empty else mesh.size
   # Where groups straddle shares (12 examples a device, groups of 8), results are right and XLA moves what it must.
   spans_devices = batch % devices == 0 and group_size % (batch // devices) == 0
@@ -224,7 +235,16 @@ def batch_norms(xs: Sequence[jax.Array], gammas: Sequence[jax.Array], betas: Seq
   Raises:
     ValueError: if group_size does not divide B.
   """
-  return _batch_norms(tuple(xs), tuple(gammas), tuple(betas), mask, epsilon, group_size, per_activation)
+  transform = lambda *arrays: _batch_norms(*arrays, epsilon, group_size, per_activation)
+  shardings = [jax.typeof(x).sharding for x in xs]
+  meshes = (sharding.mesh for sharding in shardings)
+  mesh = next((mesh for mesh in meshes if mesh.explicit_axes and not mesh.manual_axes), None)
+  if mesh is not None:
+    # What comes out is as without: activations sharded like their input, moments on every device.
+    moments = Moments(*[NamedSharding(mesh, PartitionSpec())] * 3)
+    results = [(NamedSharding(mesh, sharding.spec), moments) for sharding in shardings]
+    transform = jax.sharding.auto_axes(transform, out_sharding=results)
+  return transform(tuple(xs), tuple(gammas), tuple(betas), mask)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
@@ -349,13 +369,14 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
   moments = jax.tree.unflatten(layout, _together(leaves, 1))
   decay = jnp.minimum(momentum, step / (step + 1))
 
-  def update(layer_moments: Moments, layer_running: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    mean, variance, count = _merge(layer_moments.mean, layer_moments.variance, layer_moments.count, axis=0)
-    unbiased = variance * count / jnp.maximum(count - 1, 1)
-    return {"mean": decay * layer_running["mean"] + (1 - decay) * mean,
-            "var": decay * layer_running["var"] + (1 - decay) * unbiased}
+  return map_layers(functools.partial(_moved_averages, decay=decay), moments, running)
 
-  return map_layers(update, moments, running)
+
+def _moved_averages(moments: Moments, running: dict[str, jax.Array], decay: jax.Array | float) -> dict[str, jax.Array]:
+  """{"mean", "var"} of a layer, moved towards the mean and the unbiased variance of all examples of the groups."""
+  mean, variance, count = _merge(moments.mean, moments.variance, moments.count, axis=0)
+  unbiased = variance * count / jnp.maximum(count - 1, 1)
+  return {"mean": decay * running["mean"] + (1 - decay) * mean, "var": decay * running["var"] + (1 - decay) * unbiased}
 
 
 def map_layers(f: Any, moments: Any, *rest: Any) -> Any:
@@ -366,23 +387,35 @@ def map_layers(f: Any, moments: Any, *rest: Any) -> Any:
 
 
 class BatchNorm(nn.Module):
-  """Algorithm 1 in training, one affine map at inference, as a Flax layer.
+  """Algorithm 1 in training, one affine map at inference, as a Flax layer for any network.
 
   Parameters `gamma` (ones) and `beta` (zeros) of shape [*F]; collection `batch_stats` with `mean` and `var`, read at
-  inference and never written here; collection `batch_moments` with the `Moments` of each group, written in training if
-  mutable. The training step turns the latter into the former (`update_running_averages`).
+  inference. In training it does one of two things with the moments of the step, as the caller's `mutable` says:
+
+  - `mutable=["batch_stats"]`, Flax's convention: `batch_stats` move to the mean and unbiased variance of all examples
+    of the step, like those of `nn.BatchNorm`, whose variance is biased. Steps without examples (`mask`) leave them.
+  - `mutable=["batch_moments"]`: this collection receives the `Moments` of each group, and `batch_stats` stay. The
+    training step of this project makes running averages of them (`update_running_averages`), population.py more.
+
+  Initializing does neither. Results do not depend on the devices of a mesh; see the module for what it may be.
 
   Attributes:
     epsilon: added to the variance.
     group_size: examples normalized together in training; None: the whole global batch.
     use_gamma: False fixes gamma to 1.
     per_activation: one gamma, beta and statistic for every activation rather than every feature map (§3.2).
+    momentum: weight of the old running averages where the layer moves them itself.
+
+  Raises:
+    ValueError: in training, if neither collection is mutable, group_size does not divide the batch, or the layer is
+      inside `shard_map` or `pmap`.
   """
 
   epsilon: float
   group_size: int | None = None
   use_gamma: bool = True
   per_activation: bool = False
+  momentum: float = 0.99
 
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
     return normalize_layers([self], [x], train=train, mask=mask)[0]
@@ -399,9 +432,27 @@ class BatchNorm(nn.Module):
     return Variables(gamma, beta, mean.value, variance.value)
 
   def keep(self, moments: Moments) -> None:
-    """Writes the moments of a training step, if they are asked for."""
-    if self.is_mutable_collection("batch_moments"):
+    """Writes the moments of a training step, or moves the running averages, whichever the caller has asked for."""
+    if self.is_initializing():
+      return
+    # Who makes everything mutable has not asked for moments.
+    names_collections = self.scope.mutable is not True and not isinstance(self.scope.mutable, nn.DenyList)
+    if names_collections and self.is_mutable_collection("batch_moments"):
       self.put_variable("batch_moments", "moments", moments)
+    elif self.is_mutable_collection("batch_stats"):
+      running = {name: self.get_variable("batch_stats", name) for name in ("mean", "var")}
+      has_examples = jnp.sum(moments.count) > 0
+      for name, moved in _moved_averages(moments, running, self.momentum).items():
+        kept = running[name]
+        self.put_variable("batch_stats", name, jnp.where(has_examples, moved, kept).astype(kept.dtype))
+    else:
+      raise ValueError(
+          f"The BN layer {'/'.join(self.path) or type(self).__name__} trains, but may not write its running averages: "
+          "call apply(..., train=True, mutable=['batch_stats']) and keep what it returns, or say train=False.")
+
+
+class SingleValueError(UserError, ValueError):
+  """A group of one value; the text is one sentence that says where and what to do."""
 
 
 class Variables(NamedTuple):
@@ -421,12 +472,21 @@ def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, tr
     layers: bound layers of one network.
     xs: [B, ..., C] of each, with the same B.
     train, mask: as of `BatchNorm`.
+
+  Raises:
+    SingleValueError: in training, if a group of a layer has one value, which is its own mean: every output is beta.
   """
   variables = [layer.variables_for(x) for layer, x in zip(layers, xs, strict=True)]
   first = layers[0]
   if not train:
     return [normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
             for x, own in zip(xs, variables)]
+  for layer, x in zip(layers, xs):
+    values = (layer.group_size or x.shape[0]) * (1 if layer.per_activation else math.prod(x.shape[1:-1]))
+    if values == 1 and not layer.is_initializing():
+      raise SingleValueError(
+          f"BN in {'/'.join(layer.path)} would normalize a single value, as its groups are of one example and its map "
+          f"is {'x'.join(map(str, x.shape[1:-1])) or 'one value'}: choose a larger batch_norm.group_size or image.")
   results = batch_norms(xs, [own.gamma for own in variables], [own.beta for own in variables], epsilon=first.epsilon,
                         group_size=first.group_size, mask=mask, per_activation=first.per_activation)
   for layer, (_, moments) in zip(layers, results):

@@ -1,9 +1,13 @@
 """Checkpoints through Orbax: asynchronous, atomic, latest and best kept, damaged ones recognised. The only Orbax user.
 
-A checkpoint is the TrainState, the position in the input, and a checksum of the state's bytes. Orbax notices a missing
-or cut file; the checksum notices a changed one.
+A checkpoint is the TrainState, a description (the position in the input, the seed), and a checksum of both. Orbax
+notices a missing or cut file; the checksum notices a changed one. A checkpoint is written before its step is evaluated,
+so that which ones are the best is known later than Orbax asks for it: `retain` removes the others.
 """
 
+from collections.abc import Iterator, Mapping
+import contextlib
+import json
 import logging
 from typing import Any
 import zlib
@@ -14,9 +18,9 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
-from bn_inception.errors import UserError
+from bn_inception import hosts
+from bn_inception.errors import StartAgainError, StorageError, UserError
 from bn_inception.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -26,45 +30,87 @@ class CheckpointError(UserError):
   """No checkpoint can be used; the text is one sentence that says why and what to do."""
 
 
-def open_manager(workdir: epath.PathLike, config: ConfigDict | None = None) -> ocp.CheckpointManager:
-  """Opens `workdir`/checkpoints: for writing with the `keep_latest` and `keep_best` of a config, else read-only."""
-  directory = epath.Path(workdir).absolute() / "checkpoints"
-  if config is None:
-    return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(read_only=True))
-  keep = [
-      checkpoint_managers.LatestN(config.keep_latest),
-      checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["top1"], n=config.keep_best,
-                                keep_checkpoints_without_metrics=False),
-  ]
-  return ocp.CheckpointManager(directory, options=ocp.CheckpointManagerOptions(
-      save_decision_policy=checkpoint_managers.FixedIntervalPolicy(1),  # The training loop decides when.
-      preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
-      cleanup_tmp_directories=True))
+def open_manager(workdir: epath.PathLike, *, read_only: bool = True) -> ocp.CheckpointManager:
+  """Opens `workdir`/checkpoints."""
+  return ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(
+      read_only=read_only, cleanup_tmp_directories=not read_only))
 
 
-def checksum(state: TrainState) -> int:
-  """CRC-32 of the bytes of all leaves, in order."""
+def checksum(state: TrainState, description: Mapping[str, Any]) -> int:
+  """CRC-32 of the bytes of all leaves, in order, and of the description."""
   crc = 0
   for leaf in jax.tree.leaves(state):
     crc = zlib.crc32(np.ascontiguousarray(leaf.addressable_data(0)).reshape(-1).view(np.uint8), crc)
-  return crc
+  return zlib.crc32(json.dumps(description, sort_keys=True).encode(), crc) if description else crc
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict, top1: float | None) -> None:
-  """Starts to write `state`; `top1` is its accuracy if it was evaluated at this step."""
+def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict, top1: Mapping[int, float]) -> None:
+  """Starts to write `state`, after the one before is written; `top1` is as for `retain`.
+
+  Raises:
+    StorageError: if this or the one before cannot be written.
+  """
+  finish(manager)
+  retain(manager, config, top1)
   step = int(state.step)
-  description = {"examples_seen": step * config.batch_size, "seed": config.seed, "crc32": checksum(state)}
-  manager.save(step, metrics=None if top1 is None else {"top1": top1}, args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state), description=ocp.args.JsonSave(description)))
+  description = {"examples_seen": step * config.batch_size, "seed": config.seed}
+  with _writing(manager):
+    # With `force`, for the training loop decides when.
+    manager.save(step, force=True, args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        description=ocp.args.JsonSave(description | {"checksum": checksum(state, description)})))
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+  """Waits until what `save` started is written.
+
+  Raises:
+    StorageError: if it cannot be.
+  """
+  with _writing(manager):
+    manager.wait_until_finished()
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+  """Raises StorageError if what `save` started could not be written; does not wait."""
+  with _writing(manager):
+    manager.check_for_errors()
+
+
+def retain(manager: ocp.CheckpointManager, config: ConfigDict, top1: Mapping[int, float]) -> None:
+  """Removes checkpoints but the `keep_latest` newest and those `keep_best` steps with the best `top1`, {step: top1}."""
+  steps = sorted(manager.all_steps())
+  best = sorted((step for step in steps if step in top1), key=lambda step: -top1[step])[:config.keep_best]
+  for step in steps:
+    if step not in (*steps[-config.keep_latest:], *best):
+      with _writing(manager):
+        manager.delete(step)
+
+
+@contextlib.contextmanager
+def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+  """Turns what Orbax and its storage raise into one sentence."""
+  try:
+    yield
+  except jax.errors.JaxRuntimeError:  # Another process was lost.
+    raise
+  except Exception as error:  # They raise many kinds for a full disk.
+    raise StorageError(f"No checkpoint can be written into {manager.directory} ({_reason(error)}): make room or mend "
+                       "it, and give the same command again.") from error
 
 
 def _restore_step(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
   restored = manager.restore(step, args=ocp.args.Composite(
       state=ocp.args.StandardRestore(like), description=ocp.args.JsonRestore()))
-  found, expected = checksum(restored.state), restored.description["crc32"]
+  description = dict(restored.description)
+  if "checksum" in description:
+    expected = description.pop("checksum")
+    found = checksum(restored.state, description)
+  else:  # Written by a version that had a checksum of the state alone.
+    found, expected = checksum(restored.state, {}), description.pop("crc32")
   if found != expected:
     raise ValueError(f"its checksum is {found:#x}, not the {expected:#x} it was written with")
-  return restored.state, restored.description
+  return restored.state, description
 
 
 def newest_step(manager: ocp.CheckpointManager) -> int:
@@ -93,32 +139,44 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> Trai
     return _restore_step(manager, step, like)[0]
   except Exception as error:  # Orbax and its storage raise many kinds; each means that this checkpoint is of no use.
     raise CheckpointError(
-        f"The checkpoint {manager.directory / str(step)} cannot be used: {_first_line(error)}.") from error
+        f"The checkpoint {manager.directory / str(step)} cannot be used: {_reason(error)}.") from error
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: ConfigDict) -> TrainState | None:
   """Restores the newest usable checkpoint in the shapes and shardings of `like`; None if there is none at all.
 
-  A damaged checkpoint is named in the log and moved to `damaged_checkpoints`, and the one before it is used.
+  A damaged checkpoint is named in the log and moved to `damaged_checkpoints`, and the one before it is used. All
+  processes use the same, and none is damaged because one process cannot read it.
 
   Raises:
     CheckpointError: if all are damaged, or the newest was written with another seed or batch size: a run must not
       silently start again, nor go on with other data.
+    StartAgainError: if the storage does not answer, or not on all hosts.
   """
-  steps = sorted(manager.all_steps(), reverse=True)
+  steps = hosts.of_first(sorted(manager.all_steps(), reverse=True))
   damaged = []
   for step in steps:
+    state = description = error = None
     try:
       state, description = _restore_step(manager, step, like)
-    except Exception as error:  # As in `restore`.
-      _log.error("Checkpoint %s is damaged and is not used: %s.", manager.directory / str(step), _first_line(error))
+    except Exception as raised:  # As in `restore`.
+      error = raised
+    path = manager.directory / str(step)
+    errors = hosts.gather(error and [_reason(error), _passes(error)])
+    if any(errors):
+      process, (reason, passes) = next((number, found) for number, found in enumerate(errors) if found)
+      if passes or not all(errors):
+        where = f" by process {process}" if len(errors) > 1 else ""
+        raise StartAgainError(f"Checkpoint {path} cannot be read{where} now ({reason}): it stays as it is, and the "
+                              "same command tries again.")
+      _log.error("Checkpoint %s is damaged and is not used: %s.", path, reason)
       damaged.append(step)
       continue
     wanted = {"examples_seen": step * config.batch_size, "seed": config.seed}
     for name, value in wanted.items():
       if description[name] != value:
         raise CheckpointError(
-            f"The checkpoint {manager.directory / str(step)} was written with another "
+            f"The checkpoint {path} was written with another "
             f"{'batch_size' if name == 'examples_seen' else name}: resume with the run's own, or use a new workdir.")
     _set_aside(manager, damaged)
     return state
@@ -127,6 +185,11 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: Con
         f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, steps))}) can be used, see the "
         "log: restore one from a backup, or start again in a new workdir.")
   return None
+
+
+def _passes(error: Exception) -> bool:
+  """Whether it is the storage that fails, and not the checkpoint."""
+  return isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
 def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
@@ -142,5 +205,9 @@ def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
   manager.reload()
 
 
-def _first_line(error: Exception) -> str:
-  return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _reason(error: Exception) -> str:
+  """The first line of what was raised, or the operating system's own words where it says them at the end."""
+  text = str(error).strip()
+  if "No space left on device" in text:
+    return "No space left on device"
+  return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -4,6 +4,7 @@ import difflib
 import functools
 import logging
 import os
+import pathlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
-from bn_inception.errors import UserError
-from configs.versions import VersionError
+from bn_inception import configs, paths, signals, status
+from bn_inception.config_keys import check_keys
+from bn_inception.errors import Stopped, UserError
+from bn_inception.configs.versions import VersionError
 
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
@@ -20,20 +23,60 @@ _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there a
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.")
 _CLUSTER = flags.DEFINE_bool(
     "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
+_START_SECONDS = flags.DEFINE_integer(
+    "start_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1)
+_LOST_SECONDS = flags.DEFINE_integer(
+    "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.",
+    lower_bound=1)
 
 
-def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
+class _PathParser(flags.ArgumentParser):
+  """Of a flag that is a path, or with `several` paths with commas between them; see `paths.local`."""
+
+  def __init__(self, name: str, several: bool, hub: bool):
+    self._name, self._several, self._hub = f"--{name}", several, hub
+
+  def parse(self, argument: str | list[str]) -> str | list[str]:
+    if not self._several:
+      return self._local(argument, self._name)
+    given = argument.split(",") if isinstance(argument, str) else argument
+    return [self._local(path.strip(), f"A path of {self._name}") for path in given]
+
+  def _local(self, path: str, name: str) -> str:
+    return path if self._hub and path.startswith("hf://") else paths.local(path, name)
+
+  def flag_type(self) -> str:
+    return "comma separated list of paths" if self._several else "path"
+
+
+def define_path(name: str, default: str | None, help: str, *, several: bool = False, hub: bool = False,
+                required: bool = False) -> flags.FlagHolder:
+  """A flag whose value is a path (a list of them if `several`); a value that is none ends the program.
+
+  With `hub` a repository of the Hugging Face Hub, hf://user/name, will do too.
+  """
+  return flags.DEFINE(_PathParser(name, several, hub), name, default, help, required=required)
+
+
+def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: bool = False) -> None:
   """Parses the flags, joins the other processes and calls `main`, whose result is the exit code.
 
-  With `choices` the command line starts with one of these words, which is `main`'s argument.
+  With `choices` the command line starts with one of these words, which is `main`'s argument. With `stops` SIGTERM and
+  SIGINT end the program as `hosts` says.
 
-  What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2.
+  What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2; status.py
+  has all codes.
   """
   _use_huge_pages()
+  if stops:
+    signals.listen(_on_stop)
+  sys.argv[1:] = map(_with_shipped_config, sys.argv[1:])
   # The project's own lines are for a person to read; of the libraries' only the errors are.
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
-  handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+  # Whom a terminal shows it to knows the day; a file is read later.
+  handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s",
+                                         "%H:%M:%S" if sys.stdout.isatty() else "%Y-%m-%d %H:%M:%S"))
   log = logging.getLogger("bn_inception")
   log.addHandler(handler)
   log.setLevel(logging.INFO)
@@ -41,10 +84,17 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = ()) -> None:
 
   def call(words):
     try:
-      _join_processes()
+      _join_processes(handler)
       sys.exit(main(*words[1:]))
-    except (UserError, VersionError, FileNotFoundError) as error:
-      fail(str(error))
+    except Stopped:
+      sys.exit(status.EXIT_PREEMPTED)
+    except Exception as error:
+      sentence = _sentence(error)
+      if hosts := sys.modules.get("bn_inception.hosts"):
+        hosts.end_together(error)
+      if sentence is None:
+        raise
+      fail(sentence, max(status.EXIT_BAD_INPUT, status.of_error(error)))
 
   app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))
 
@@ -60,26 +110,46 @@ def one_of(first: str, of_first: Sequence[str], second: str, of_second: Sequence
       fail(f"--{name} goes with --{other}.")
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str, code: int = status.EXIT_BAD_INPUT) -> None:
   """Ends the program with one sentence for the user."""
   print(f"\n{os.path.basename(sys.argv[0])}: {sentence}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(code)
+
+
+def _with_shipped_config(word: str) -> str:
+  """A word of the command line; a config that is no file here, but shipped, becomes the path of the shipped file.
+
+  `bn_x5:imagenet`, `bn_x5.py:imagenet` and `configs/bn_x5.py:imagenet` mean the shipped config in every folder.
+  """
+  flag, _, value = word.partition("=")
+  path, colon, argument = value.partition(":")
+  if flag.lstrip("-") != "config" or os.path.exists(path):
+    return word
+  name = path.removeprefix("configs/").removesuffix(".py")
+  shipped = pathlib.Path(configs.__file__).with_name(f"{name}.py")
+  return f"{flag}={shipped}{colon}{argument}" if name.isidentifier() and shipped.exists() else word
 
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   try:
+    # The flag of ml_collections does not expand ~.
+    argv = [f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=")
+            else word for word in argv]
     rest = flags.FLAGS(argv)
     if choices and (len(rest) != 2 or rest[1] not in choices):
       fail(f"Say what to do with one word: {', '.join(choices)}.")
     elif not choices and len(rest) > 1:
       fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
-    if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-      flags.FLAGS.config.items()  # A config file that cannot be read only says so when it is used.
+    if "config" in flags.FLAGS and flags.FLAGS["config"].present:
+      getattr(flags.FLAGS.config, "items", None)  # A config file that cannot be read only says so when it is used.
+      check_keys(flags.FLAGS.config)
     return rest
-  except ZeroDivisionError:
-    fail("--config.batch_size is 0: it must be at least 1.")
+  except UserError as error:
+    fail(str(error))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
     fail(_unknown_key(argv) or _last_line(error))
+  except Exception as error:  # Of the code of a config file.
+    fail(f"The config cannot be made ({type(error).__name__}: {_last_line(error)}): correct its file.")
 
 
 def _last_line(error: Exception) -> str:
@@ -125,9 +195,34 @@ def _use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _join_processes() -> None:
+def _on_stop(name: str) -> None:
+  """SIGTERM or SIGINT; before there is anything to end in order, the program just ends."""
+  hosts = sys.modules.get("bn_inception.hosts")
+  if on_stop := getattr(hosts, "on_stop", None):
+    on_stop(name)
+  else:
+    os._exit(status.EXIT_PREEMPTED)
+
+
+def _join_processes(handler: logging.Handler) -> None:
+  from bn_inception import cluster
+  shares = "count" in flags.FLAGS and flags.FLAGS["count"].present
+  arguments = cluster.arguments(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, shares)
+  if arguments is None:
+    return
+  cluster.join(arguments, _START_SECONDS.value, _LOST_SECONDS.value)
   import jax
-  if _COORDINATOR.value:
-    jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value)
-  elif _CLUSTER.value:
-    jax.distributed.initialize()
+  if jax.process_index():
+    # Process 0 speaks for all. What another has to say comes with its number.
+    handler.setFormatter(logging.Formatter(f"%(asctime)s  [process {jax.process_index()}]  %(message)s",
+                                           handler.formatter.datefmt))
+    handler.setLevel(logging.WARNING)
+
+
+def _sentence(error: Exception) -> str | None:
+  """What to tell a user of an error; None for one that is not the user's."""
+  if isinstance(error, (UserError, VersionError, FileNotFoundError)):
+    return str(error)
+  from bn_inception import folder_lock
+  stored = folder_lock.storage_error(error, os.getcwd())
+  return str(stored) if stored else None

@@ -4,19 +4,17 @@ from collections.abc import Iterable, Sequence
 import math
 import typing
 
-from ml_collections import ConfigDict
+import jax
 
-from bn_inception import models
-from bn_inception.errors import DataError, UserError
+from bn_inception import batch_norm, models
+from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import ConfigError, check_keys
+from bn_inception.errors import DataError
 from bn_inception.models import inception, layers
-from configs import versions
+from bn_inception.configs import versions
 
 if typing.TYPE_CHECKING:  # A config can be checked where no TensorFlow is installed.
   from bn_inception.data.datasets import Split
-
-
-class ConfigError(UserError, ValueError):
-  """A config that cannot be run; the text is one sentence that says what is wrong and what to do."""
 
 
 def _one_of(name: str, value: object, choices: Iterable[object]) -> None:
@@ -48,36 +46,18 @@ def check_config(config: ConfigDict, devices: int) -> None:
   Raises:
     ConfigError: naming the first thing that is wrong.
   """
+  check_keys(config)
   _one_of("version", config.version, (versions.VERSION,))  # A stored config has been brought to it.
-  # The batch size comes first: lengths are computed from it.
-  for name in ("batch_size", "num_steps", "gradient_accumulation", "steps_per_call", "log_every", "eval_every",
-               "checkpoint_every", "keep_latest", "eval.batch_size", "eval.population_batches", "data.num_classes",
-               "data.image_size"):
-    if (value := _get(config, name)) < 1:
-      raise ConfigError(f"{name} is {value}: it must be at least 1.")
   if config.data.cache and (config.data.flip or {*config.data.crop_area, *config.data.crop_aspect} != {1.0}):
     raise ConfigError("data.cache keeps each training image as one, but crops or flips make a new one of it every "
                       "time: set data.cache=False, or data.flip=False and data.crop_area=data.crop_aspect=(1.0, 1.0).")
-  for name, most in (("crop_area", 1.0), ("crop_aspect", math.inf)):
-    values = config.data[name]
-    if len(values) != 2 or not 0 < values[0] <= values[1] <= most or math.isinf(values[1]):
-      raise ConfigError(f"data.{name} is {values}: give the least and the greatest, greater than 0"
-                        + (" and at most 1." if most == 1.0 else "."))
+  for name in ("crop_area", "crop_aspect"):
+    least, greatest = config.data[name]
+    if least > greatest:
+      raise ConfigError(f"data.{name} is {config.data[name]}: give the least first, then the greatest.")
   if config.data.eval_resize < config.data.image_size:
     raise ConfigError(f"data.eval_resize {config.data.eval_resize} is less than data.image_size "
                       f"{config.data.image_size}, which would not fit into it: raise data.eval_resize.")
-  if not all(value > 0 for value in config.data.std):
-    raise ConfigError(f"data.std is {config.data.std}: its values must be greater than 0.")
-  for name in ("learning_rate", "learning_rate_decay", "learning_rate_decay_epochs", "batch_norm.epsilon"):
-    if not (value := _get(config, name)) > 0:
-      raise ConfigError(f"{name} is {value}: it must be greater than 0.")
-  for name in ("momentum", "weight_decay", "ema_decay", "auxiliary_loss_weight", "batch_norm.group_size",
-               "batch_norm.momentum", "keep_best", "profile_at_step"):
-    if not (value := _get(config, name)) >= 0:
-      raise ConfigError(f"{name} is {value}: it must not be negative.")
-  for name in ("momentum", "ema_decay", "batch_norm.momentum"):
-    if not (value := _get(config, name)) < 1:
-      raise ConfigError(f"{name} is {value}: it must be less than 1.")
   for name in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
     if config[name] % config.steps_per_call:
       raise ConfigError(f"{name} is {config[name]}, but steps_per_call={config.steps_per_call} steps are made at a "
@@ -89,14 +69,14 @@ def check_config(config: ConfigDict, devices: int) -> None:
     raise ConfigError(f"profile_at_step is {config.profile_at_step}, but the run ends at {config.num_steps}: leave 5 "
                       "steps for the profile.")
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
+  _one_of("learning_rate_scaling", config.learning_rate_scaling, ("none", "linear"))
+  if config.learning_rate_warmup_epochs and config.batch_size < 32:
+    raise ConfigError(f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate "
+                      f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0.")
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
   _one_of("data.interpolation", config.data.interpolation, ("random", "bilinear"))
-  if not 0 <= config.data.photometric_strength <= 1:
-    raise ConfigError(f"data.photometric_strength is {config.data.photometric_strength}: it must be from 0 (no "
-                      "photometric distortions) to 1 (the published ranges).")
   _one_of("data.on_error", config.data.on_error, ("fail", "skip"))
   _one_of("data.channel_order", config.data.channel_order, ("rgb", "bgr"))
-  _one_of("model.name", config.model.name, models.MODELS)
   if config.model.name == "inception":
     _check_inception(config)
   _names("eval.statistics", config.eval.statistics, ("running", "population", "batch"))
@@ -112,15 +92,27 @@ def check_config(config: ConfigDict, devices: int) -> None:
   group_size = (config.batch_norm.group_size or config.batch_size) if config.batch_norm.enabled else 1
   name = "batch_size" if config.gradient_accumulation == 1 else "batch_size / gradient_accumulation"
   _groups(name, micro_batch, group_size, devices)
+  if config.batch_norm.enabled and group_size == 1:
+    _check_single_values(config)
   if config.batch_norm.enabled:
     _groups("batch_size", config.batch_size, group_size, devices)
   _groups("eval.batch_size", config.eval.batch_size, group_size, devices)
 
 
-def _get(config: ConfigDict, path: str) -> float:
-  for name in path.split("."):
-    config = config[name]
-  return config
+def _check_single_values(config: ConfigDict) -> None:
+  """Checks groups of one example: on a map of one pixel BN has a single value, and every image the same output."""
+  model = models.build(config)
+  images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, len(config.data.mean)), "float32")
+
+  def train_step(images: jax.Array) -> jax.Array:
+    rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+    variables = model.init(rngs, images, train=False)
+    return model.apply(variables, images, train=True, rngs=rngs, mutable=True)
+
+  try:
+    jax.eval_shape(train_step, images)  # Only shapes: nothing is computed.
+  except batch_norm.SingleValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 def _check_inception(config: ConfigDict) -> None:
@@ -134,11 +126,6 @@ def _check_inception(config: ConfigDict) -> None:
   _one_of("model.nonlinearity", model.nonlinearity, tuple(layers.NONLINEARITIES))
   _names("model.auxiliary_heads", model.auxiliary_heads, modules)
   _names("batch_norm.per_activation", config.batch_norm.per_activation, modules)
-  for name in ("width", "init_scale"):
-    if not model[name] > 0:
-      raise ConfigError(f"model.{name} is {model[name]}: it must be greater than 0.")
-  if not 0 <= model.dropout_rate < 1:
-    raise ConfigError(f"model.dropout_rate is {model.dropout_rate}: it must be at least 0 and less than 1.")
   reduction = 8 if model.stem == "small" else 32
   if config.data.image_size < reduction:
     raise ConfigError(f"data.image_size {config.data.image_size} is too small for the stem '{model.stem}', which needs "

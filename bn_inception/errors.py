@@ -10,3 +10,15 @@ class UserError(Exception):
 
 class DataError(UserError, ValueError):
   """Something is wrong with the data or with what was asked of it."""
+
+
+class StorageError(UserError):
+  """A folder or file cannot be written: the disk is full, read-only, or not this user's."""
+
+
+class StartAgainError(UserError):
+  """What may pass by itself, such as a lost host: the same command, given again, goes on."""
+
+
+class Stopped(Exception):
+  """The program was asked to stop (SIGTERM, SIGINT) where nothing has to be saved, or all is."""

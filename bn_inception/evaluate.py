@@ -10,16 +10,16 @@ import pathlib
 import time
 
 import jax
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, release, restore, run_directory, sharding
+from bn_inception import config_checks, folder_lock, hosts, paths as path_checks, release, restore, run_data
+from bn_inception import run_directory, sharding
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
 from bn_inception.report import tables
-from configs import versions
+from bn_inception.configs import versions
 
 _PROGRESS_SECONDS = 10
 
@@ -41,13 +41,11 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
     {"step", "eval/KIND/top1", "eval/KIND/top5", "eval/KIND/loss", "eval/count"}, as a line of metrics.jsonl.
 
   Raises:
-    FileNotFoundError, EvaluationError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
+    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
       cannot be used.
   """
-  try:
-    config = run_directory.read_config(pathlib.Path(workdir))
-  except ValueError as error:
-    raise EvaluationError(f"{run_directory.config_path(pathlib.Path(workdir))} is damaged: {error}.") from error
+  workdir = pathlib.Path(path_checks.local(workdir, "--workdir"))
+  config = run_directory.read_config(workdir)
   if data_dir is not None:
     config.data.dir = data_dir
   if batch_size is not None:
@@ -57,14 +55,17 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh):
     config_checks.check_config(config, mesh.size)
-    eval_source = pipeline.open_source(config.data, config.data.eval_split)
+    data = run_data.held(config.data, workdir)
+    eval_source = pipeline.open_source(data, config.data.eval_split)
+    run_data.check(config.data, workdir, eval_split=eval_source.split)
     config_checks.check_data(config, eval_source.split)
     train_source = None
     if "population" in classification.statistics_of(config):
-      train_source = pipeline.open_source(config.data, config.data.train_split)
+      train_source = pipeline.open_source(data, config.data.train_split)
+      run_data.check(config.data, workdir, train_split=train_source.split)
     with contextlib.ExitStack() as inputs:
       # The input is read while the checkpoint is restored and programs compile.
-      evaluate = classification.make_evaluator(config, mesh, train_source, eval_source)(inputs)
+      evaluate = classification.make_evaluator(config, mesh, train_source, eval_source).start(inputs)
       state = restore.restore(workdir, config, mesh, step)
       step = int(state.step)
       metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
@@ -103,6 +104,7 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   """
   if not paths or not all(paths):
     raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
+  paths = [path_checks.local(path, "--checkpoint") for path in paths]
   mesh = sharding.make_mesh(devices)
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
@@ -116,38 +118,43 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   request = {
       "networks": [{"path": path, "sha256": _digest(one, network.program)}
                    for path, one, network in zip(paths, releases, networks)],
-      "data": opened.name, "split": opened.split, "examples": opened.num_examples, "crops": crops,
+      "data": opened.name, "data_digest": opened.digest, "split": opened.split, "examples": opened.num_examples, "crops": crops,
       "image_size": data.image_size, "folded": folded, "statistics": statistics}
-  folder = pathlib.Path(output or _default_output(paths, opened, crops))
+  folder = pathlib.Path(path_checks.local(output, "--output") if output else _default_output(paths, opened, crops))
   writes = jax.process_index() == 0
-  done = predictions_file.resume(folder, request) if writes else 0
-  done = int(multihost_utils.broadcast_one_to_all(np.int64(done)))
-  _log.info("%s: %s images of %s %s, %d crop%s, %d network%s%s.", folder, f"{opened.num_examples:,}", opened.name,
-            opened.split, crops, "s"[:crops > 1], len(networks), "s"[:len(networks) > 1],
-            f", {done:,} images are done already" if done else "")
+  with contextlib.ExitStack() as stack:
+    if writes:
+      predictions_file.check_folder(folder)
+      lock = stack.enter_context(folder_lock.hold(folder))
+      stack.enter_context(hosts.before_exit(lock.release))
+    done = hosts.of_first(predictions_file.resume(folder, request) if writes else None)
+    _log.info("%s: %s images of %s %s, %d crop%s, %d network%s%s.", folder, f"{opened.num_examples:,}", opened.name,
+              opened.split, crops, "s"[:crops > 1], len(networks), "s"[:len(networks) > 1],
+              f", {done:,} images are done already" if done else "")
 
-  batch_size = batch_size or 64 * mesh.size
-  local_images = prediction.images_per_batch(batch_size, crops)
-  batches = pipeline.crop_batches(
-      data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
-      process_index=jax.process_index(), process_count=jax.process_count())
-  progress = _Progress(done, opened.num_examples)
-  # Float32 is what it says, on accelerators too.
-  with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as stack:
-    append = stack.enter_context(predictions_file.writer(folder)) if writes else None
-    for predicted in prediction.predict(networks, batches, mesh, batch_size):
-      indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
-      if writes:
-        mask = predicted.mask[:len(indices)]
-        append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
-      done += len(indices)
-      progress.report(done)
-  if not writes:
-    return {}
-  metrics = predictions_file.metrics(folder, opened.num_examples)
-  run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
-  _log.info("%s", tables.comparison(request, metrics, [one.config.release.published for one in releases]))
-  return metrics
+    batch_size = batch_size or 64 * mesh.size
+    local_images = prediction.images_per_batch(batch_size, crops)
+    batches = pipeline.crop_batches(
+        data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
+        process_index=jax.process_index(), process_count=jax.process_count())
+    names = [release.human_name(name) for name in opened.label_names]
+    progress = _Progress(done, opened.num_examples)
+    # Float32 is what it says, on accelerators too.
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest"), contextlib.ExitStack() as writing:
+      append = writing.enter_context(predictions_file.writer(folder, names)) if writes else None
+      for predicted in prediction.predict(networks, batches, mesh, batch_size):
+        indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
+        if writes:
+          mask = predicted.mask[:len(indices)]
+          append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
+        done += len(indices)
+        progress.report(done)
+    if not writes:
+      return {}
+    metrics = predictions_file.metrics(folder, opened.num_examples)
+    run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
+    _log.info("%s", tables.comparison(request, metrics, [one.config.release.published for one in releases]))
+    return metrics
 
 
 def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:
@@ -187,7 +194,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
     model, variables, preprocess = release.build(one, folded=folded)
   except ValueError as error:
     raise EvaluationError(f"{path}: {error}") from error
-  columns = _columns(path, one, split)
+  columns = output_columns(path, one, split)
   image = jax.ShapeDtypeStruct((1, one.config.data.image_size, one.config.data.image_size, split.image_channels),
                                np.uint8)
   try:
@@ -203,7 +210,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   return prediction.Network(model, variables, preprocess, columns, program)
 
 
-def _columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
+def output_columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
   """The output of a network for each class of the data set, found by the classes' names."""
   if one.labels:
     outputs = {name: output for output, name in enumerate(one.labels)}

@@ -3,19 +3,37 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
+
+PAPER_BATCH = 32  # §4.2.
+_LARGE_BATCH = 8 * PAPER_BATCH
 
 
 def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
   """Learning rate by step: multiplied by `learning_rate_decay` every `learning_rate_decay_epochs`, in stairs.
 
+  With `learning_rate_scaling` "linear" it is batch_size / 32 times `learning_rate`, and for the first
+  `learning_rate_warmup_epochs` it rises linearly from `learning_rate` (Goyal et al., 2017, §2).
+
   Args:
     config: a whole config.
     num_examples: size of the training split, which makes an epoch.
   """
-  steps = config.learning_rate_decay_epochs * num_examples / config.batch_size
-  return optax.exponential_decay(config.learning_rate, steps, config.learning_rate_decay, staircase=True)
+  epoch = num_examples / config.batch_size
+  factor = config.batch_size / PAPER_BATCH if config.learning_rate_scaling == "linear" else 1.0
+  decay = optax.exponential_decay(factor * config.learning_rate, config.learning_rate_decay_epochs * epoch,
+                                  config.learning_rate_decay, staircase=True)
+  if not (warmup := config.learning_rate_warmup_epochs * epoch):
+    return decay
+  start = PAPER_BATCH / config.batch_size
+  return lambda step: decay(step) * jnp.minimum(start + (1 - start) * step / warmup, 1.0)
+
+
+def keeps_a_small_rate(config: ConfigDict) -> bool:
+  """Whether a large batch is trained at a rate that nothing has fitted to it."""
+  return config.batch_size >= _LARGE_BATCH and config.learning_rate_scaling == "none"
 
 
 def has_weight_decay(params: Any) -> Any:

@@ -1,6 +1,7 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+import typing
 from typing import Any
 
 import jax
@@ -9,8 +10,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import batch_norm, models, sharding, step
-from bn_inception.data import device, pipeline, stream
 from bn_inception.state import Sums
+
+if typing.TYPE_CHECKING:  # Statistics of any network are made where no TensorFlow is installed (diagnose.py).
+  from bn_inception.data import device, pipeline
 
 BatchStatisticsStep = Callable[[Any, Any, step.Batch], tuple[Sums, Any]]
 
@@ -24,7 +27,7 @@ def batch_statistics_step(config: ConfigDict, mesh: Mesh) -> BatchStatisticsStep
                  out_shardings=sharding.replicated(mesh))
 
 
-def training_batches(config: ConfigDict, mesh: Mesh, source: pipeline.Source) -> device.DeviceBatches:
+def training_batches(config: ConfigDict, mesh: Mesh, source: "pipeline.Source") -> "device.DeviceBatches":
   """Starts to read the config's first `eval.population_batches` training batches, for `over_training_batches`.
 
   Args:
@@ -34,6 +37,7 @@ def training_batches(config: ConfigDict, mesh: Mesh, source: pipeline.Source) ->
   Raises:
     DataError: if it cannot be trained on; later, if it cannot be read.
   """
+  from bn_inception.data import device, pipeline, stream
   share = dict(batch_size=config.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
   batches = pipeline.train_batches(config.data, source, seed=config.seed, **share)
   positions = (stream.local_positions(step, **share)[0].astype(np.uint32)
@@ -45,7 +49,8 @@ def training_batches(config: ConfigDict, mesh: Mesh, source: pipeline.Source) ->
 
 
 def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch_stats: Any,
-                          batches: Iterable[dict[str, jax.Array]], mesh: Mesh) -> Any:
+                          batches: Iterable[dict[str, jax.Array]], mesh: Mesh,
+                          between_batches: Callable[[], None] = lambda: None) -> Any:
   """Population statistics over training batches.
 
   Args:
@@ -53,6 +58,7 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
     params, batch_stats: of the network; the latter is not used but for its shapes.
     batches: from `training_batches`.
     mesh: of the run.
+    between_batches: called before every batch; what it raises ends the pass.
 
   Returns:
     The `batch_stats` collection, on every device.
@@ -60,7 +66,12 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
   Raises:
     DataError: if the training data cannot be read.
   """
-  statistics = population_statistics(compiled_step(params, batch_stats, batch)[1] for batch in batches)
+  def moments() -> Iterator[Any]:
+    for batch in batches:
+      between_batches()
+      yield compiled_step(params, batch_stats, batch)[1]
+
+  statistics = population_statistics(moments())
   return jax.device_put(statistics, sharding.replicated(mesh))
 
 

@@ -4,19 +4,28 @@ Process 0 writes them. Each is either replaced as a whole or appended by whole l
 leaves readable files.
 """
 
+import datetime
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
-from configs import versions
+from bn_inception.config_dict import ConfigDict
+from bn_inception.configs import versions
+from bn_inception.errors import UserError
 
+
+class DamagedFileError(UserError, ValueError):
+  """A file of a run that cannot be read; the text is one sentence that names it and says what to do."""
+
+
+_HISTORY = "history"  # In config.json, beside the config: how it changed.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
 
 
@@ -30,6 +39,21 @@ def replace_file(path: pathlib.Path, text: str) -> None:
   temporary.replace(path)
 
 
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a file that holds one JSON object.
+
+  Raises:
+    DamagedFileError: if it does not.
+  """
+  try:
+    tree = json.loads(path.read_text("utf-8"))
+  except (ValueError, RecursionError) as error:  # Not JSON, or no text.
+    raise DamagedFileError(f"{path} is damaged ({error}): restore it, or move the folder away.") from error
+  if not isinstance(tree, dict):
+    raise DamagedFileError(f"{path} is damaged (it holds no JSON object): restore it, or move the folder away.")
+  return tree
+
+
 def config_path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "config.json"
 
@@ -38,9 +62,20 @@ def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "metrics.jsonl"
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Writes the resolved config."""
-  replace_file(config_path(workdir), json.dumps(json.loads(config.to_json()), indent=2) + "\n")
+def write_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> None:
+  """Writes the resolved config where there is none or another one.
+
+  Where it changes, `history` keeps a line of what: {"step": from which on, "changed": {field: [old, new]}}.
+  """
+  path, tree = config_path(workdir), json.loads(config.to_json())
+  if path.exists():
+    changed = changed_fields(workdir, config)
+    if not changed:
+      return
+    old, new = versions.flatten(read_config_tree(path)), versions.flatten(tree)
+    history = json.loads(path.read_text()).get(_HISTORY, [])
+    tree[_HISTORY] = [*history, {"step": step, "changed": {name: [old.get(name), new.get(name)] for name in changed}}]
+  replace_file(path, json.dumps(tree, indent=2) + "\n")
 
 
 def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
@@ -64,9 +99,17 @@ def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     VersionError: if it is of a later version.
-    ValueError: if it is damaged.
+    DamagedFileError: if it is damaged.
   """
-  return versions.upgrade(json.loads(path.read_text()), str(path))
+  try:
+    tree = read_json(path)
+    if isinstance(tree, dict):
+      tree.pop(_HISTORY, None)
+    return versions.upgrade(tree, str(path))
+  except DamagedFileError:
+    raise
+  except ValueError as error:
+    raise DamagedFileError(f"{path} is damaged ({error}): restore it, or move the folder away.") from error
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
@@ -75,7 +118,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   Raises:
     FileNotFoundError: if `workdir` holds none.
     VersionError: if it is of a later version.
-    ValueError: if it is damaged.
+    DamagedFileError: if it is damaged.
   """
   def as_config(tree: dict[str, Any]) -> dict[str, Any]:
     # JSON has lists where the config has tuples.
@@ -91,36 +134,66 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 def read_status(workdir: pathlib.Path) -> dict[str, Any]:
   """Reads status.json; {} before the first."""
   path = workdir / "status.json"
-  return json.loads(path.read_text()) if path.exists() else {}
+  return read_json(path) if path.exists() else {}
 
 
-def write_status(workdir: pathlib.Path, status: str, step: int, config: ConfigDict, **details: Any) -> None:
-  """Writes status.json.
+def saved_step(workdir: pathlib.Path) -> int | None:
+  """The step of a checkpoint that the run says it has written; None if it has written none."""
+  status = read_status(workdir)
+  if "saved_step" in status:
+    return status["saved_step"]
+  if status:  # Of a version that did not say it; its first status was that of step 0.
+    return status.get("step") or None
+  lines = read_metrics(workdir)
+  return lines[-1]["step"] if lines else None
 
-  Args:
-    workdir: the run directory.
-    status: running | done | diverged | preempted.
-    step: the last step made.
-    config: of the run.
-    **details: what else there is to say, such as the reason and the last metrics.
+
+class Status:
+  """status.json of a run while it is made: what is known at its start, and what has changed since.
+
+  Process 0 writes it; on the others `write` does nothing.
   """
-  devices = jax.devices()
-  replace_file(workdir / "status.json", json.dumps({
-      "status": status, "step": step, "num_steps": config.num_steps, "paper_steps": step * config.batch_size / 32,
-      **details,
-      "git_revision": git_revision(), "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-      "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count(),
-  }, indent=2) + "\n")
+
+  def __init__(self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None):
+    """Of a run that is at `step`, and has saved step `saved`. What the code is is what it is now."""
+    devices = jax.devices()
+    self.workdir, self._config = workdir, config
+    self.step, self.saved_step, self.images_per_second = step, saved, None
+    self._facts = {
+        "git_revision": git_revision(), "packages": packages(),
+        "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count()}
+
+  def write(self, status: str, **details: Any) -> None:
+    """Writes it: `status` is one of those in status.py, `details` what else there is to say."""
+    if jax.process_index():
+      return
+    replace_file(self.workdir / "status.json", json.dumps({
+        "status": status, "step": self.step, "num_steps": self._config.num_steps,
+        "paper_steps": self.step * self._config.batch_size / 32, "saved_step": self.saved_step,
+        "images_per_second": self.images_per_second, **details,
+        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), **self._facts}, indent=2) + "\n")
+
+
+def fingerprint(config: ConfigDict) -> dict[str, str]:
+  """What must be the same on all hosts of a run, by a name for each."""
+  values = versions.flatten(json.loads(config.to_json()))
+  return {name: json.dumps(value) for name, value in values.items()} | packages() | {
+      "code revision": str(git_revision())}
+
+
+def packages() -> dict[str, str]:
+  """Versions of the packages that a run depends on."""
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def git_revision() -> str | None:
-  """The commit of this code, with "+changes" if files differ from it; None outside a git checkout."""
+  """The commit of this code, with "+changes" if its files differ from it; None outside a git checkout."""
   def git(*arguments: str) -> str:
     here = pathlib.Path(__file__).parent
     return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
   try:
-    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
   except (OSError, subprocess.CalledProcessError):
     return None
 
@@ -136,18 +209,60 @@ def append_metrics(workdir: pathlib.Path, step: int, batch_size: int, metrics: d
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The lines of metrics.jsonl, oldest first; a last line that was cut by a kill is left out."""
-  path = metrics_path(workdir)
-  if not path.exists():
-    return []
-  lines = path.read_text().split("\n")[:-1]  # What stands behind the last newline is not a whole line.
+  """The lines of metrics.jsonl, oldest first; what a kill or a power loss has torn at its end is left out.
+
+  Raises:
+    DamagedFileError: naming a line before others that cannot be read.
+  """
   return [{name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
-          for line in lines]
+          for line in _metrics_lines(workdir)]
 
 
 def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
-  """Removes the lines of later steps, which a run that resumes from `step` will write again."""
+  """Removes the lines of later steps, which a run that resumes from `step` will write again.
+
+  Raises:
+    DamagedFileError: as `read_metrics`; the file is left as it was.
+  """
   path = metrics_path(workdir)
   if path.exists():
-    lines = path.read_text().split("\n")[:-1]
+    lines = _metrics_lines(workdir)
     replace_file(path, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+
+
+def _metrics_lines(workdir: pathlib.Path) -> list[str]:
+  """The lines of metrics.jsonl, each an object with a step and numbers, without what is torn at the end."""
+  path = metrics_path(workdir)
+  return whole_lines(path, _is_metrics) if path.exists() else []
+
+
+def _is_metrics(values: Any) -> bool:
+  return isinstance(values["step"], int) and all(isinstance(float(value), float) for value in values.values())
+
+
+def whole_lines(path: pathlib.Path, is_sound: Callable[[Any], bool]) -> list[str]:
+  """The lines of a file of JSON objects, without what a kill or a power loss has torn at its end.
+
+  A file system may leave blanks or zeros for what it had no time to write; behind the last newline is no whole line.
+
+  Args:
+    path: the file.
+    is_sound: whether a parsed line is what it should be; it may also raise.
+
+  Raises:
+    DamagedFileError: naming a line before others that is not JSON, or not sound.
+  """
+  def readable(line: str) -> bool:
+    try:
+      return bool(line.encode()) and is_sound(json.loads(line))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
+      return False
+
+  lines = path.read_bytes().decode("utf-8", errors="surrogateescape").split("\n")[:-1]
+  while lines and not readable(lines[-1]):
+    lines.pop()
+  for number, line in enumerate(lines, 1):
+    if not readable(line):
+      raise DamagedFileError(f"{path} is damaged in line {number} of {len(lines)}, which reads {line[:40]!r}: correct or "
+                             "remove that line.")
+  return lines

@@ -10,10 +10,18 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from bn_inception import cluster
+
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh of all devices, or of the given ones."""
-  devices = jax.devices() if devices is None else devices
+  """A mesh of all devices, or of the given ones.
+
+  Raises:
+    UserError: if all are asked for, and they are not those that the scheduler gave.
+  """
+  if devices is None:
+    cluster.check_devices()
+    devices = jax.devices()
   return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 

@@ -11,16 +11,10 @@ import optax
 
 from bn_inception import batch_norm
 from bn_inception.data import color_distortions
-from bn_inception.data.preprocessing import normalize
+from bn_inception.data.preprocessing import preprocess
 from bn_inception.state import Sums, TrainState, classification_sums
 
 Batch = dict[str, jax.Array]
-
-
-def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
-  """Pixels [..., H, W, C], uint8 or float from 0 to 255, to the float32 input of the network."""
-  return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary,
-                   channel_order=config.data.channel_order)
 
 
 def preprocess_for_training(config: ConfigDict, images: jax.Array, positions: jax.Array) -> jax.Array:

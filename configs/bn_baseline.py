@@ -1,6 +1,6 @@
 """BN-Baseline (§4.2.2): Inception with BN before each nonlinearity, nothing else changed. The paper: 72.7%."""
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "imagenet"):

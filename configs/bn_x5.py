@@ -1,6 +1,6 @@
 """BN-x5 (§4.2.2): BN, the changes of §4.2.1, 5 times the learning rate: 0.0075. The paper: 73.0%."""
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "imagenet"):

@@ -1,6 +1,6 @@
 """BN-x5-Sigmoid (§4.2.2): BN-x5 with sigmoid in place of ReLU. The paper: 69.8%."""
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "imagenet"):

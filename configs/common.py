@@ -11,11 +11,13 @@ A step of the paper is a mini-batch of 32. Lengths are stated in such steps and 
 
 from ml_collections import ConfigDict
 
-from configs import versions
+from bn_inception.configs import versions
 
 # cifar10 is a quick trial, in which all networks have the same steps. At cifar10_full each has as many as its own recipe
 # needs: as in the paper the networks of the lower rate have 5 times the steps, 31e6 to 6e6.
-SCALES = ("imagenet", "cifar10", "cifar10_full", "quickstart")
+# gpu8 and pod are imagenet with the batches of a machine with 8 GPUs, and of a cluster or pod.
+LARGE_BATCHES = {"gpu8": 512, "pod": 1024}
+SCALES = ("imagenet", *LARGE_BATCHES, "cifar10", "cifar10_full", "quickstart")
 
 # Steps of 32 at the small scales, in place of the 6e6 of BN-x30 (Figure 3), and the training examples there.
 _SMALL_STEPS = {"cifar10": 1_000, "cifar10_full": 8_000, "quickstart": 800}
@@ -57,12 +59,18 @@ def base(scale: str) -> ConfigDict:
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
+  # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
+  config.learning_rate_scaling = "none"
+  config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
   config.auxiliary_loss_weight = 0.3  # GoogLeNet paper; counts only with model.auxiliary_heads.
+  config.checkpoint_every_minutes = 0.0  # A checkpoint also when the last is so old; 0: not for this reason.
   config.keep_latest = 2  # Checkpoints kept: the newest ...
   config.keep_best = 1  # ... and those with the best top-1.
+  config.stall_minutes = 10.0  # Says what it waits for when nothing has moved for so long; 0: never.
+  config.stall_limit_minutes = 60.0  # Ends, to be started again, when nothing has moved for so long; 0: never.
   config.profile_at_step = 0  # Writes a profile of 5 steps from here; 0: none.
 
   config.batch_norm = ConfigDict()
@@ -129,6 +137,8 @@ def base(scale: str) -> ConfigDict:
 
 def inception(scale: str) -> ConfigDict:
   """Inception without batch normalization: §4.2's first row, at one of SCALES."""
+  if scale in LARGE_BATCHES:
+    return large_batch(inception("imagenet"), LARGE_BATCHES[scale])
   config = base(scale)
   # §4.2.2. Small scales [choice]: the best rate of runs so short is higher (cifar10: results/sweep).
   config.learning_rate = {"imagenet": 0.0015, "cifar10": 0.01, "cifar10_full": 0.02, "quickstart": 0.04}[scale]
@@ -154,6 +164,16 @@ def inception(scale: str) -> ConfigDict:
   return config
 
 
+def large_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
+  """What goes with a batch of many devices; BN groups stay 32 examples, as in the paper. Returns `config`."""
+  config.batch_size = config.eval.batch_size = batch_size
+  config.learning_rate_scaling = "linear"  # Goyal et al., 2017,
+  config.learning_rate_warmup_epochs = 5.0  # too; not tried with these networks at this size [choice].
+  config.dtype = "bfloat16"
+  config.checkpoint_every_minutes = 10.0  # What a lost host costs at most.
+  return config
+
+
 def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
   """Sets `num_steps` and what happens every so many steps; `paper_steps` is the length at the imagenet scale."""
   full = _SMALL_STEPS["cifar10_full"] * round(paper_steps / 6_000_000)
@@ -162,7 +182,7 @@ def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
       "cifar10": (_SMALL_STEPS["cifar10"], 20, 100),
       "cifar10_full": (full, 100, max(500, full // 40)),
       "quickstart": (_SMALL_STEPS["quickstart"], 20, 200),
-  }[scale]
+  }["imagenet" if scale in LARGE_BATCHES else scale]
   batch_size = config.get_ref("batch_size")
   config.num_steps = (steps * 32 - 1) // batch_size + 1  # Rounded up.
   config.log_every = log_every

@@ -4,7 +4,7 @@ Each is BN-x30 with some of: larger initial weights in the convolutions, dropout
 last hidden layers. Which network has which is not in the paper [choice].
 """
 
-from configs import common
+from bn_inception.configs import common
 
 # Member: (factor on the initial weights, dropout, modules with BN per activation).
 MEMBERS = {

@@ -1,6 +1,6 @@
 """Inception (§4.2.2): no BN; local response normalization, dropout 40%, learning rate 0.0015. The paper: 72.2%."""
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "imagenet"):

@@ -1,6 +1,6 @@
 """Inception without BN, with sigmoid in place of ReLU (§4.2.2). The paper: accuracy stays at chance, 1/1000."""
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "imagenet"):

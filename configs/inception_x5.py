@@ -1,6 +1,6 @@
 """Inception without BN at BN-x5's learning rate (§4.2.2). The paper: the parameters reach machine infinity."""
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "imagenet"):

@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from configs import common
+from bn_inception.configs import common
 
 
 def get_config(argument: str = "bn"):

@@ -45,12 +45,17 @@ class Removed(NamedTuple):
   value: Any
 
 
-VERSION = 1  # Configs without a version have the number 0.
+VERSION = 2  # Configs without a version have the number 0.
 CHANGES: tuple[Added | Renamed | Removed, ...] = (
     Added(1, "data.on_error", "fail"),
     Added(1, "data.interpolation", "bilinear"),
     Added(1, "data.photometric_strength", 0.0),
     Added(1, "eval.statistics", ("running", "population", "batch")),
+    Added(2, "checkpoint_every_minutes", 0.0),
+    Added(2, "stall_minutes", 10.0),
+    Added(2, "stall_limit_minutes", 60.0),
+    Added(2, "learning_rate_scaling", "none"),
+    Added(2, "learning_rate_warmup_epochs", 0.0),
 )
 
 

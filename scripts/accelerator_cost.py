@@ -13,7 +13,7 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "Chips and how they are joined
 _PRICE = flags.DEFINE_float("price", None, "Of a chip and hour, in any currency.", lower_bound=0)
 _EVAL_EXAMPLES = flags.DEFINE_integer("eval_examples", None, "Of the evaluation split, for data sets of your own.",
                                       lower_bound=1)
-_OUTPUT = flags.DEFINE_string("output", None, "File for the numbers (JSON): results/accelerator_cost/NAME.json.")
+_OUTPUT = command_line.define_path("output", None, "File for the numbers (JSON): results/accelerator_cost/NAME.json.")
 flags.mark_flags_as_required(["config", "topology"])
 
 

@@ -3,12 +3,12 @@
 from absl import flags
 
 from bn_inception import command_line
-from configs import inception
+from bn_inception.configs import inception
 
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data_dir with imagenet2012 prepared.", required=True)
+_DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir with imagenet2012 prepared.", required=True)
 _RECORDS = flags.DEFINE_integer("records", 5_000, "Records of the training split to use at most.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", None, "File for the result.")
+_JSON = command_line.define_path("json", None, "File for the result.")
 
 
 def main() -> None:

@@ -6,8 +6,9 @@ from absl import flags
 
 from bn_inception import command_line
 
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Run directories; their last parts name the curves.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "The picture to write, a .png file.", required=True)
+_WORKDIRS = command_line.define_path(
+    "workdirs", None, "Run directories; their last parts name the curves.", several=True, required=True)
+_OUTPUT = command_line.define_path("output", None, "The picture to write, a .png file.", required=True)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from ml_collections import config_flags
 from bn_inception import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its scale: configs/bn_x5.py:imagenet.")
-_OUTPUT = flags.DEFINE_string("output", None, "The picture to write, a .png or .jpg file.")
+_OUTPUT = command_line.define_path("output", None, "The picture to write, a .png or .jpg file.")
 _IMAGES = flags.DEFINE_integer("images", 64, "How many images.", lower_bound=1)
 _QUALITY = flags.DEFINE_integer("quality", 80, "Of a JPEG.", lower_bound=1, upper_bound=100)
 flags.mark_flags_as_required(["config", "output"])

@@ -8,8 +8,8 @@ from ml_collections import config_flags
 from bn_inception import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its scale: configs/bn_x5.py:imagenet.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs", "Where the run would write.")
-_OUTPUT = flags.DEFINE_string("output", None, "Picture of training examples; by default WORKDIR/samples.png.")
+_WORKDIR = command_line.define_path("workdir", "runs", "Where the run would write.")
+_OUTPUT = command_line.define_path("output", None, "Picture of training examples; by default WORKDIR/samples.png.")
 flags.mark_flags_as_required(["config"])
 
 

@@ -12,14 +12,15 @@ from absl import flags
 
 from bn_inception import command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.")
+_WORKDIR = command_line.define_path("workdir", None, "Run directory.")
 _STEP = flags.DEFINE_integer("step", None, "With --workdir: step of the checkpoint; the newest by default.")
 _POPULATION_BATCHES = flags.DEFINE_integer(
     "population_batches", None, "With --workdir: in place of the run's eval.population_batches.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data_dir, in place of the network's own data.dir.")
+_DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir, in place of the network's own data.dir.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images that pass a network at a time.", lower_bound=1)
 
-_CHECKPOINT = flags.DEFINE_list("checkpoint", None, "Networks, of more than one the ensemble.")
+_CHECKPOINT = command_line.define_path("checkpoint", None, "Networks, of more than one the ensemble.", several=True,
+                                       hub=True)
 _DATASET = flags.DEFINE_string(
     "dataset", None, "NAME[/CONFIG][:VERSION] in TFDS: imagenet2012, imagenet_v2, imagenet2012_real, ...; by default "
     "the one that the networks were made for.")
@@ -28,7 +29,7 @@ _CROPS = flags.DEFINE_enum("crops", "1", ["1", "10", "144"], "Crops of each imag
 _STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of run directories.")
 _FOLDED = flags.DEFINE_bool("folded", False, "Fold BN into the convolutions: faster, the same to float32 rounding.")
 _ON_ERROR = flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "What to do with a record that cannot be read.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the predictions; by default one in evaluations/.")
+_OUTPUT = command_line.define_path("output", None, "Folder for the predictions; by default one in evaluations/.")
 _OF_CHECKPOINT = ("dataset", "split", "crops", "statistics", "folded", "on_error", "output")
 _OF_WORKDIR = ("step", "population_batches")
 
@@ -47,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  command_line.run(main)
+  command_line.run(main, stops=True)

@@ -1,4 +1,4 @@
-"""Makes a release folder, or a file for PyTorch, of a run's checkpoint or of any release.
+"""Makes a release folder, or a file for another framework, of a run's checkpoint or of any release.
 
 python scripts/export_checkpoint.py --workdir=runs/bn_x5 --statistics=population --output=released/bn_x5
 python scripts/export_checkpoint.py --checkpoint=released/bn_x5 --format=torch --output=bn_x5.pth
@@ -10,15 +10,19 @@ from absl import flags
 
 from bn_inception import command_line
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run directory.")
+_WORKDIR = command_line.define_path("workdir", None, "Run directory.")
 _STEP = flags.DEFINE_integer("step", None, "Step of the run's checkpoint; the newest by default.")
 _STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of the run to take.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "In place of the run's data.dir.")
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "In place of --workdir: a release folder or the file of a peer.")
-_SYMBOL = flags.DEFINE_string("symbol", None, "MXNet's -symbol.json; by default the one beside --checkpoint.")
-_FORMAT = flags.DEFINE_enum("format", "release", ["release", "torch"],
-                            "A release folder, or a state dict of pretrained-models.pytorch's bninception.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder or .pth file to write.", required=True)
+_DATA_DIR = command_line.define_path("data_dir", None, "In place of the run's data.dir.")
+_CHECKPOINT = command_line.define_path(
+    "checkpoint", None, "In place of --workdir: a release folder or the file of a peer.", hub=True)
+_SYMBOL = command_line.define_path("symbol", None, "MXNet's -symbol.json; by default the one beside --checkpoint.")
+_FORMAT = flags.DEFINE_enum(
+    "format", "release", ["release", "torch", "bninception", "stablehlo", "savedmodel", "onnx"],
+    "release: a folder. torch: a state dict, of pretrained-models.pytorch's bninception where that holds the network, "
+    "else with torch_module.py and its config beside it. bninception: this or nothing. stablehlo: for jax.export. "
+    "savedmodel: a folder for TensorFlow. onnx: needs pip install -e '.[onnx]'.")
+_OUTPUT = command_line.define_path("output", None, "Folder or .pth file to write.", required=True)
 flags.mark_flags_as_mutual_exclusive(["workdir", "checkpoint"], required=True)
 flags.register_multi_flags_validator(
     ["checkpoint", "step", "statistics", "data_dir"],
@@ -33,8 +37,7 @@ def main() -> None:
     exported = release.from_run(_WORKDIR.value, _STEP.value, _STATISTICS.value, data_dir=_DATA_DIR.value)
   else:
     exported = release.read(_CHECKPOINT.value, _SYMBOL.value)
-  write = {"release": release.write, "torch": release.write_torch}[_FORMAT.value]
-  write(exported, pathlib.Path(_OUTPUT.value))
+  release.FORMATS[_FORMAT.value](exported, pathlib.Path(_OUTPUT.value))
   print(f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "
         f"{exported.config.release.statistics} statistics")
 

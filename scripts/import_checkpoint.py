@@ -6,11 +6,13 @@ from absl import flags
 
 from bn_inception import command_line
 
-_SOURCE = flags.DEFINE_string("source", None, "PyTorch, TensorFlow, MXNet or Caffe file, also as .xz.", required=True)
-_SYMBOL = flags.DEFINE_string("symbol", None, "MXNet's -symbol.json; by default the one beside --source.")
-_LABELS = flags.DEFINE_string("labels", None, "File with the name of each output, one a line; of ImageNet networks "
-                              "that are known it is not needed.")
-_OUTPUT = flags.DEFINE_string("output", None, "Release folder to write.", required=True)
+_SOURCE = command_line.define_path(
+    "source", None, "PyTorch, TensorFlow, MXNet or Caffe file, also as .xz.", required=True)
+_SYMBOL = command_line.define_path("symbol", None, "MXNet's -symbol.json; by default the one beside --source.")
+_LABELS = command_line.define_path(
+    "labels", None, "File with the name of each output, one a line; of ImageNet networks that are known it is not "
+    "needed.")
+_OUTPUT = command_line.define_path("output", None, "Release folder to write.", required=True)
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from absl import flags
 
 from bn_inception import command_line
 
-_SOURCE = flags.DEFINE_string(
+_SOURCE = command_line.define_path(
     "source", None, "Folder with the ILSVRC2012 archives, or a TFDS data_dir with TFRecord files.", required=True)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data_dir for the result.", required=True)
+_DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir for the result.", required=True)
 _NAME = flags.DEFINE_string("name", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
 
 
@@ -19,8 +19,7 @@ def main() -> int:
   # As Ctrl-C: what is half written is removed.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    preparation.prepare(pathlib.Path(_SOURCE.value).expanduser(), pathlib.Path(_DATA_DIR.value).expanduser(),
-                        _NAME.value)
+    preparation.prepare(pathlib.Path(_SOURCE.value), pathlib.Path(_DATA_DIR.value), _NAME.value)
   except KeyboardInterrupt:
     print("\nInterrupted. What is finished is kept: the same command goes on.", file=sys.stderr)
     return 130

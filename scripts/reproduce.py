@@ -14,17 +14,19 @@ python scripts/reproduce.py report --workdir=runs/paper [--output=FOLDER]
 
 from absl import flags
 
-from bn_inception import command_line
+from bn_inception import command_line, status
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs are.", required=True)
-_SCALE = flags.DEFINE_string("scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+_WORKDIR = command_line.define_path("workdir", None, "Where the runs are.", required=True)
+_SCALE = flags.DEFINE_string(
+    "scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist.")
+_DATA_DIR = command_line.define_path(
+    "data_dir", None, "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
 _SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each experiment.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "In place of the configs' lengths.", lower_bound=1)
 _INDEX = flags.DEFINE_integer("index", 0, "Which part of the runs, with --count.", lower_bound=0)
 _COUNT = flags.DEFINE_integer("count", 1, "Parts that the runs are split into, one a machine.", lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only say what would run, and how long.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the archive, or for the report; by default --workdir.")
+_OUTPUT = command_line.define_path("output", None, "Folder for the archive, or for the report; by default --workdir.")
 
 WHAT = ("figure1", "figure2", "figure3", "figure4", "ablation", "sweep", "archive", "report")
 
@@ -39,11 +41,11 @@ def main(what: str) -> int:
     print("\n".join(archive.archive(_WORKDIR.value, _OUTPUT.value or "results")))
     return 0
   from bn_inception.experiments import execution
-  status = execution.reproduce(
-      what, _WORKDIR.value, scale=_SCALE.value, data_dir=_DATA_DIR.value, seeds=_SEEDS.value,
+  result = execution.reproduce(
+      what, _WORKDIR.value, scale=_SCALE.value, data_dir=_DATA_DIR.value or "", seeds=_SEEDS.value,
       num_steps=_NUM_STEPS.value, index=_INDEX.value, count=_COUNT.value, dry_run=_DRY_RUN.value)
-  return 143 if status == "preempted" else 0  # 128 + SIGTERM: the scheduler's sign to start it again.
+  return status.OF_STATUS.get(result, 0)
 
 
 if __name__ == "__main__":
-  command_line.run(main, choices=WHAT)
+  command_line.run(main, choices=WHAT, stops=True)

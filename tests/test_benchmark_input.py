@@ -12,7 +12,7 @@ from bn_inception.data import datasets
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import open_records
 from bn_inception.report import benchmark_input
-from configs import inception
+from bn_inception.configs import inception
 from tests.data.conftest import Pictures
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -21,12 +22,14 @@ def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, st
     ([_TRAIN, "--config.model.widht=0.5"], ["model.widht", "did you mean --config.model.width?"]),
     ([_TRAIN, "--config.batch_size=many"], ["--config.batch_size=many"]),
     ([_TRAIN, "--config.batch_size=0"], ["batch_size", "at least 1"]),
-    (["--config=configs/bn_x5.py:imagenette"], ["imagenette", "one of imagenet, cifar10, quickstart"]),
+    (["--config=configs/bn_x5.py:imagenette"], ["imagenette", "one of imagenet, gpu8, pod, cifar10,"]),
     (["--config=configs/bn_x6.py"], ["configs/bn_x6.py"]),
     (["--config=configs/ensemble.py:imagenet,6"], ["'6'", "one of 0, 1, 2, 3, 4, 5"]),
     ([], ["--config"]),
     ([_TRAIN, "more"], ["'more' is not a flag"]),
     ([_TRAIN, "--workdirs=x"], ["workdirs"]),
+    ([_TRAIN, "--processes=2"], ["--processes and --process_id go with --coordinator"]),
+    ([_TRAIN, "--coordinator=localhost:1"], ["goes with --processes and --process_id"]),
 ])
 def test_flags(repository, tmp_path, arguments, words):
   workdir = tmp_path / "run"
@@ -48,6 +51,36 @@ def test_configs_and_data(repository, tmp_path, override, words):
   assert code == 2 and not output and not workdir.exists()
   assert "Traceback" not in error
   assert all(word in error.strip().splitlines()[-1] for word in words), error
+
+
+def test_tasks_of_a_slurm_step_that_do_not_know_of_each_other_are_refused(repository, tmp_path, monkeypatch):
+  monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+  code, _, error = run(repository, "train", _TRAIN, f"--workdir={tmp_path / 'run'}")
+  assert code == 2 and "one of 4 tasks of a Slurm step" in error and not (tmp_path / "run").exists()
+  # The parts of a plan are made apart; what is wrong here comes later.
+  code, _, error = run(repository, "reproduce", "figure3", "--index=3", "--count=2", f"--workdir={tmp_path / 'run'}")
+  assert code == 2 and "--index from 0 to 1" in error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the stacks that Linux's signals print")
+@pytest.mark.parametrize("number, expected", [(signal.SIGTERM, 143), (signal.SIGINT, 143)])
+def test_a_signal_ends_a_script_at_once_out_of_what_python_cannot_interrupt(repository, tmp_path, number, expected):
+  """The main thread holds still in C, as in a compilation; SIGUSR1 shows where."""
+  script = tmp_path / "script.py"
+  script.write_text("import threading\nfrom bn_inception import command_line\n"
+                    "def main():\n  print('begun', flush=True)\n  lock = threading.Lock()\n  lock.acquire()\n"
+                    "  lock.acquire()\n"
+                    "command_line.run(main, stops=True)\n")
+  environment = os.environ | {"PYTHONPATH": str(repository)}
+  with subprocess.Popen([sys.executable, str(script)], env=environment, text=True, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE) as process:
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGUSR1)
+    while "in main" not in process.stderr.readline():
+      assert process.poll() is None
+    process.send_signal(number)
+    process.communicate(timeout=60)
+  assert process.returncode == expected
 
 
 def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from bn_inception import config_checks
+from bn_inception import config_checks, optim
 from bn_inception.data import datasets
-from configs import common, ensemble, mnist
+from bn_inception.configs import common, ensemble, mnist
 
 # §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
 PAPER = """
@@ -28,7 +28,7 @@ EVERY = ([(name, scale) for name in ROWS for scale in common.SCALES]
 
 
 def get_config(name: str, *argument: str):
-  return importlib.import_module(f"configs.{name}").get_config(*argument)
+  return importlib.import_module(f"bn_inception.configs.{name}").get_config(*argument)
 
 
 @pytest.mark.parametrize("line", PAPER, ids=ROWS)
@@ -105,8 +105,42 @@ def test_lengths_are_in_the_papers_steps_of_32_and_follow_the_batch_size():
   assert get_config("inception").num_steps == 31_000_000
 
 
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("scale, batch_size", [("gpu8", 512), ("pod", 1024)])
+def test_large_batch_is_imagenet_but_for_what_goes_with_it(name, scale, batch_size):
+  config, imagenet = get_config(name, scale), get_config(name)
+  lengths = {"num_steps", "eval_every", "checkpoint_every"}
+  assert set(differences(imagenet, config)) - lengths == {
+      "batch_size", "eval.batch_size", "dtype", "learning_rate_scaling", "learning_rate_warmup_epochs",
+      "checkpoint_every_minutes"}
+  assert (config.batch_size, config.eval.batch_size, config.batch_norm.group_size) == (batch_size, batch_size, 32)
+  assert config.num_steps == -(-imagenet.num_steps * 32 // batch_size)
+
+
+def test_learning_rate_of_a_large_batch_by_a_table():
+  """Goyal et al., 2017, §2: k times the rate for k times the batch, reached in 5 epochs from the rate of one."""
+  config, images = get_config("bn_x5", "pod"), 1_281_167
+  rate = optim.learning_rate_schedule(config, images)
+  epoch = images / 1024
+  assert rate(0) == pytest.approx(0.0075)
+  assert rate(int(2.5 * epoch)) == pytest.approx((0.0075 + 0.24 * 0.96) / 2, rel=0.05)  # A decay lies in between.
+  assert rate(int(5.01 * epoch)) == pytest.approx(32 * 0.0075 * 0.96 ** 3, rel=1e-5)  # Three decays of 4/3 epochs.
+  config.batch_size = 2048  # The rate follows.
+  rate = optim.learning_rate_schedule(config, images)
+  assert rate(int(5.01 * epoch / 2)) == pytest.approx(0.48 * 0.96 ** 3, rel=1e-5)
+
+
+def test_large_batch_at_the_rate_of_a_small_one_is_noticed():
+  config = get_config("bn_x5")
+  assert not optim.keeps_a_small_rate(config)
+  config.batch_size = 256
+  assert optim.keeps_a_small_rate(config)
+  assert not any(optim.keeps_a_small_rate(get_config("bn_x5", scale)) for scale in ("gpu8", "pod", "cifar10"))
+  assert not optim.keeps_a_small_rate(mnist.get_config("bn"))
+
+
 @pytest.mark.parametrize("name,argument,message", [
-    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, cifar10, cifar10_full, quickstart"),
+    ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, gpu8, pod, cifar10, .*quickstart"),
     ("bn_x5", "cifar10,quickstart", "'quickstart' .* is a second scale"),
     ("ensemble", "imagenet,6", "'6' .* is not known: .* and one of 0, 1, 2, 3, 4, 5"),
     ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain")])
@@ -124,12 +158,12 @@ def test_arguments_come_in_any_order_and_have_defaults():
 def test_configs_need_nothing_but_ml_collections(repository):
   """A config can be read where no JAX is installed."""
   names = sorted({name for name, _ in EVERY})
-  program = (f"import importlib, sys\nfor name in {names}: importlib.import_module('configs.' + name).get_config()\n"
-             "print(*sys.modules)")
+  program = (f"import importlib, sys\nfor name in {names}:\n"
+             "  importlib.import_module('bn_inception.configs.' + name).get_config()\nprint(*sys.modules)")
   result = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
   roots = {name.split(".")[0] for name in result.stdout.split()}
   assert "ml_collections" in roots
-  assert not roots & {"jax", "flax", "optax", "numpy", "tensorflow", "tensorflow_datasets", "bn_inception"}
+  assert not roots & {"jax", "flax", "optax", "numpy", "tensorflow", "tensorflow_datasets"}
 
 
 # ------------------------------------------------------------------------------------------------- check_config

@@ -9,7 +9,7 @@ import pytest
 from bn_inception import config_checks
 from bn_inception.data import pipeline
 from bn_inception.report import contact_sheet
-from configs import inception
+from bn_inception.configs import inception
 
 
 def test_images_of_the_training_stream_in_rows_of_eight(digits_dir: str, tmp_path: pathlib.Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from bn_inception import models
 from bn_inception.report import describe
-from configs import bn_x5, inception as inception_config, mnist
+from bn_inception.configs import bn_x5, inception as inception_config, mnist
 
 
 def count(tree) -> int:

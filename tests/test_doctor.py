@@ -14,7 +14,7 @@ import pytest
 from bn_inception import doctor, state as state_lib
 from bn_inception.data import pipeline
 from bn_inception.report import contact_sheet
-from configs import mnist
+from bn_inception.configs import mnist
 
 
 @pytest.fixture(name="config")

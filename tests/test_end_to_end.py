@@ -8,7 +8,7 @@ import pytest
 
 from bn_inception import evaluate, models, optim, run_directory, sharding, state as state_lib, step as step_lib, train
 from bn_inception.data import pipeline
-from configs import bn_x5, ensemble
+from bn_inception.configs import bn_x5, ensemble
 
 pytestmark = pytest.mark.slow
 

@@ -22,7 +22,7 @@ from bn_inception.data import datasets
 from bn_inception.evaluate import evaluate_checkpoints
 from bn_inception.evaluators import prediction
 from bn_inception.evaluators.predictions_file import EvaluationError
-from configs import bn_x5, mnist
+from bn_inception.configs import bn_x5, mnist
 from tests.data.conftest import prepare_pictures  # noqa: F401
 
 DIGITS = tuple(map(str, range(10)))

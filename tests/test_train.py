@@ -1,5 +1,6 @@
 """Whole runs of a small network on the embedded digits: resume, checkpoints, processes, what a run leaves behind."""
 
+import errno
 import json
 import os
 import pathlib
@@ -18,12 +19,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from bn_inception import checkpoint, config_checks, evaluate, run_directory, step as step_lib, train
+from bn_inception import checkpoint, config_checks, evaluate, folder_lock, hosts, run_directory, step as step_lib, train
 from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
+from bn_inception.errors import StartAgainError, StorageError
 from bn_inception.evaluators import classification
 from bn_inception.report import tables
-from configs import mnist
+from bn_inception.configs import mnist
 
 BATCH, STEPS = 32, 20
 
@@ -49,8 +51,8 @@ def losses(workdir: pathlib.Path) -> list[float]:
 
 
 def reproducible(workdir: pathlib.Path) -> list[dict]:
-  """metrics.jsonl without the speed."""
-  return [{name: value for name, value in line.items() if name != "train/images_per_second"}
+  """metrics.jsonl without times and speeds."""
+  return [{name: value for name, value in line.items() if not name.startswith(("train/images_per_second", "time/"))}
           for line in run_directory.read_metrics(workdir)]
 
 
@@ -148,8 +150,8 @@ def test_devices_do_not_change_the_losses(finished, digits_dir, tmp_path, device
   np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-4)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch, micro_batches):
+@pytest.mark.parametrize("micro_batches, logged, stopped", [(1, "train/loss", 10), (2, "eval/count", 15)])
+def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch, micro_batches, logged, stopped):
   """State and evaluations are those of single steps, bit for bit, also when the run is stopped and resumes."""
   single, many, cut = tmp_path / "single", tmp_path / "many", tmp_path / "cut"
   options = dict(gradient_accumulation=micro_batches)
@@ -165,9 +167,11 @@ def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch,
   np.testing.assert_allclose(losses(many), np.mean(np.reshape(losses(single), (4, 5)), axis=1), rtol=1e-6)
 
   with monkeypatch.context() as patch:
-    patch.setattr(train._Preemption, "reached", lambda self, call: call == 3)
+    # Asked to stop within the evaluation of step 10, or after it.
+    patch.setattr(hosts, "poll", lambda: hosts.Due(
+        stop=any(logged in line for line in run_directory.read_metrics(cut) if line["step"] == 10), save=False))
     summary = train.train_and_evaluate(config, cut, jax.devices()[:1])
-  assert (summary["status"], summary["step"]) == ("preempted", 15)
+  assert (summary["status"], summary["step"]) == ("preempted", stopped)
   train.train_and_evaluate(config, cut, jax.devices()[:1])
   assert_bit_identical(cut, many)
 
@@ -175,7 +179,7 @@ def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch,
 def test_a_run_between_two_calls_does_not_resume(copy, digits_dir):
   config = make_config(digits_dir, steps_per_call=3, num_steps=30, log_every=3, eval_every=15, checkpoint_every=15)
   with pytest.raises(config_checks.ConfigError, match="stands at step 20, .* no multiple of steps_per_call=3"):
-    train.train_and_evaluate(config, copy, jax.devices()[:1])
+    train.train_and_evaluate(config, copy, jax.devices()[:1], allow_config_change=True)
 
 
 def test_percentiles_of_sigmoid_inputs_are_those_of_the_network_s_formulas(finished, digits_dir):
@@ -203,11 +207,11 @@ def test_percentiles_of_sigmoid_inputs_are_those_of_the_network_s_formulas(finis
 _RUN = """
 import sys
 from tests.test_train import make_config
-from bn_inception import train
+from bn_inception import hosts, train
 import jax, json
 digits_dir, workdir, group_size, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
-  jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process))
+  hosts.join(lambda: jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process)), 60)
 summary = train.train_and_evaluate(make_config(digits_dir, int(group_size)), workdir)
 print("SUMMARY", json.dumps(summary["status"]))
 """
@@ -388,7 +392,7 @@ def test_no_thread_stays_behind_a_failure(digits_dir, tmp_path, monkeypatch, mod
 
 def test_no_thread_stays_behind_a_run_that_is_refused_done_or_diverged(copy, digits_dir, tmp_path, monkeypatch):
   train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
-  with pytest.raises(checkpoint.CheckpointError):
+  with pytest.raises(config_checks.ConfigError):
     train.train_and_evaluate(make_config(digits_dir, seed=5), copy, jax.devices()[:1])
   config = make_config(digits_dir, learning_rate=1e30, eval_every=2, checkpoint_every=2)
   assert train.train_and_evaluate(config, tmp_path / "diverges", jax.devices()[:1])["status"] == "diverged"
@@ -400,8 +404,15 @@ def test_no_thread_stays_behind_a_run_that_is_refused_done_or_diverged(copy, dig
 
 @pytest.fixture
 def copy(finished, tmp_path) -> pathlib.Path:
-  """A copy of the finished run that wants five more steps."""
-  return pathlib.Path(shutil.copytree(finished, tmp_path / "copy"))
+  """A copy of the finished run as if it had been killed before it said that it is done."""
+  workdir = pathlib.Path(shutil.copytree(finished, tmp_path / "copy"))
+  edit_status(workdir, status="running")
+  return workdir
+
+
+def edit_status(workdir: pathlib.Path, **changes) -> None:
+  path = workdir / "status.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def largest_file(directory: pathlib.Path) -> pathlib.Path:
@@ -435,16 +446,117 @@ def test_all_damaged_is_an_error_and_not_a_new_start(copy, digits_dir):
 
 def test_restores_onto_more_devices(copy, digits_dir):
   config = make_config(digits_dir, num_steps=25)
-  train.train_and_evaluate(config, copy, jax.devices()[:8])
+  train.train_and_evaluate(config, copy, jax.devices()[:8], allow_config_change=True)
   assert [line["step"] for line in run_directory.read_metrics(copy) if "train/loss" in line] == list(range(1, 26))
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 64}, {"seed": 5}])
 def test_another_seed_or_batch_size_does_not_resume(copy, digits_dir, change):
   before = (copy / "config.json").read_bytes()
-  with pytest.raises(checkpoint.CheckpointError, match=next(iter(change))):
+  with pytest.raises(config_checks.ConfigError, match=next(iter(change))):
     train.train_and_evaluate(make_config(digits_dir, num_steps=25, **change), copy, jax.devices()[:1])
   assert (copy / "config.json").read_bytes() == before
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_metrics(copy, digits_dir):
+  shutil.rmtree(copy / "checkpoints")
+  before = (copy / "metrics.jsonl").read_bytes()
+  edit_status(copy, status="done")
+  assert train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])["status"] == "done"
+  edit_status(copy, status="running", step=STEPS - 3)
+  with pytest.raises(checkpoint.CheckpointError, match="records a checkpoint of step 20, but .* holds none"):
+    train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+  assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("old, new", [(b"examples_seen", b"examples_sewn"), (b'": 640', b'": 641'),
+                                      (b'"seed": 0', b'"seed": 1')])
+def test_a_damaged_description_means_the_checkpoint_before(copy, finished, digits_dir, old, new):
+  path = copy / "checkpoints" / "20" / "description" / "metadata"
+  content = path.read_bytes()
+  assert content.count(old) == 1
+  path.write_bytes(content.replace(old, new))
+  train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+  assert [path.name[:2] for path in (copy / "damaged_checkpoints").iterdir()] == ["20"]
+  assert_bit_identical(copy, finished)
+
+
+def test_a_passing_read_error_renames_nothing(copy, digits_dir, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.EIO, "Input/output error")
+  monkeypatch.setattr(checkpoint, "_restore_step", fail)
+  with pytest.raises(StartAgainError, match="20 cannot be read now .*Input/output error"):
+    train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+  assert {"15", "20"} <= {path.name for path in (copy / "checkpoints").iterdir()}
+  assert not (copy / "damaged_checkpoints").exists()
+
+
+@pytest.mark.parametrize("change, allowed, named", [
+    ({"momentum": 0.0}, True, "momentum"), ({"ema_decay": 0.9}, True, "ema_decay"),
+    ({"dtype": "bfloat16"}, True, "dtype"),
+    ({"learning_rate": 0.2, "num_steps": 25}, False, "learning_rate, num_steps: give --allow_config_change")])
+def test_a_changed_config_is_named_and_is_no_damage(copy, digits_dir, change, allowed, named):
+  with pytest.raises(config_checks.ConfigError, match=f"differs from that of the run so far in {named}"):
+    train.train_and_evaluate(make_config(digits_dir, **change), copy, jax.devices()[:1], allow_config_change=allowed)
+  assert not (copy / "damaged_checkpoints").exists()
+
+
+def test_allowed_changes_are_kept_with_their_step(copy, digits_dir):
+  before = json.loads((copy / "config.json").read_text())
+  config = make_config(digits_dir, num_steps=21, learning_rate=0.05)
+  train.train_and_evaluate(config, copy, jax.devices()[:1], allow_config_change=True)
+  after = json.loads((copy / "config.json").read_text())
+  assert after.pop("history") == [{"step": 20, "changed": {"learning_rate": [0.1, 0.05], "num_steps": [20, 21]}}]
+  assert after == before | {"num_steps": 21, "learning_rate": 0.05}
+  assert run_directory.read_config(copy).to_dict() == config.to_dict()
+
+
+def test_a_run_that_dies_in_an_evaluation_makes_it_when_it_resumes(finished, digits_dir, tmp_path, monkeypatch):
+  """The checkpoint of its step stands already, and no step is made again."""
+  with monkeypatch.context() as patch:
+    patch.setattr(classification, "_metrics", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  status = run_directory.read_status(tmp_path)
+  assert (status["status"], status["step"], status["saved_step"]) == ("failed", 10, 10)
+  assert status["error"] == "ZeroDivisionError: division by zero"
+  assert not (tmp_path / ".lock").exists()
+  train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  assert_bit_identical(tmp_path, finished)
+
+
+def test_two_runs_in_one_folder_are_refused(copy, digits_dir):
+  with folder_lock.hold(copy), pytest.raises(folder_lock.FolderInUseError, match="is written to by process"):
+    train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+  assert evaluate.evaluate_run(copy, devices=jax.devices()[:1])["eval/count"] == 1000
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(finished, digits_dir, tmp_path,
+                                                                              monkeypatch):
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+  with monkeypatch.context() as patch:
+    append = run_directory.append_metrics
+    patch.setattr(run_directory, "append_metrics",
+                  lambda workdir, step, *rest: full() if step == 7 else append(workdir, step, *rest))
+    with pytest.raises(StorageError, match="cannot be written .No space left on device.: make room"):
+      train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.ocp.CheckpointManager, "save", full)
+    with pytest.raises(StorageError, match="No checkpoint can be written into .*No space left on device"):
+      train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  assert_bit_identical(tmp_path, finished)
+
+
+def test_a_checkpoint_is_saved_by_the_clock(digits_dir, tmp_path, monkeypatch):
+  saved = []
+  save = checkpoint.save
+  monkeypatch.setattr(checkpoint, "save", lambda manager, state, *rest: saved.append(int(state.step)) or save(
+      manager, state, *rest))
+  config = make_config(digits_dir, num_steps=6, eval_every=100, checkpoint_every=100, checkpoint_every_minutes=1e-9)
+  train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
+  assert saved == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_step_that_is_not_there_is_named(finished):
@@ -464,6 +576,10 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(digits_dir, t
   summary = train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
   assert summary["status"] == "diverged" and summary["step"] < 400
   assert run_directory.read_status(tmp_path)["status"] == "diverged"
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+  again = train.train_and_evaluate(config, tmp_path, jax.devices()[:1])  # It says so, and does not try again.
+  assert (again["status"], again["step"]) == ("diverged", summary["step"])
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
   for step in (tmp_path / "checkpoints").iterdir():
     with ocp.StandardCheckpointer() as checkpointer:
       restored = checkpointer.restore((step / "state").absolute())
@@ -526,7 +642,7 @@ def test_bad_records_end_a_run_or_are_counted_by_it(digits_dir, tmp_path):
   config.num_steps = 10
   train.train_and_evaluate(config, tmp_path / "resumed", jax.devices()[:1])
   config.num_steps = STEPS
-  train.train_and_evaluate(config, tmp_path / "resumed", jax.devices()[:1])
+  train.train_and_evaluate(config, tmp_path / "resumed", jax.devices()[:1], allow_config_change=True)
   later = [line for line in reproducible(tmp_path / "resumed") if line["step"] > 10]
   assert later == [line for line in reproducible(tmp_path / "straight") if line["step"] > 10]
 

@@ -13,11 +13,11 @@ from bn_inception.data import pipeline
 from bn_inception.experiments import archive, execution, plans
 from bn_inception.release import folder as release_folder
 from bn_inception.report import measured, page
-from configs import mnist, versions
-from configs.versions import Added, Removed, Renamed, VersionError
+from bn_inception.configs import mnist, versions
+from bn_inception.configs.versions import Added, Removed, Renamed, VersionError
 
 ARCHIVED = "mnist/mnist_bn/seed0"  # Of 2026-11-22; its config has neither a version nor the four keys that came with 1.
-NEW = Added(2, "model.fictitious.depth", (3, 4), model="mnist_mlp")
+NEW = Added(versions.VERSION + 1, "model.fictitious.depth", (3, 4), model="mnist_mlp")
 
 
 @pytest.fixture(name="archived")
@@ -27,7 +27,7 @@ def fixture_archived(repository: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(name="new_key")
 def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
-  """The code of tomorrow: version 2 has a key more, in a section of its own."""
+  """The code of tomorrow: the next version has a key more, in a section of its own."""
   get_config = mnist.get_config
 
   def with_key(argument="bn"):
@@ -35,7 +35,7 @@ def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
     config.model.fictitious = {"depth": (3, 4)}
     return config
 
-  monkeypatch.setattr(versions, "VERSION", 2)
+  monkeypatch.setattr(versions, "VERSION", NEW.version)
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, NEW))
   monkeypatch.setattr(mnist, "get_config", with_key)
 
@@ -85,7 +85,7 @@ def test_an_archived_run_is_the_same_plan_after_a_key_is_added(archived, new_key
   assert json.loads(run_directory.config_path(archived).read_text()).get("version") is None
   assert run_directory.changed_fields(archived, planned()) == []
   config = run_directory.read_config(archived)
-  assert config.version == 2 and config.model.fictitious.depth == (3, 4)
+  assert config.version == NEW.version and config.model.fictitious.depth == (3, 4)
   assert (config.data.interpolation, config.eval.statistics) == ("bilinear", ("running", "population", "batch"))
   config_checks.check_config(config, 1)
 
@@ -146,8 +146,8 @@ def test_a_run_made_before_a_key_resumes_and_is_evaluated_and_released(digits_di
   before = digest()
 
   # Tomorrow a key is added, in a section that every config has.
-  monkeypatch.setattr(versions, "VERSION", 2)
-  monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, Added(2, "data.fictitious", (0.5, 1))))
+  monkeypatch.setattr(versions, "VERSION", NEW.version)
+  monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, Added(NEW.version, "data.fictitious", (0.5, 1))))
   assert evaluate.evaluate_run(run, devices=device) == today
   assert release.read(exported).config.data.fictitious == (0.5, 1)
   assert release.from_run(run, devices=device).config.data.fictitious == (0.5, 1)
@@ -155,10 +155,10 @@ def test_a_run_made_before_a_key_resumes_and_is_evaluated_and_released(digits_di
   config = small(digits_dir)
   config.data.fictitious, config.num_steps = (0.5, 1), 8
   assert run_directory.changed_fields(run, config) == ["num_steps"]
-  summary = train.train_and_evaluate(config, run, device)
+  summary = train.train_and_evaluate(config, run, device, allow_config_change=True)
   assert (summary["status"], summary["step"]) == ("done", 8)
   stored = json.loads((run / "config.json").read_text())
-  assert stored["version"] == 2 and stored["data"]["fictitious"] == [0.5, 1]
+  assert stored["version"] == NEW.version and stored["data"]["fictitious"] == [0.5, 1]
   assert run_directory.changed_fields(run, config) == []
 
 

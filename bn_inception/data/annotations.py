@@ -6,14 +6,14 @@ import numpy as np
 
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import Records
+from bn_inception.data.records import Records, name_of
 
 
 class Annotation(NamedTuple):
   """Of one example.
 
   Attributes:
-    id: the data set's own name of it (of ImageNet the file name), else 'SPLIT:INDEX'.
+    id: the data set's own name of it (of ImageNet the file name) if it is a text or a number, else 'SPLIT:INDEX'.
     label: the right class; a list of any length where an example may have several (imagenet2012_real); None if the
       example was skipped.
   """
@@ -53,5 +53,5 @@ def of_example(split: Split, index: int, example: tf.train.Example) -> Annotatio
   if len(labels) != 1 and not split.several_labels or not all(0 <= label < split.num_classes for label in labels):
     raise DataError(f"Record {index} of {split.name} {split.split} has no label of the {split.num_classes} there are "
                     f"(it is {', '.join(map(str, labels)) or 'missing'}): choose a split that has labels.")
-  name = features[split.id_key].bytes_list.value[0].decode() if split.id_key else f"{split.split}:{index}"
+  name = name_of(example, split) or f"{split.split}:{index}"
   return Annotation(name, labels if split.several_labels else labels[0])

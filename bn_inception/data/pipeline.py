@@ -37,7 +37,7 @@ import numpy as np
 from bn_inception.data import cores, datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
-from bn_inception.data.records import BadRecordError, Records, open_records
+from bn_inception.data.records import BadRecordError, Records, digest, open_records
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,10 @@ def open_source(data_config: ConfigDict, split: str) -> Source:
     DataError: for data that cannot be found or files that cannot be used.
   """
   found = datasets.open_split(data_config, split)
-  return Source(found, None if found.file_format == "fake" else open_records(found))
+  if found.file_format == "fake":
+    return Source(dataclasses.replace(found, digest="fake"), None)
+  records = open_records(found)
+  return Source(dataclasses.replace(found, digest=digest(found, records)), records)
 
 
 def train_batches(

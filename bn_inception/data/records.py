@@ -10,6 +10,8 @@ Every byte is checked as it is read: TFRecord's CRC-32C here, ArrayRecord's hash
 from collections.abc import Sequence
 import concurrent.futures
 import contextlib
+import hashlib
+import json
 import os
 import resource
 import struct
@@ -27,6 +29,8 @@ from bn_inception.data.host_tf import tf
 
 # A TFRecord is: uint64 length of the data, uint32 CRC of that length, the data, uint32 CRC of the data.
 _TFRECORD_HEADER, _TFRECORD_FOOTER = struct.Struct("<QI"), struct.Struct("<I")
+
+_DIGEST_RECORDS = 256
 
 
 class BadRecordError(DataError):
@@ -78,9 +82,8 @@ class Records:
     (shard,), (row,) = self._places(np.asarray([index], np.int64))
     name = ""
     with contextlib.suppress(message.DecodeError):
-      feature = tf.train.Example.FromString(record).features.feature.get(self._split.id_key)
-      if feature and feature.bytes_list.value:
-        name = feature.bytes_list.value[0].decode(errors="replace") + ", "
+      name = name_of(tf.train.Example.FromString(record), self._split)
+      name = f"{name}, " if name else ""
     place = f"{name}number {row} in {self._split.files[shard]}"
     return f"Record {index} of {self._split.name} {self._split.split} ({place})"
 
@@ -143,6 +146,42 @@ def open_records(split: Split) -> Records:
     _allow_open_files(len(split.files))
   with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:
     return Records(split, list(pool.map(open_shard, split.files, split.file_lengths)))
+
+
+def name_of(example: tf.train.Example, split: Split) -> str | None:
+  """The data set's own name of an example: a text, or a whole number; None if it has none that can be read."""
+  feature = example.features.feature.get(split.id_key) if split.id_key else None
+  if feature is None:
+    return None
+  values = feature.bytes_list.value or feature.int64_list.value
+  try:
+    return (values[0].decode() if isinstance(values[0], bytes) else str(values[0])) if len(values) == 1 else None
+  except UnicodeDecodeError:
+    return None
+
+
+def digest(split: Split, records: Records) -> str:
+  """SHA-256 of what a split holds: how many records its files have, the names of its classes, and records all over it.
+
+  It is the same wherever the files lie, and for TFRecord and ArrayRecord with the same records. Of more than
+  _DIGEST_RECORDS records evenly spaced ones count, so that it takes seconds for a set of any size.
+
+  Raises:
+    DataError: for a file that cannot be read.
+  """
+  def read(index: int) -> bytes:
+    try:
+      return records.read([index])[0]
+    except BadRecordError:  # Whether it is one is for data.on_error to say; it stays the same.
+      return b"damaged"
+
+  facts = [split.num_examples, split.file_lengths, split.shard_starts, split.shard_lengths, split.label_names]
+  result = hashlib.sha256(json.dumps(facts).encode())
+  indices = np.linspace(0, split.num_examples - 1, min(split.num_examples, _DIGEST_RECORDS)).round().astype(int)
+  with concurrent.futures.ThreadPoolExecutor(max_workers=16) as pool:
+    for record in pool.map(read, indices):
+      result.update(hashlib.sha256(record).digest())
+  return result.hexdigest()
 
 
 def _allow_open_files(count: int) -> None:

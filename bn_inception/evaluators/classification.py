@@ -8,12 +8,13 @@ from collections.abc import Callable
 import contextlib
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from bn_inception import models, population, sharding, step as step_lib
 from bn_inception.data import datasets, device, pipeline
-from bn_inception.evaluators import Evaluate
+from bn_inception.evaluators import Evaluate, Evaluator
 from bn_inception.state import Sums, TrainState
 
 
@@ -22,9 +23,9 @@ def statistics_of(config: ConfigDict) -> tuple[str, ...]:
   return tuple(config.eval.statistics) if config.batch_norm.enabled else ("running",)
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source | None,
-                   eval_source: pipeline.Source) -> Callable[[contextlib.ExitStack], Evaluate]:
-  """Makes `start(inputs)`, which begins an evaluation, for the config's evaluation split.
+def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source | None, eval_source: pipeline.Source,
+                   between_batches: Callable[[], None] = lambda: None) -> Evaluator:
+  """Makes the evaluator of the config's evaluation split.
 
   The metrics do not depend on `eval.batch_size` or the devices: every example counts once, and batch statistics are
   those of groups of `batch_norm.group_size` consecutive examples (of `batch_size` ones for 0; the last may be smaller).
@@ -33,9 +34,10 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
     config, mesh: of the run.
     train_source: the training split; may be None without "population" in `statistics_of`.
     eval_source: the evaluation split.
+    between_batches: called after every batch; what it raises ends the evaluation.
 
   Returns:
-    A function that begins to read the input, a few batches ahead, until `inputs` is closed, and returns
+    An evaluator whose `start` begins to read the input, a few batches ahead, until `inputs` is closed, and returns
     `evaluate(state)`, to be called once: from a TrainState to {"running/top1", "running/top5", "running/loss", the same
     for "population" and "batch" where `statistics_of` has them, "count", "skipped_examples"}; accuracies in [0, 1] over
     the examples counted, loss in nats. It raises RuntimeError if it did not see or skip each example exactly once,
@@ -43,9 +45,20 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
   """
   split, kinds = eval_source.split, statistics_of(config)
   # Results are on every device, so that every process can read them.
-  eval_step = jax.jit(step_lib.make_eval_step(models.build(config), config), out_shardings=sharding.replicated(mesh))
-  batch_statistics_step = population.batch_statistics_step(config, mesh)
+  statistics_step = population.batch_statistics_step(config, mesh)
+  programs = {
+      "running": jax.jit(step_lib.make_eval_step(models.build(config), config),
+                         out_shardings=sharding.replicated(mesh)),
+      "population": statistics_step, "batch": statistics_step}
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+  def compile_programs(state: TrainState) -> None:
+    channels = eval_source.split.image_channels
+    for kind, batch_size in (("running", config.eval.batch_size), ("population", config.batch_size),
+                             ("batch", config.eval.batch_size)):
+      if kind in kinds:
+        shapes = batch_shapes(config, mesh, batch_size, channels, has_position=kind == "population")
+        programs[kind] = programs[kind].lower(state.evaluated_params, state.batch_stats, shapes).compile()
 
   def start(inputs: contextlib.ExitStack) -> Evaluate:
     if "population" in kinds:
@@ -61,7 +74,7 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
       statistics = {"running": state.batch_stats}
       if "population" in kinds:
         statistics["population"] = population.over_training_batches(
-            batch_statistics_step, params, state.batch_stats, training_batches, mesh)
+            programs["population"], params, state.batch_stats, training_batches, mesh, between_batches)
       results: dict[str, list[Sums]] = {}
 
       def count(kind: str, sums: Sums) -> None:
@@ -70,14 +83,27 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
 
       for batch in batches:
         for kind, batch_stats in statistics.items():
-          count(kind, eval_step(params, batch_stats, batch))
+          count(kind, programs["running"](params, batch_stats, batch))
         if "batch" in kinds:
-          count("batch", batch_statistics_step(params, state.batch_stats, batch)[0])
+          count("batch", programs["batch"](params, state.batch_stats, batch)[0])
+        between_batches()
       return _metrics(results, split)
 
     return evaluate
 
-  return start
+  return Evaluator(compile_programs, start)
+
+
+def batch_shapes(config: ConfigDict, mesh: Mesh, batch_size: int, channels: int, *,
+                 has_position: bool = False) -> step_lib.Batch:
+  """Shapes, types and shardings of an evaluation batch, or of a training batch for Algorithm 2 (`has_position`)."""
+  size = config.data.image_size
+  leaves = {"image": ((batch_size, size, size, channels), jnp.uint8), "label": ((batch_size,), jnp.int32),
+            "mask": ((batch_size,), jnp.bool), "skipped": ((batch_size,), jnp.bool)}
+  if has_position:
+    leaves["position"] = ((batch_size,), jnp.uint32)
+  return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.examples(mesh))
+          for name, (shape, dtype) in leaves.items()}
 
 
 def _metrics(results: dict[str, list[Sums]], split: datasets.Split) -> dict[str, float]:

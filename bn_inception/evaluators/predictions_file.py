@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bn_inception import run_directory
+from bn_inception import folder_lock, run_directory
 from bn_inception.data.annotations import Annotation
 from bn_inception.errors import UserError
 
@@ -26,6 +26,13 @@ class EvaluationError(UserError, ValueError):
   """An evaluation that cannot be made; the text is one sentence that says what is wrong and what to do."""
 
 
+def check_folder(folder: pathlib.Path) -> None:
+  """Raises EvaluationError if the folder holds something else than an evaluation."""
+  if not (folder / REQUEST).exists() and folder.exists() and (
+      not folder.is_dir() or any(path.stem not in (REQUEST, folder_lock.FILE) for path in folder.iterdir())):
+    raise EvaluationError(f"{folder} exists and holds no evaluation: give another --output.")
+
+
 def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
   """Makes the folder, or finds how far the same evaluation came in it.
 
@@ -34,33 +41,35 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
     request: all that its results depend on.
 
   Returns:
-    How many examples are predicted already. A last line that was cut by a kill is removed.
+    How many examples are predicted already. What a kill or a power loss has torn at the end is removed.
 
   Raises:
+    DamagedFileError: if a line before that cannot be read.
     EvaluationError: if the folder holds something else, or another evaluation.
   """
+  check_folder(folder)
   if not (folder / REQUEST).exists():
-    if folder.exists() and (not folder.is_dir() or any(path.stem != REQUEST for path in folder.iterdir())):
-      raise EvaluationError(f"{folder} exists and holds no evaluation: give another --output.")
     folder.mkdir(parents=True, exist_ok=True)
     run_directory.replace_file(folder / REQUEST, json.dumps(request, indent=2) + "\n")
     return 0
-  before = json.loads((folder / REQUEST).read_text())
-  if changed := [name for name in request if before.get(name) != request[name]]:
+  before = run_directory.read_json(folder / REQUEST)
+  # Folders of before there was a digest do not say which data their name stood for.
+  if changed := [name for name in request if before.get(name, request[name] if name == "data_digest" else None)
+                 != request[name]]:
     raise EvaluationError(f"{folder} holds another evaluation, which differs in: {', '.join(changed)}; give another "
                           "--output or remove it.")
   path = folder / PREDICTIONS
   if not path.exists():
     return 0
-  content = path.read_bytes()
-  whole = content.rfind(b"\n") + 1
-  if whole < len(content):
+  lines = run_directory.whole_lines(path, lambda line: "id" in line and ("skipped" in line or "top5" in line))
+  if (whole := sum(len(line.encode()) + 1 for line in lines)) < path.stat().st_size:
     os.truncate(path, whole)
-  return content.count(b"\n")
+  return len(lines)
 
 
 @contextlib.contextmanager
-def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
+def writer(folder: pathlib.Path, class_names: Sequence[str] = ()
+           ) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
   """Opens the file for `append(annotations, probabilities, mask)`, which writes the predictions of some examples.
 
   What was appended is the operating system's at once: a process that is killed loses nothing of it. It is on the disk
@@ -68,11 +77,13 @@ def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.
   loses the predictions of at most that time and of one call.
 
   A line holds `id`, `label` (a list, in data sets with any number of labels), `top5` (classes, the likeliest first; of
-  equal ones the lower number), `probability` (of those) and `label_probability`. A prediction that is not finite has
+  equal ones the lower number), `names` (what people call those), `probability` (of those) and `label_probability`. A
+  prediction that is not finite has
   an empty `top5`, so that it is wrong; an example whose image could not be read has `skipped` instead of all this.
 
   Args:
     folder: of the evaluation.
+    class_names: what people call each class; (): lines have no `names`.
 
   Yields:
     append: of the annotations of n examples, their class probabilities, float64 [n, classes], and mask, bool [n]
@@ -83,7 +94,8 @@ def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.
 
     def append(annotations: Sequence[Annotation], probabilities: np.ndarray, mask: np.ndarray) -> None:
       nonlocal synced
-      file.write("".join(map(_line, annotations, probabilities, mask)))
+      lines = (_line(*example, class_names) for example in zip(annotations, probabilities, mask, strict=True))
+      file.write("".join(lines))
       file.flush()
       # Not after every call: with 144 crops an example is one, and a disk takes milliseconds for it.
       if time.monotonic() - synced >= SYNC_SECONDS:
@@ -96,12 +108,13 @@ def writer(folder: pathlib.Path) -> Iterator[Callable[[Sequence[Annotation], np.
       os.fsync(file.fileno())
 
 
-def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool) -> str:
+def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool, class_names: Sequence[str]) -> str:
   line = {"id": annotation.id, "label": annotation.label}
   if is_read:
     finite = bool(np.isfinite(probabilities).all())
     top5 = np.argsort(-probabilities, kind="stable")[:5].tolist() if finite else []
-    line |= {"top5": top5, "probability": [_rounded(probabilities[label]) for label in top5],
+    names = {"names": [class_names[label] for label in top5]} if class_names else {}
+    line |= {"top5": top5, **names, "probability": [_rounded(probabilities[label]) for label in top5],
              "label_probability": _rounded(probabilities[annotation.label].sum()) if finite else 0.0}
   else:
     line["skipped"] = True

@@ -14,22 +14,22 @@ import numpy as np
 
 from bn_inception import models, sharding, step as step_lib
 from bn_inception.data import device, pipeline
-from bn_inception.evaluators import Evaluate
+from bn_inception.evaluators import Evaluate, Evaluator, classification
 from bn_inception.state import TrainState
 
 PERCENTILES = (15, 50, 85)
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh,
-                   source: pipeline.Source) -> Callable[[contextlib.ExitStack], Evaluate]:
-  """Makes `start(inputs)`, which begins an evaluation on the split of `source`, see `classification.make_evaluator`.
+def make_evaluator(config: ConfigDict, mesh: Mesh, source: pipeline.Source,
+                   between_batches: Callable[[], None] = lambda: None) -> Evaluator:
+  """Makes the evaluator on the split of `source`, see `classification.make_evaluator`.
 
   Its result is {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`. Percentiles are linear
   between order statistics (NumPy's default). Without units the result is {}, and nothing is read.
   """
   units = config.eval.sigmoid_input_units
   if not units:
-    return lambda inputs: lambda state: {}
+    return Evaluator(lambda state: None, lambda inputs: lambda state: {})
   model = models.build(config)
 
   def sigmoid_inputs(params, batch_stats, batch):
@@ -38,8 +38,12 @@ def make_evaluator(config: ConfigDict, mesh: Mesh,
     (x,) = sown["intermediates"]["sigmoid_input"]
     return x[:, np.array(units)], batch["mask"]
 
-  sigmoid_inputs = jax.jit(sigmoid_inputs, out_shardings=sharding.replicated(mesh))
+  programs = {"inputs": jax.jit(sigmoid_inputs, out_shardings=sharding.replicated(mesh))}
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
+
+  def compile_programs(state: TrainState) -> None:
+    shapes = classification.batch_shapes(config, mesh, config.eval.batch_size, source.split.image_channels)
+    programs["inputs"] = programs["inputs"].lower(state.evaluated_params, state.batch_stats, shapes).compile()
 
   def start(inputs: contextlib.ExitStack) -> Evaluate:
     batches = device.to_device(
@@ -50,8 +54,9 @@ def make_evaluator(config: ConfigDict, mesh: Mesh,
     def evaluate(state: TrainState) -> dict[str, float]:
       seen = []
       for batch in batches:
-        seen.append(sigmoid_inputs(state.evaluated_params, state.batch_stats, batch))
+        seen.append(programs["inputs"](state.evaluated_params, state.batch_stats, batch))
         sharding.one_program_at_a_time(mesh, seen[-1])
+        between_batches()
       values = np.concatenate([x[mask] for x, mask in jax.device_get(seen)])  # [examples, units]
       percentiles = np.percentile(values.astype(np.float64), PERCENTILES, axis=0)
       return {f"sigmoid_input/{unit}/p{percentile}": float(percentiles[row, column])
@@ -59,4 +64,4 @@ def make_evaluator(config: ConfigDict, mesh: Mesh,
 
     return evaluate
 
-  return start
+  return Evaluator(compile_programs, start)

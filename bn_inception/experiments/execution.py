@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, evaluate, models, optim, run_directory, state as state_lib, step as step_lib
-from bn_inception import train
+from bn_inception import config_checks, evaluate, folder_lock, models, optim, paths, run_directory
+from bn_inception import state as state_lib, status
+from bn_inception import step as step_lib, train
 from bn_inception.data import datasets
 from bn_inception.experiments import plans
 from bn_inception.report import cost, tables
 
 _log = logging.getLogger(__name__)
-
-FINISHED = ("done", "diverged")  # Divergence is a result; making the run again would only repeat it.
 
 _MEASURED_CALLS, _MEASURED_SECONDS = 5, 5.0  # At least, both.
 
@@ -54,7 +53,7 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
     raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
   scale = scale or _usual_scale(figure, data_dir)
   plan = make_plan(scale, default_seeds if seeds is None else seeds)
-  root = pathlib.Path(workdir)
+  root = pathlib.Path(paths.local(workdir, "--workdir"))
   whole = {run.name: run.config() for run in plan.runs}
   given = {"data.dir": data_dir} | ({} if num_steps is None else {"num_steps": num_steps})
   runs = [run._replace(overrides=run.overrides | given) for run in part(plan.runs, index, count)]
@@ -73,8 +72,14 @@ def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: 
 
   for number, (run, config) in enumerate(open_runs, start=1):
     _log.info("Run %d of %d: %s", number, len(open_runs), run.command(workdir))
-    if train.train_and_evaluate(config, root / run.name)["status"] == "preempted":
-      return "preempted"
+    try:
+      # `_check_unchanged` has seen to what may be another.
+      summary = train.train_and_evaluate(config, root / run.name, allow_config_change=True)
+    except folder_lock.FolderInUseError as error:
+      _log.warning("%s It is left out here.", error)
+      continue
+    if summary["status"] == status.PREEMPTED:
+      return status.PREEMPTED
     jax.clear_caches()  # The compiled programs of a run serve no other.
   for evaluation in evaluations:
     _evaluate(evaluation, whole, root, data_dir)
@@ -101,8 +106,9 @@ def part(tasks: list, index: int, count: int) -> list:
 
 def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
   """Whether a run has come to its end, or diverged."""
-  status = run_directory.read_status(workdir)
-  return status.get("status") in FINISHED and (status["status"] == "diverged" or status["step"] >= config.num_steps)
+  found = run_directory.read_status(workdir)
+  return found.get("status") == status.DIVERGED or (
+      found.get("status") == status.DONE and found["step"] >= config.num_steps)
 
 
 def _check_unchanged(workdir: pathlib.Path, config: ConfigDict) -> None:

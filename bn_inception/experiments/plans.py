@@ -75,7 +75,7 @@ class Run(NamedTuple):
 
   def config(self) -> ConfigDict:
     """The config as it will run."""
-    config = importlib.import_module(f"configs.{self.config_file}").get_config(self.argument)
+    config = importlib.import_module(f"bn_inception.configs.{self.config_file}").get_config(self.argument)
     for path, value in self.overrides.items():
       *parents, field = path.split(".")
       node = config

@@ -1,10 +1,12 @@
 """The networks of the paper, by the name a config gives them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-from ml_collections import ConfigDict
+import jax
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import inception, layers, mnist_mlp
 
 MODELS = {
@@ -16,6 +18,40 @@ MODELS = {
 def build(config: ConfigDict) -> nn.Module:
   """The network of a whole config: `model(images, train=...)` are float32 logits [B, num_classes]."""
   return MODELS[config.model.name](config)
+
+
+def features(model: nn.Module, variables: dict[str, Any], x: jax.Array,
+             names: Sequence[str] | None = None) -> dict[str, jax.Array]:
+  """Intermediate activations at inference; their names are the same for a network and its folded form.
+
+  Args:
+    model: a network as `build` or `fold` make it.
+    variables: its own.
+    x: its input, [B, H, W, C].
+    names: of Inception "conv1", "conv2_reduce", "conv2" (before the pool that follows), "inception_3a" to
+      "inception_5b" ([B, height, width, channels], after the nonlinearity) and "pooled" ([B, channels], what the
+      softmax layer receives); of the MNIST network "hidden" ([B, units]). None: the last of these.
+
+  Returns:
+    {name: activations}, in the network's type.
+
+  Raises:
+    ValueError: for a name that the network does not have.
+  """
+  known = inception.FEATURES if isinstance(model, inception.Inception) else mnist_mlp.FEATURES
+  names = known[-1:] if names is None else names
+  if unknown := [name for name in names if name not in known]:
+    raise ValueError(f"The network has no features {unknown[0]!r}: choose from {', '.join(known)}.")
+  wanted = lambda module, method: method == "__call__" and module.path in {(name,) for name in names}
+  _, state = model.apply(variables, x, train=False, capture_intermediates=wanted, mutable=["intermediates"])
+  found = {name: state["intermediates"][name] for name in names}
+  return {name: (value["__call__"] if isinstance(value, Mapping) else value)[0] for name, value in found.items()}
+
+
+def headless(model: nn.Module, variables: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+  """A network that ends with the last of its `features`, [B, units] float32, in place of logits."""
+  params = {name: node for name, node in variables["params"].items() if name != "logits"}
+  return model.clone(num_classes=0), variables | {"params": params}
 
 
 def fold(model: nn.Module, variables: dict[str, Any], *, epsilon: float) -> tuple[nn.Module, dict[str, Any]]:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import convolution, layers
 
 
@@ -46,6 +46,10 @@ def module_table(pool_proj_4cd: int = 96) -> dict[str, Widths]:
       "5a": Widths(352, 192, 320, 160, 224, "avg", 128),
       "5b": Widths(352, 192, 320, 192, 224, "max", 128),
   }
+
+
+# What `Inception` can tell beside its logits, by module, the same before and after `merge`.
+FEATURES = ("conv1", "conv2_reduce", "conv2", *(f"inception_{name}" for name in module_table()), "pooled")
 
 
 class InceptionModule(nn.Module):
@@ -162,7 +166,7 @@ class Inception(nn.Module):
   auxiliary heads, where these collections are mutable.
 
   Attributes:
-    num_classes: of the softmax.
+    num_classes: of the softmax; 0: the network ends with the pooled features, and has no logits.
     width: factor on every number of channels.
     stem: "separable" (7x7 with depth multiplier 8, the paper's), "plain" 7x7, or "small": 3x3 of stride 1 and a single
       pooling, which takes 32 px images to 16x16 at 3a.
@@ -213,14 +217,18 @@ class Inception(nn.Module):
         use_bias=self.conv_bias, init_scale=self.init_scale)
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+  def __call__(self, x: jax.Array, *, train: bool | None = None, mask: jax.Array | None = None) -> jax.Array:
     """Logits of images.
 
     Args:
       x: [B, H, W, channels] normalized images, any float type.
-      train: batch statistics, dropout and auxiliary heads; else the running averages.
+      train: batch statistics, dropout and auxiliary heads; else the running averages. It must be said.
       mask: [B], which examples enter the batch statistics; None: all.
+
+    Raises:
+      ValueError, TypeError: if x is no batch of images, or `train` is not said.
     """
+    layers.check_call(x, train)
     x = self._stem(x.astype(self.dtype), train=train, mask=mask)
     for name, row in module_table(self.pool_proj_4cd).items():
       widths = row._replace(**{field: self._scale(value) for field, value in row._asdict().items() if field != "pool"})
@@ -234,6 +242,9 @@ class Inception(nn.Module):
         head = AuxiliaryHead(self.num_classes, unit, self._scale, name=f"auxiliary_{name}")
         self.sow("auxiliary", name, head(x, train=train, mask=mask))
     x = jnp.mean(x, axis=(1, 2))
+    self.sow("intermediates", "pooled", x)  # A feature; kept only where it is asked for.
+    if not self.num_classes:
+      return x.astype(jnp.float32)
     # Batch statistics are also evaluated, and then no RNG is given and nothing is dropped.
     x = nn.Dropout(self.dropout_rate, deterministic=not (train and self.has_rng("dropout")))(x)
     return layers.Dense(self.num_classes, name="logits")(x).astype(jnp.float32)

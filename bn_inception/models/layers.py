@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import batch_norm
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import convolution
 
 NONLINEARITIES = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
@@ -25,13 +25,27 @@ POOL_PADDING: dict[str, Callable[[int], tuple[int, int]]] = {
 }
 
 
+def check_call(x: jax.Array, train: bool | None) -> None:
+  """Checks what is easily forgotten in a call of a network: that `x` is a batch of images, and `train`.
+
+  Raises:
+    ValueError, TypeError: one sentence on what is missing.
+  """
+  if jnp.ndim(x) != 4:
+    raise ValueError(f"A network takes a batch of images, [B, H, W, C], and this input is {list(jnp.shape(x))}: give "
+                     "images[None] for a single one.")
+  if train is None:
+    raise TypeError("The network was not told what it is called for: say train=False for evaluation (running averages, "
+                    "no dropout) or train=True for training.")
+
+
 def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:
   """Makes the constructor of a network's BN layers, or None for a network without BN."""
   settings = config.batch_norm
   if not settings.enabled:
     return None
   return functools.partial(batch_norm.BatchNorm, epsilon=settings.epsilon, group_size=settings.group_size or None,
-                           use_gamma=settings.use_gamma)
+                           use_gamma=settings.use_gamma, momentum=settings.momentum)
 
 
 class Convolution(nn.Module):

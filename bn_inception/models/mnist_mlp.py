@@ -5,16 +5,19 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import layers
+
+
+FEATURES = ("hidden",)  # What the network can tell beside its logits: its last hidden units.
 
 
 class MnistMlp(nn.Module):
   """Three hidden layers of sigmoid units, [B, H, W, 1] to float32 logits [B, num_classes].
 
   Attributes:
-    num_classes: of the softmax.
+    num_classes: of the softmax; 0: the network ends with its last hidden units.
     hidden_units: of each hidden layer.
     init_std: standard deviation of the Gaussian initial weights ("small random Gaussian values").
     norm: constructor of BN layers (`layers.norm_from_config`), or None.
@@ -28,8 +31,9 @@ class MnistMlp(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-    """Logits of images; the arguments are those of `inception.Inception`."""
+  def __call__(self, x: jax.Array, *, train: bool | None = None, mask: jax.Array | None = None) -> jax.Array:
+    """Logits of images; arguments and errors are those of `inception.Inception`."""
+    layers.check_call(x, train)
     initializer = nn.initializers.normal(self.init_std)
     x = x.reshape(x.shape[0], -1).astype(self.dtype)
     for layer in (1, 2, 3):
@@ -41,6 +45,9 @@ class MnistMlp(nn.Module):
       if layer == 3:
         self.sow("intermediates", "sigmoid_input", x)  # Figure 1(b, c); kept only where it is asked for.
       x = jax.nn.sigmoid(x)
+    self.sow("intermediates", "hidden", x)  # A feature.
+    if not self.num_classes:
+      return x.astype(jnp.float32)
     return layers.Dense(self.num_classes, kernel_init=initializer, name="logits")(x).astype(jnp.float32)
 
 

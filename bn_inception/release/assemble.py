@@ -10,10 +10,10 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 
 from bn_inception import models
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import inception
 from bn_inception.release.errors import ReleaseError
 

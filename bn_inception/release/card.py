@@ -1,10 +1,15 @@
-"""The model card of a release folder: README.md, written from what else is in the folder."""
+"""The model card of a release folder: README.md, written from what else is in the folder.
 
+It begins with the metadata that the Hugging Face Hub reads (https://huggingface.co/docs/hub/model-cards).
+"""
+
+import json
 import math
+import re
 from typing import Any
 
-from ml_collections import ConfigDict
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble
 
 
@@ -43,7 +48,9 @@ number: they have 11.18 to 11.30 million, and why is not known.
   training = ("" if "step" in release else " Its fields about training (learning rate, weight decay and the like) are "
               "those of\nthis project's configs, not of whoever trained this network.")
   images = "RGB [B, H, W, 3]" if len(data.mean) == 3 else "gray [B, H, W, 1]"
-  return f"""# {title}: {release.source}
+  what = "photographs" if len(data.mean) == 3 else "images of digits"
+  return f"""{_metadata(config, title, metrics)}
+# {title}: {release.source}
 
 | | |
 |---|---|
@@ -54,10 +61,55 @@ number: they have 11.18 to 11.30 million, and why is not known.
 
 ```python
 from bn_inception import release
-model, variables, preprocess = release.load("this folder")
+model, variables, preprocess = release.load("this folder")  # Or "hf://user/name", where it was published.
 logits = model.apply(variables, preprocess(images), train=False)  # images: uint8 {images}
+features = release.features(model, variables, preprocess(images))
 ```
+
+## Intended use and limits
+
+For research on batch normalization, as a baseline, and as features or a start for fine-tuning. The network knows its
+{data.num_classes} classes alone and gives one of them to every image, whatever it shows; its probabilities are not
+calibrated. It was made for {what} like those it was trained on, prepared as the table says:
+with another resizing, order of channels or normalization it is worse without a sign. What its training data lack or
+distort (of ImageNet: regions of the world, people, unclear and overlapping classes) its predictions do too. It is not
+for decisions about people.
+
+License: {_license(release)}
 """
+
+
+def _license(release: ConfigDict) -> str:
+  if "license" not in release:
+    return "not stated; whoever publishes this folder states one, here and in the first lines."
+  known = {"unknown": "none is known"}.get(release.license, release.license)
+  return f"{known}, for github.com/{release.base_model}, where this is from; see there what holds for the weights."
+
+
+def _metadata(config: ConfigDict, title: str, metrics: dict[str, Any] | None) -> str:
+  """The block of YAML that a card on the hub begins with. Strings are written as JSON, which YAML contains."""
+  data, release = config.data, config.release
+  name, _, _ = data.name.partition(":")
+  dataset = {"imagenet2012": "imagenet-1k", "digits": "mnist"}.get(name, name)
+  lines = ["---", f"license: {release.get('license', 'unknown')}", "library_name: bn-inception",
+           "pipeline_tag: image-classification", "tags:", "- jax", "- flax", "- batch-normalization",
+           "datasets:", f"- {json.dumps(dataset)}", "metrics:", "- accuracy"]
+  if "base_model" in release:
+    lines.append(f"base_model: {json.dumps(release.base_model)}")
+  published = re.match(r"top-1 ([\d.]+) ?%, top-5 ([\d.]+) ?%", release.published)
+  values, source = None, ""
+  if metrics:
+    values, source = (metrics["top1"], metrics["top5"]), f"{metrics['count']} examples of {metrics['data']}"
+  elif published:
+    values, source = tuple(float(value) / 100 for value in published.groups()), "stated by its source, not measured"
+  if values:
+    lines += ["model-index:", f"- name: {json.dumps(title, ensure_ascii=False)}", "  results:", "  - task:",
+              "      type: image-classification", "    dataset:", f"      name: {json.dumps(dataset)}",
+              f"      type: {json.dumps(dataset)}", f"      split: {json.dumps(data.eval_split)}", "    metrics:"]
+    for number, value in zip((1, 5), values):
+      lines += ["    - type: accuracy", f"      name: {json.dumps(f'top-{number} accuracy, {source}')}",
+                f"      value: {value:.5g}"]
+  return "\n".join([*lines, "---", ""])
 
 
 def _measured(metrics: dict[str, Any] | None) -> str:

@@ -22,17 +22,17 @@ import tempfile
 from typing import Any
 
 import flax
-from ml_collections import ConfigDict
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from bn_inception import config_checks, run_directory
+from bn_inception import config_checks, paths, run_directory
+from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble, labels, peers, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release, TorchTensor
-from configs import versions
+from bn_inception.configs import versions
 
 _WEIGHTS, _CONFIG, _LABELS, _METRICS = "model.safetensors", "config.json", "labels.txt", "metrics.json"
 _PREPROCESSING, _CARD = "preprocessing.json", "README.md"
@@ -53,7 +53,7 @@ def check_free(path: str | os.PathLike) -> None:
   Raises:
     ReleaseError: if there is.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "--output"))
   if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise ReleaseError(f"{path} exists already: give another --output or remove it.")
 
@@ -65,7 +65,7 @@ def write(release: Release, path: str | os.PathLike) -> None:
     ReleaseError: if there is something in its place already, it cannot be written, or its labels are not those of its
       network.
   """
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "--output"))
   check_free(path)
   if release.labels:
     labels.check(release.labels, release.config.data.num_classes, "The release")

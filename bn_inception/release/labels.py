@@ -1,9 +1,11 @@
 """The names of a network's outputs, by which outputs and the classes of a data set are matched.
 
 Released ImageNet networks name no classes; which order each has is known from its own code or README. The WordNet ids
-in both orders come with TensorFlow Datasets and are read from its files, without importing it.
+and what people call them are in imagenet_classes.txt (the names are those of ImageNet as torchvision, BSD-3-Clause,
+shortens them); the order of ILSVRC-2015 is read from a file of TensorFlow Datasets, without importing it.
 """
 
+import functools
 import importlib.util
 import os
 import pathlib
@@ -19,7 +21,18 @@ _MAX_BYTES = 2**22  # 22,000 classes with long names.
 
 def sorted_imagenet() -> tuple[str, ...]:
   """The 1000 WordNet ids of ILSVRC-2012 in alphabetic order, from n01440764 (tench) on."""
-  return _of_tfds("datasets/imagenet2012/labels.txt")
+  return tuple(_imagenet_names())
+
+
+def human_name(label: str) -> str:
+  """What people call a class: "tench" for the WordNet id n01440764; a label that is no such id names itself."""
+  return _imagenet_names().get(label, label)
+
+
+@functools.cache
+def _imagenet_names() -> dict[str, str]:
+  lines = pathlib.Path(__file__).with_name("imagenet_classes.txt").read_text("utf-8").splitlines()
+  return dict(line.split(" ", 1) for line in lines)
 
 
 def ilsvrc2015() -> tuple[str, ...]:
@@ -27,12 +40,12 @@ def ilsvrc2015() -> tuple[str, ...]:
 
   It is that of TFDS's `imagenet_resized`, whose authors number the classes so.
   """
-  return _of_tfds("image_classification/imagenet_resized_labels.txt")
-
-
-def _of_tfds(path: str) -> tuple[str, ...]:
-  package = importlib.util.find_spec("tensorflow_datasets").submodule_search_locations[0]
-  return tuple((pathlib.Path(package) / path).read_text().split())
+  package = importlib.util.find_spec("tensorflow_datasets")
+  if package is None:
+    raise ReleaseError("its classes are in the order of ILSVRC-2015, which is read from TensorFlow Datasets: "
+                       "pip install tensorflow-datasets")
+  path = pathlib.Path(package.submodule_search_locations[0], "image_classification", "imagenet_resized_labels.txt")
+  return tuple(path.read_text().split())
 
 
 def read(path: pathlib.Path, num_classes: int) -> tuple[str, ...]:

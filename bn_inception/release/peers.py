@@ -12,17 +12,15 @@ import math
 from typing import Any
 
 import flax
-from ml_collections import ConfigDict
 import numpy as np
 
+from bn_inception.config_dict import ConfigDict
 from bn_inception.models import inception
 from bn_inception.release import assemble, labels, mxnet_graph, torch_file
 from bn_inception.release.assemble import Tensors
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.mxnet_file import Node
 from bn_inception.release.released import Release, TorchTensor
-from configs import common
-
 
 # Where Caffe and PyTorch agree, and what follows Caffe.
 _CAFFE_BORDERS = {"stem": "plain", "padding": "symmetric", "stem_pool": "ceil", "reduction_pool": "ceil",
@@ -33,6 +31,7 @@ _IMAGENET = "the 1000 classes of ILSVRC-2012, sorted by WordNet id"
 def _config(num_classes: int, *, names: tuple[str, ...], model: dict[str, Any], batch_norm: dict[str, Any],
             data: dict[str, Any], **release: str) -> ConfigDict:
   """The base config of the paper's BN network with a peer's settings; `names` are of its own release's classes."""
+  from bn_inception.configs import common  # Needs ml_collections, without which a release folder can be read.
   config = common.accelerated("imagenet", factor=1).copy_and_resolve_references()
   config.model.update(model)
   config.batch_norm.update(batch_norm)
@@ -108,6 +107,7 @@ def from_torch(tensors: Tensors) -> Release:
       _classes(tensors, f"{head}.bias"), names=names, model=_TORCH_MODEL | {"conv_bias": True},
       batch_norm={"epsilon": _TORCH_EPSILON}, data=_TORCH_DATA,
       source="PyTorch state dict of pretrained-models.pytorch's bninception", classes=_IMAGENET,
+      base_model="Cadene/pretrained-models.pytorch", license="bsd-3-clause",
       published="top-1 73.524 %, top-5 91.562 % (stated in its README, not measured here)")
   torch_names = {variable: name for name, variable in _torch_sources(head).items()}
   counters = [name for name in tensors if name in _TORCH_COUNTERS]
@@ -148,11 +148,22 @@ def to_torch(release: Release) -> Tensors:
           else tensors[row.name].reshape(row.shape).astype(row.dtype) for row in release.torch_layout}
 
 
+def torch_can_hold(config: ConfigDict) -> bool:
+  """Whether `to_torch` makes a state dict of a network with this config."""
+  try:
+    _check_torch_can_hold(config)
+    return True
+  except ReleaseError:
+    return False
+
+
 def _check_torch_can_hold(config: ConfigDict) -> None:
   wanted = {"model": {"name": "inception", "width": 1.0, "nonlinearity": "relu", "local_response_norm": False,
                       **_TORCH_MODEL},
             "batch_norm": {"enabled": True, "in_stem": True, "per_activation": (), "epsilon": _TORCH_EPSILON},
             "data": {"binary": False, **_TORCH_DATA}}
+  if config.model.name != "inception":  # Whose other settings are of another kind.
+    wanted = {"model": {"name": "inception"}}
   different = [f"{part}.{name} is {config[part][name]!r} and not {value!r}"
                for part, settings in wanted.items() for name, value in settings.items()
                if name in config[part] and config[part][name] != value]
@@ -214,6 +225,7 @@ def from_tensorflow(tensors: Tensors) -> Release:
       batch_norm={"epsilon": 1e-3, "use_gamma": False, "in_stem": False},
       data={"mean": (127.5,) * 3, "std": (127.5,) * 3},
       source="TensorFlow checkpoint of TF-slim's inception_v2", classes=f"0 is background, then {_IMAGENET}",
+      base_model="tensorflow/models", license="apache-2.0",
       published="top-1 73.9 %, top-5 91.8 % (stated in its README, not measured here)")
 
   def source_name(name: str) -> str:
@@ -256,7 +268,7 @@ def from_mxnet(tensors: Tensors, nodes: list[Node]) -> Release:
       _classes(tensors, f"arg:{graph.head}_bias"), names=names,
       model={"stem": "plain", "pool_proj_4cd": 128} | graph.model, batch_norm=graph.batch_norm,
       data={"mean": (123.68, 116.779, 103.939)},
-      source="MXNet parameters of Inception-BN", classes=_IMAGENET,
+      source="MXNet parameters of Inception-BN", classes=_IMAGENET, base_model="dmlc/mxnet", license="apache-2.0",
       published="top-1 72.5 %, top-5 90.8 % for Inception-BN-0126 (stated in its source, not measured here)")
   stem = _MXNET_STEM_2015 if "arg:conv_conv1_weight" in tensors else _MXNET_STEM
 
@@ -294,7 +306,7 @@ def _from_lim0606(tensors: Tensors) -> Release:
       _classes(tensors, "loss3/classifier:1"), names=names, model=_CAFFE_BORDERS, batch_norm={"epsilon": 1e-5},
       # The network's own mean is an image, which is not in the file; this is the mean that Caffe's examples use.
       data={"mean": (123.0, 117.0, 104.0), "channel_order": "bgr"},
-      source="Caffe model of lim0606's GoogLeNet-BN",
+      source="Caffe model of lim0606's GoogLeNet-BN", base_model="lim0606/caffe-googlenet-bn", license="unknown",
       classes="in the order of the ILSVRC-2015 devkit's map_clsloc.txt (its README says `use ILSVRC2015 labels`, which "
               "is taken to mean that)",
       published="top-1 72.05 %, top-5 90.87 % (stated in its README, with its mean image, which the file lacks, and "
@@ -335,7 +347,7 @@ def _from_yjxiong(tensors: Tensors) -> Release:
   config = _config(
       _classes(tensors, f"{head}:1"), names=names, model=_CAFFE_BORDERS | {"pool_proj_4cd": 128, "conv_bias": True},
       batch_norm={"epsilon": 1e-5}, data={"mean": (123.0, 117.0, 104.0), "channel_order": "bgr"},
-      source="Caffe model of yjxiong's BN-Inception", classes=_IMAGENET,
+      source="Caffe model of yjxiong's BN-Inception", classes=_IMAGENET, base_model="yjxiong/caffe", license="unknown",
       published="none is known for this file")
 
   def source_name(name: str) -> str:

@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 import numpy as np
 
-from bn_inception import config_checks, population, restore, run_directory, sharding
-from bn_inception.data import datasets, pipeline
+from bn_inception import config_checks, paths, run_directory, sharding
+from bn_inception.config_dict import ConfigDict
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
-from configs import versions
+from bn_inception.configs import versions
 
 STATISTICS = ("running", "population")
 
@@ -25,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 def is_run(path: str | os.PathLike) -> bool:
   """Whether a path is a run directory, as far as the names of its files tell."""
-  path = pathlib.Path(path)
+  path = pathlib.Path(paths.local(path, "A checkpoint"))
   return run_directory.config_path(path).is_file() and (path / "checkpoints").is_dir()
 
 
@@ -49,7 +48,8 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
     FileNotFoundError, ConfigError, VersionError, DataError, CheckpointError, ReleaseError: one sentence on what cannot
       be used.
   """
-  workdir = pathlib.Path(workdir)
+  from bn_inception import restore  # Orbax is for runs, and a release is read without.
+  workdir = pathlib.Path(paths.local(workdir, "--workdir"))
   if statistics not in STATISTICS:
     raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
   config = _read_config(workdir)
@@ -63,7 +63,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
   state = restore.restore(workdir, config, mesh, step)
   step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
   if computes:
-    batch_stats = _population_statistics(params, batch_stats, config, mesh)
+    batch_stats = _population_statistics(workdir, params, batch_stats, config, mesh)
   params = {name: node for name, node in params.items() if not name.startswith("auxiliary_")}  # In training only.
   batch_stats = {name: node for name, node in batch_stats.items() if not name.startswith("auxiliary_")}
   collections = {"params": params, "batch_stats": batch_stats} if config.batch_norm.enabled else {"params": params}
@@ -89,6 +89,7 @@ def _read_config(workdir: pathlib.Path) -> ConfigDict:
 
 def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   """The names of the run's classes, and where they are from."""
+  from bn_inception.data import datasets
   try:
     split = datasets.open_split(config.data, config.data.eval_split)
   except datasets.DataError as error:
@@ -100,8 +101,11 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   return split.label_names, f"those of {split.name}"
 
 
-def _population_statistics(params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
-  source = pipeline.open_source(config.data, config.data.train_split)
+def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
+  from bn_inception import population, run_data
+  from bn_inception.data import pipeline
+  source = pipeline.open_source(run_data.held(config.data, workdir), config.data.train_split)
+  run_data.check(config.data, workdir, train_split=source.split)
   with jax.set_mesh(mesh), contextlib.closing(population.training_batches(config, mesh, source)) as batches:
     compiled_step = population.batch_statistics_step(config, mesh)
     return population.over_training_batches(compiled_step, params, batch_stats, batches, mesh)

@@ -26,15 +26,19 @@ from bn_inception.release.source_file import MAX_BYTES
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _ZIP_START = b"PK\x03\x04"
 
+_BFLOAT16 = "BFloat16Storage"
 _DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
            "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
-           "BoolStorage": "|b1"}
+           "BoolStorage": "|b1",
+           _BFLOAT16: "<u2"}  # NumPy has no bfloat16: its bits, which `_materialize` widens.
 
 _PUSHED_ARGUMENT = frozenset(
     "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING".split())
 _PUSHED_VALUE = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
                  "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+_PARALLEL = "module."
 _MAX_AXES = 8
 _MAX_INSTRUCTIONS = 10**6  # Inception-BN has 20,000.
 
@@ -68,8 +72,11 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-  """Of a dict, whose keys are text: others would be hashed, which takes forever for what a hostile file can nest."""
-  if not isinstance(target, dict) or not all(isinstance(key, str) for key in items[::2]):
+  """Of a dict, whose keys are text, or the numbers of an optimizer's state.
+
+  Others would be hashed, which takes forever for what a hostile file can nest.
+  """
+  if not isinstance(target, dict) or not all(isinstance(key, (str, int)) for key in items[::2]):
     raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name")
   target.update(zip(items[::2], items[1::2], strict=True))
 
@@ -133,8 +140,8 @@ def read(content: bytes) -> dict[str, np.ndarray]:
     raise ReleaseError(f"it is no readable PyTorch file ({type(error).__name__}: {error})") from error
 
 
-def _load_pickle(stream: io.BytesIO) -> Any:
-  """Reads the pickle that starts here, and leaves the stream behind it.
+def _load_pickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None) -> Any:
+  """Reads the pickle that starts here, and leaves the stream behind it; `storages` receives those it refers to.
 
   What it makes are numbers, text, tuples, lists, dicts, `_Storage` and `_Tensor`. They may be nested and shared without
   bound: nothing but the types of the innermost are looked at, never a hash or the text of the whole.
@@ -183,7 +190,10 @@ def _load_pickle(stream: io.BytesIO) -> Any:
         name, module = stack.pop(), stack.pop()
         stack.append(_find(module, name))
       case "BINPERSID":
-        stack.append(_find_storage(stack.pop()))
+        storage = _find_storage(stack.pop())
+        if storages is not None:
+          storages[storage.key] = storage
+        stack.append(storage)
       case "REDUCE":
         arguments, function = stack.pop(), stack.pop()
         if function not in (_ordered_dict, _rebuild_tensor, _rebuild_parameter):
@@ -217,10 +227,11 @@ def _read_zip(content: bytes) -> tuple[Any, dict[str, bytes]]:
 
 def _read_legacy(content: bytes) -> tuple[Any, dict[str, bytes]]:
   stream = io.BytesIO(content)
-  _, protocol, system, tree, keys = (_load_pickle(stream) for _ in range(5))
+  known = {}  # Of an optimizer too, whose data stand among those of the network.
+  _, protocol, system, tree, keys = (_load_pickle(stream, known) for _ in range(5))
   if protocol != 1001 or not system["little_endian"]:
     raise ReleaseError("its protocol, which is not 1001, or its byte order is not read")
-  sizes = {storage.key: np.dtype(_DTYPES[storage.dtype]).itemsize for storage in _storages(tree)}
+  sizes = {key: np.dtype(_DTYPES[storage.dtype]).itemsize for key, storage in known.items()}
   storages = {}
   for key in keys:
     if not isinstance(key, str):
@@ -231,14 +242,22 @@ def _read_legacy(content: bytes) -> tuple[Any, dict[str, bytes]]:
 
 
 def _named_tensors(tree: Any) -> dict[str, _Tensor]:
+  """The state dict, of a checkpoint too, which has it under one of _WRAPPERS beside an epoch, an optimizer and others.
+
+  The names are those of the network itself, without the prefix that DataParallel puts before all of them.
+  """
+  while isinstance(tree, dict) and not any(isinstance(value, _Tensor) for value in tree.values()):
+    inner = [name for name in _WRAPPERS if isinstance(tree.get(name), dict) and tree[name]]
+    if len(inner) != 1:
+      break
+    tree = tree[inner[0]]
   if not isinstance(tree, dict) or not all(
       isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tree.items()):
-    raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name")
+    raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name, or a checkpoint "
+                       f"with one as {' or '.join(_WRAPPERS)}")
+  while tree and all(name.startswith(_PARALLEL) for name in tree):
+    tree = {name.removeprefix(_PARALLEL): tensor for name, tensor in tree.items()}
   return dict(tree)
-
-
-def _storages(tree: Any) -> list[_Storage]:
-  return [tensor.storage for tensor in _named_tensors(tree).values()]
 
 
 def _tensors(tree: Any, storages: dict[str, bytes]) -> dict[str, np.ndarray]:
@@ -262,14 +281,16 @@ def _materialize(name: str, tensor: _Tensor, storages: dict[str, bytes]) -> np.n
   if math.prod(shape) > storage.size or (math.prod(shape) and last >= storage.size):
     raise ReleaseError(f"{name} reaches beyond its storage")
   if not math.prod(shape):
-    return np.zeros(shape, dtype)
+    return np.zeros(shape, "<f4" if storage.dtype == _BFLOAT16 else dtype)
   flat = np.frombuffer(storages[storage.key], dtype)[offset:]
-  return np.lib.stride_tricks.as_strided(flat, shape, [stride * dtype.itemsize for stride in strides]).copy()
+  values = np.lib.stride_tricks.as_strided(flat, shape, [stride * dtype.itemsize for stride in strides]).copy()
+  # A bfloat16 is the first half of a float32.
+  return (values.astype("<u4") << 16).view("<f4") if storage.dtype == _BFLOAT16 else values
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
 
-_STORAGES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+_STORAGES = {np.dtype(dtype): name for name, dtype in _DTYPES.items() if name != _BFLOAT16}
 DTYPE_NAMES = frozenset(dtype.name for dtype in _STORAGES)
 
 _ALIGNMENT = 64  # Of the storages in the file, as PyTorch has it for mapping them into memory.

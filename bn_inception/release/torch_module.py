@@ -2,20 +2,23 @@
 
     import json, torch, torch_module
 
-    config = json.load(open("config.json"))
-    model = torch_module.Inception(config).to(memory_format=torch.channels_last)
+    config = json.load(open("model.json"))
+    model = torch_module.build(config).to(memory_format=torch.channels_last)
     model.load_state_dict(torch.load("model.pth", weights_only=True))
     logits = model.eval()(torch_module.preprocess(config, images))  # images: uint8 RGB [B, 3, H, W].
 
-The network is that of Figure 5 of the paper. The table leaves open, or released networks do differently, how the first
-convolution is made, how convolutions and pools meet the border, and where biases and BN are: the config says which.
+`Inception` is the network of Figure 5 of the paper, `MnistMlp` that of its §4.1. Figure 5 leaves open, or released
+networks do differently, how the first convolution is made, how convolutions and pools meet the border, and where biases
+and BN are: the config says which.
 
     config["model"]       width, stem, pool_proj_4cd, padding, stem_pool, reduction_pool, avg_pool_include_pad,
                           conv_bias, nonlinearity, local_response_norm, dropout_rate, auxiliary_heads, init_scale
     config["batch_norm"]  enabled, epsilon, momentum, use_gamma, in_stem, per_activation
     config["data"]        num_classes, image_size, mean, std, channel_order, binary
 
-Names of parameters follow the modules: `inception.3a.double_3x3_1.conv.weight`.
+    The model of an MnistMlp has hidden_units and init_std, its batch_norm enabled, epsilon, momentum and use_gamma.
+
+Names of parameters follow the modules: `inception.3a.double_3x3_1.conv.weight`, `hidden1.weight`.
 """
 
 from collections import OrderedDict
@@ -73,6 +76,11 @@ def preprocess(config: Config, images: torch.Tensor) -> torch.Tensor:
     mean, std = (torch.tensor(data[name], device=images.device).view(-1, 1, 1) for name in ("mean", "std"))
     images = (images.float() - mean) / std
   return images.flip(1) if data["channel_order"] == "bgr" else images
+
+
+def build(config: Config) -> nn.Module:
+  """The network of a config, with fresh weights; it maps normalized images to logits."""
+  return {"inception": Inception, "mnist_mlp": MnistMlp}[config["model"]["name"]](config)
 
 
 class Inception(nn.Module):
@@ -227,6 +235,39 @@ def conv_unit(config: Config, ins: int, outs: int, window: int = 1, stride: int 
     layers["bn"].weight.requires_grad_(settings["use_gamma"])  # Else gamma stays 1.
   layers["nonlinearity"] = {"relu": nn.ReLU(inplace=True), "sigmoid": nn.Sigmoid()}[model["nonlinearity"]]
   return nn.Sequential(layers)
+
+
+class MnistMlp(nn.Module):
+  """Three hidden layers of sigmoid units; fresh weights are a small Gaussian (§4.1)."""
+
+  def __init__(self, config: Config):
+    super().__init__()
+    model, norm, data = config["model"], config["batch_norm"], config["data"]
+    units = data["image_size"] ** 2 * len(data["mean"])
+    for layer in (1, 2, 3):
+      # No bias under BN: beta takes its role (§3.2).
+      self.add_module(f"hidden{layer}", nn.Linear(units, model["hidden_units"], bias=not norm["enabled"]))
+      units = model["hidden_units"]
+      if norm["enabled"]:
+        bn = nn.BatchNorm1d(units, eps=norm["epsilon"], momentum=1 - norm["momentum"])
+        bn.weight.requires_grad_(norm["use_gamma"])  # Else gamma stays 1.
+        self.add_module(f"bn{layer}", bn)
+    self.logits = nn.Linear(units, data["num_classes"])
+    for layer in self.modules():
+      if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=model["init_std"])
+        if layer.bias is not None:
+          nn.init.zeros_(layer.bias)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    """Logits [B, num_classes] of images [B, channels, H, W], normalized as `preprocess` does."""
+    x = x.permute(0, 2, 3, 1).flatten(1)  # Row, column, channel: the order of the weights.
+    for layer in (1, 2, 3):
+      x = self.get_submodule(f"hidden{layer}")(x)
+      if hasattr(self, f"bn{layer}"):
+        x = self.get_submodule(f"bn{layer}")(x)
+      x = torch.sigmoid(x)
+    return self.logits(x)
 
 
 class SameConv2d(nn.Conv2d):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import math
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 from bn_inception.data.datasets import Split
 from bn_inception.report import paper
 from bn_inception.state import TrainState
+
+_IMAGENET_VALIDATION = 50_000  # Images behind every number that the paper and the releases state.
 
 
 def duration(seconds: float) -> str:
@@ -55,6 +58,7 @@ def progress(config: ConfigDict, step: int, metrics: dict[str, float]) -> str:
   left = (config.num_steps - step) * config.batch_size / speed
   return (f"step {step:,}/{config.num_steps:,}  loss {metrics['train/loss']:.4f}  top-1 {metrics['train/top1']:.1%}  "
           f"{speed:,.0f} images/s  {duration(left)} left"
+          + (f"  {waiting:.0%} of it waiting for input" if (waiting := _share(metrics, "time/input")) > 0.1 else "")
           + (f"  {skipped:,.0f} examples skipped" if (skipped := metrics["train/skipped_examples"]) else ""))
 
 
@@ -71,30 +75,53 @@ def evaluation(step: int, metrics: dict[str, float]) -> str:
   return "\n".join(lines)
 
 
+def _share(metrics: dict[str, float], name: str) -> float:
+  """How much of the time since the last line went into `name`."""
+  return metrics[name] / max(1e-9, sum(value for key, value in metrics.items() if key.startswith("time/")))
+
+
 def comparison(request: dict[str, Any], metrics: dict[str, float], published: Sequence[str]) -> str:
   """An evaluation of released networks beside the paper's rows (Figure 4) and what is published of the networks.
+
+  Accuracies and errors stand side by side, for ours with the standard error of a binomial proportion of as many
+  examples, sqrt(p (1 - p) / n): what another sample of the same kind would differ by.
 
   Args:
     request: what was evaluated, as in request.json.
     metrics: what came out, as in metrics.json.
-    published: for each network, a sentence on its published accuracy.
+    published: for each network, a sentence on its published accuracy; with "top-1 73.5 %, top-5 91.6 %" at its
+      beginning it is a row.
   """
-  networks, crops = request["networks"], request["crops"]
+  networks, crops, count = request["networks"], request["crops"], metrics["count"]
   name = networks[0]["path"] if len(networks) == 1 else f"ensemble of {len(networks)}"
   rows = [paper.ErrorRow(name, crops, len(networks), metrics["top1_error"], metrics["top5_error"])]
-  if request["data"].startswith("imagenet2012:"):
+  for network, text in zip(networks, published):
+    if numbers := re.match(r"top-1 ([\d.]+) ?%, top-5 ([\d.]+) ?%", text):
+      top1, top5 = (1 - float(number) / 100 for number in numbers.groups())
+      rows.append(paper.ErrorRow(f"published for {network['path']}", None, 1, top1, top5))
+  is_imagenet = request["data"].startswith("imagenet2012:")
+  if is_imagenet:
     rows += [row._replace(name=f"the paper: {row.name}") for row in paper.FIGURE_4 if row.crops]
   width = max(len(row.name) for row in rows)
-  percent = lambda error: "" if error is None else f"{error:.2%}"
-  lines = [f"{request['data']} {request['split']}, {metrics['count']:,} examples:",
-           f"  {'':{width}}   crops  networks  top-1 error  top-5 error"]
-  lines += [f"  {row.name:{width}}  {row.crops:6}  {row.networks:8}  {percent(row.top1_error):>11}  "
-            f"{percent(row.top5_error):>11}" for row in rows]
+
+  def cell(error: float | None, ours: bool) -> str:
+    if error is None:
+      return " " * 26
+    spread = f" \N{PLUS-MINUS SIGN}{math.sqrt(error * (1 - error) / count):5.2%}" if ours else ""
+    return f"{1 - error:8.2%}{error:8.2%}{spread:8}  "
+
+  lines = [f"{request['data']} {request['split']}, {count:,} examples; \N{PLUS-MINUS SIGN}: standard error:",
+           f"  {'':{width}}  crops  networks     top-1   error            top-5   error"]
+  lines += [f"  {row.name:{width}}  {row.crops or '':5}  {row.networks or '':8}  {cell(row.top1_error, row is rows[0])}"
+            f"{cell(row.top5_error, row is rows[0])}".rstrip() for row in rows]
   if metrics["skipped"]:
     lines.append(f"  {metrics['skipped']:,} examples could not be read and are not counted.")
   if metrics["without_label"]:
     lines.append(f"  {metrics['without_label']:,} examples have no label and are not counted.")
   lines += [f"  Published for {network['path']}: {text}." for network, text in zip(networks, published)]
+  if len(rows) > 1 and not (is_imagenet and request["split"] == "validation" and count == _IMAGENET_VALIDATION):
+    lines.append(f"  Published numbers are of the {_IMAGENET_VALIDATION:,} images of imagenet2012 validation, and this "
+                 "is another set: what was measured here cannot be compared with them.")
   return "\n".join(lines)
 
 

@@ -3,18 +3,49 @@
 #
 #   scripts/launch/local_processes.sh 2 2 --config=configs/mnist.py:bn,quickstart --workdir=runs/rehearsal \
 #     --config.batch_size=64 --config.batch_norm.group_size=32 --config.eval.batch_size=64
-set -euo pipefail
+#
+# Ctrl-C and SIGTERM are passed on to all processes; a second one ends them. When one process fails, the others are
+# ended after GRACE seconds (60). The exit code is that of the first process whose code is not 0.
+set -u
 processes=$1 devices=$2
 shift 2
 python=${PYTHON:-.venv/bin/python}
-port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT INT TERM
-for ((process = 1; process < processes; process++)); do
-  "$python" scripts/train.py --coordinator="127.0.0.1:$port" --processes="$processes" --process_id="$process" "$@" \
-    > /dev/null &
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') || exit
+export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices PYTHONUNBUFFERED=1
+
+pids=() asked=
+for ((process = 0; process < processes; process++)); do
+  command=("$python" scripts/train.py --coordinator="127.0.0.1:$port" --processes="$processes"
+           --process_id="$process" "$@")
+  if [ "$process" -eq 0 ]; then
+    "${command[@]}" &
+  else  # What the others print carries their number.
+    "${command[@]}" > >(sed -u "s/^/[process $process] /") 2> >(sed -u "s/^/[process $process] /" >&2) &
+  fi
   pids+=($!)
 done
-"$python" scripts/train.py --coordinator="127.0.0.1:$port" --processes="$processes" --process_id=0 "$@"
-wait
+
+stop() {
+  if [ -z "$asked" ]; then kill -TERM "${pids[@]}"; else kill -KILL "${pids[@]}"; fi 2> /dev/null
+  asked=yes
+}
+trap stop TERM INT
+
+# The processes are looked at in turn, as the bash of macOS cannot wait for whichever ends first.
+code=0 ended=0
+while [ "${#pids[@]}" -gt 0 ]; do
+  sleep 0.2
+  left=()
+  for pid in "${pids[@]}"; do
+    if kill -0 "$pid" 2> /dev/null; then
+      left+=("$pid")
+    else
+      wait "$pid"
+      one=$?
+      if [ "$code" -eq 0 ] && [ "$one" -ne 0 ]; then code=$one ended=$SECONDS; fi
+    fi
+  done
+  pids=(${left[@]+"${left[@]}"})
+  if [ "$code" -ne 0 ] && [ $((SECONDS - ended)) -ge "${GRACE:-60}" ]; then kill -KILL "${pids[@]}" 2> /dev/null; fi
+done
+exit "$code"

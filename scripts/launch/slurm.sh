@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# One run on several GPU nodes under Slurm; a preempted or timed-out job is queued again and resumes by itself.
+# One run on several GPU nodes under Slurm, one task a node with all its GPUs. From the root of the checkout:
 #
-#   sbatch --nodes=4 scripts/launch/slurm.sh --config=configs/bn_x30.py:imagenet --workdir=/shared/runs/bn_x30 \
-#     --config.batch_size=1024 --config.eval.batch_size=1024 --config.data.dir=/shared/tfds
+#   sbatch --nodes=4 scripts/launch/slurm.sh --config=configs/bn_x30.py:pod --workdir=/shared/runs/bn_x30 \
+#     --config.data.dir=/shared/tfds
+#
+# A preempted or timed-out job saves, is queued again and resumes. After a crash or the loss of a host the run starts
+# again as long as it has got further since the crash before, MAX_RESTARTS times; after bad input or divergence it ends.
+# One log a task: logs/slurm-JOB-task0.out. docs/clusters/slurm.md has more.
 #
 #SBATCH --job-name=bn_inception
 #SBATCH --ntasks-per-node=1
@@ -11,14 +15,75 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# SIGTERM two minutes before the end, time to write a checkpoint.
-#SBATCH --signal=TERM@120
+# SIGTERM to the tasks three minutes before the end, time to write a checkpoint.
+#SBATCH --signal=TERM@180
 set -u
+python=${PYTHON:-.venv/bin/python}
+max_restarts=${MAX_RESTARTS:-10}
+workdir=
+for argument in "$@"; do
+  case $argument in --workdir=*) workdir=${argument#--workdir=} ;; esac
+done
+: "${workdir:?give --workdir=FOLDER, in one word}"
+logs=${LOGS:-logs}
+mkdir -p "$logs" "$workdir"
+log=$logs/slurm-$SLURM_JOB_ID
+# srun does not take this over from sbatch.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
+# What has been compiled once serves after a restart.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compilation_cache}
 
-srun .venv/bin/python scripts/train.py --cluster "$@"
-code=$?
-# 143 is a run that was asked to stop and saved.
-if [ "$code" -eq 143 ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
-exit "$code"
+say() { echo "$(date '+%F %T')  $*"; }
+
+saved_step() {
+  "$python" -c 'import json, sys; status = json.load(open(sys.argv[1])); print(status.get("saved_step") or 0)' "$workdir/status.json" \
+    2> /dev/null || echo 0
+}
+
+# Whether to start again after a crash; the steps at which the run crashed are kept over requeues.
+may_restart() {
+  local step crashes=$log-crashes
+  step=$(saved_step)
+  if [ "$(tail -n 1 "$crashes" 2> /dev/null)" = "$step" ]; then
+    say "The run crashed twice at step $step: not started again."
+    return 1
+  elif [ "$(wc -l 2> /dev/null < "$crashes" || echo 0)" -ge "$max_restarts" ]; then
+    say "The run crashed more than MAX_RESTARTS=$max_restarts times: not started again."
+    return 1
+  fi
+  echo "$step" >> "$crashes"
+}
+
+requeue() {
+  # scancel leaves this script time to get here.
+  if scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
+    say "$1: the job is queued again."
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+}
+
+# Slurm signals the tasks. A signal that reaches only this shell (sbatch --signal=B:...) is passed on to them.
+stop() { scancel --signal=TERM "$SLURM_JOB_ID"; }
+trap stop TERM INT
+
+while true; do
+  rm -f "$log-code"
+  srun --kill-on-bad-exit=1 --open-mode=append --output="$log-task%t.out" \
+    scripts/launch/task.sh "$log-code" "$python" scripts/train.py --cluster "$@" &
+  # A trapped signal ends `wait`, not srun.
+  until wait $!; code=$?; ! kill -0 $! 2> /dev/null; do :; done
+  # Without a code of a task, srun's own: a task was killed together with its shell, or its node was lost.
+  code=$(cat "$log-code" 2> /dev/null || echo "$code")
+  case $code in
+    0) say "Done." ;;
+    2) say "The run cannot go on: the last lines of $log-task0.out say what to mend." ;;
+    3) say "The run diverged, which another try would only repeat." ;;
+    143) requeue "The run saved and stopped" ;;
+    75) may_restart && requeue "The run is to be started again" ;;
+    *) if may_restart; then
+         say "A task ended with code $code at step $(saved_step): starting again."
+         continue
+       fi ;;
+  esac
+  exit "$code"
+done

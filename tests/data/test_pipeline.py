@@ -249,7 +249,7 @@ def test_a_bad_example_is_named(
 def test_the_interpreter_ends_with_batches_in_flight(digits_dir: str, repository: pathlib.Path) -> None:
   code = """
 import sys, jax
-from configs import common
+from bn_inception.configs import common
 from bn_inception.data import device, pipeline
 data = common.inception("quickstart").data
 data.dir = sys.argv[1]

@@ -182,3 +182,12 @@ def test_another_evaluation_is_refused(tmp_path):
     predictions_file.resume(tmp_path / "else", REQUEST)
   with pytest.raises(EvaluationError, match="holds no evaluation"):
     predictions_file.resume(tmp_path / "else" / "thesis.tex", REQUEST)
+
+
+def test_predictions_carry_what_people_call_the_classes(tmp_path):
+  probabilities = np.array([[0.1, 0.7, 0.2], [np.nan] * 3])
+  with predictions_file.writer(tmp_path, ["tench", "goldfish", "cock"]) as append:
+    append([Annotation("a", 1), Annotation("b", 0)], probabilities, np.array([True, True]))
+  lines = [json.loads(line) for line in (tmp_path / predictions_file.PREDICTIONS).read_text().splitlines()]
+  assert lines[0]["names"] == ["goldfish", "cock", "tench"] and lines[0]["top5"] == [1, 2, 0]
+  assert lines[1]["names"] == []

@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from bn_inception import config_checks, evaluate, run_directory, train
+from bn_inception import config_checks, evaluate, hosts, run_directory, train
 from bn_inception.data import datasets
 from bn_inception.experiments import archive, execution, plans
 
@@ -30,9 +30,9 @@ def on_one_device(monkeypatch):
   made = []
   real = train.train_and_evaluate
 
-  def run(config, workdir):
+  def run(config, workdir, **options):
     made.append(workdir.relative_to(workdir.parents[2]).as_posix())
-    return real(config, workdir, jax.devices()[:1])
+    return real(config, workdir, jax.devices()[:1], **options)
 
   monkeypatch.setattr(train, "train_and_evaluate", run)
   return made
@@ -44,7 +44,7 @@ NAMES = [f"quickstart/mnist_{network}/seed{seed}" for seed in (0, 1) for network
 def test_a_cut_plan_continues_and_a_finished_one_does_nothing(digits_dir, tmp_path, on_one_device, monkeypatch):
   make = lambda: execution.reproduce("tiny", str(tmp_path), data_dir=digits_dir)
   with monkeypatch.context() as patch:  # SIGTERM in the second run, after its first call.
-    patch.setattr(train._Preemption, "reached", lambda self, call: len(on_one_device) == 2)
+    patch.setattr(hosts, "poll", lambda: hosts.Due(stop=len(on_one_device) == 2, save=False))
     assert make() == "preempted"
   assert run_directory.read_status(tmp_path / NAMES[0])["status"] == "done"
   assert run_directory.read_status(tmp_path / NAMES[1])["step"] == 2
@@ -67,7 +67,8 @@ def test_a_cut_plan_continues_and_a_finished_one_does_nothing(digits_dir, tmp_pa
 def test_machines_share_the_runs_without_overlap(monkeypatch, digits_dir, tmp_path):
   made = []
   monkeypatch.setattr(train, "train_and_evaluate",
-                      lambda config, workdir: made.append(workdir.parent.name + workdir.name) or {"status": "done"})
+                      lambda config, workdir, **_: made.append(workdir.parent.name + workdir.name) or {
+                          "status": "done"})
   for index in range(3):
     execution.reproduce("tiny", str(tmp_path), data_dir=digits_dir, index=index, count=3)
   assert sorted(made) == sorted(name.replace("quickstart/", "").replace("/", "") for name in NAMES)
@@ -96,7 +97,7 @@ def evaluations(monkeypatch, tmp_path, digits_dir):
 
   monkeypatch.setitem(plans.FIGURES, "evaluated", (figure, ("quickstart",), 1))
   monkeypatch.setattr(evaluate, "evaluate_checkpoints", evaluate_checkpoints)
-  monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir: {"status": "done"})
+  monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir, **_: {"status": "done"})
   return lambda **arguments: execution.reproduce("evaluated", str(tmp_path), data_dir=digits_dir, **arguments), made
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bn_inception import config_checks, optim
 from bn_inception.experiments import archive, plans
-from configs import bn_baseline, bn_x5
+from bn_inception.configs import bn_baseline, bn_x5
 from tests.test_configs import differences
 
 EVERY = [(figure, scale) for figure, (_, scales, _) in plans.FIGURES.items() for scale in scales]

@@ -9,7 +9,7 @@ import pytest
 
 from bn_inception import batch_norm
 from bn_inception.models import mnist_mlp
-from configs import mnist
+from bn_inception.configs import mnist
 
 NORM = functools.partial(batch_norm.BatchNorm, epsilon=1e-3)
 
@@ -49,7 +49,7 @@ def test_logits_are_the_formula(images, norm):
     x = sigmoid(x)
   expected = x @ params["logits"]["kernel"] + params["logits"]["bias"]
   variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape), dict(shapes)) | {"params": params}
-  actual = jax.jit(lambda variables: model.apply(variables, images, train=True))(variables)
+  actual, _ = jax.jit(lambda variables: model.apply(variables, images, train=True, mutable=["batch_stats"]))(variables)
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -22,6 +22,13 @@ def test_orders_are_those_of_their_sources():
   assert ids[:3] == ("n02119789", "n02100735", "n02110185") and ids[-1] == "n03255030"
 
 
+def test_what_people_call_a_class():
+  """From caffe's synset_words.txt; what is no WordNet id of ImageNet names itself."""
+  names = {"n01440764": "tench", "n02123045": "tabby", "n02099601": "golden retriever", "n15075141": "toilet tissue"}
+  assert {label: release.human_name(label) for label in names} == names
+  assert release.human_name("hot dog") == "hot dog" and release.human_name(labels.BACKGROUND) == "background"
+
+
 def test_names_are_read_a_line_each(tmp_path):
   path = tmp_path / "names.txt"
   path.write_bytes("tench, Tinca tinca\r\nhot dog\nÉpée\n".encode())

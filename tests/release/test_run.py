@@ -15,7 +15,7 @@ import pytest
 from bn_inception import checkpoint, models, release, run_directory, step as step_lib, train
 from bn_inception.data import datasets, pipeline
 from bn_inception.release import speed
-from configs import bn_x5, mnist
+from bn_inception.configs import bn_x5, mnist
 
 STEPS = 8
 
@@ -192,7 +192,7 @@ def run_script(repository: pathlib.Path, script: str, *arguments: str) -> tuple[
 
 @pytest.mark.parametrize("arguments, words", [
     (["--checkpoint=x", "--step=3"], ["--workdir"]), ([], ["workdir", "checkpoint"]),
-    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]), (["--workdir=x", "--format=onnx"], ["onnx"])])
+    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]), (["--workdir=x", "--format=keras"], ["onnx"])])
 def test_export_refuses_flags_that_do_not_go_together(repository, tmp_path, arguments, words):
   code, _, error = run_script(repository, "export_checkpoint", *arguments, f"--output={tmp_path / 'net'}")
   assert code == 2 and "Traceback" not in error and not list(tmp_path.iterdir())

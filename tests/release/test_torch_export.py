@@ -12,7 +12,7 @@ import pytest
 
 from bn_inception import models, release
 from bn_inception.release import peers, torch_file
-from configs import bn_x5
+from bn_inception.configs import bn_x5
 
 
 def assert_same_state_dict(actual, expected):
@@ -143,7 +143,7 @@ def test_what_bninception_does_not_compute_is_refused_by_name(tmp_path, part, ch
   config = exportable_config()
   config[part].update(changes)
   with pytest.raises(release.ReleaseError, match="cannot be exported") as error:
-    release.write_torch(release.Release(config, {}), tmp_path / "net.pth")
+    release.FORMATS["bninception"](release.Release(config, {}), tmp_path / "net.pth")
   assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
   assert len(re.findall("and not", str(error.value))) == len(changes) and not list(tmp_path.iterdir())
 
@@ -151,7 +151,7 @@ def test_what_bninception_does_not_compute_is_refused_by_name(tmp_path, part, ch
 @pytest.mark.parametrize("peer", ["tensorflow", "mxnet"])
 def test_other_peers_networks_are_refused(goldens, tmp_path, peer):
   with pytest.raises(release.ReleaseError, match="model.stem_pool is '(same|floor)' and not 'ceil'"):
-    release.write_torch(release.read(goldens[peer].path), tmp_path / "net.pth")
+    release.FORMATS["bninception"](release.read(goldens[peer].path), tmp_path / "net.pth")
 
 
 def test_existing_file_is_not_overwritten(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from bn_inception import batch_norm, models, step
 from bn_inception.models import inception
 from bn_inception.release import export
-from configs import bn_x5
+from bn_inception.configs import bn_x5
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-optional")
 from bn_inception.release import torch_module  # noqa: E402  (it imports torch)

@@ -7,7 +7,7 @@ import pytest
 from bn_inception import config_checks
 from bn_inception.report import accelerator_cost
 from bn_inception.report.accelerator_cost import Collective, Cost, Program
-from configs import bn_x5
+from bn_inception.configs import bn_x5
 
 # A tensor of 2 MiB in memory is brought on chip in two slices, used there with a result in memory, summed over chips,
 # and a loop reads another of 1 MiB.

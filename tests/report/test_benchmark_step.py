@@ -13,7 +13,7 @@ from bn_inception import config_checks, models, optim, state as state_lib, step 
 from bn_inception.errors import UserError
 from bn_inception.report import benchmark_step
 from bn_inception.report.benchmark_step import FOLDED, INFERENCE, TRAINING
-from configs import bn_x5, mnist
+from bn_inception.configs import bn_x5, mnist
 
 
 @pytest.fixture(autouse=True)

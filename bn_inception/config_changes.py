@@ -1,0 +1,32 @@
+"""Which values of its config a run may change when it goes on."""
+
+from collections.abc import Sequence
+
+from bn_inception.config_checks import ConfigError
+
+# They change no number of the run.
+_FREE = ("data.dir", "data.cache", "eval.batch_size", "steps_per_call", "checkpoint_every", "checkpoint_every_minutes",
+         "keep_latest", "keep_best", "profile_at_step", "stall_minutes", "stall_limit_minutes")
+# They change what the run is from here on: its rate, length, evaluations and how often it writes of itself.
+_ALLOWED = ("learning_rate", "num_steps", "weight_decay", "eval.", "data.eval_split", "eval_every", "log_every",
+            "data.on_error")
+
+
+def check(changed: Sequence[str], allowed: bool) -> None:
+  """Checks the fields in which a config differs from that of the run so far, `run_directory.changed_fields`.
+
+  Args:
+    changed: names of fields.
+    allowed: whether the user has said that the config may change.
+
+  Raises:
+    ConfigError: naming those that must not change, or not without being allowed to.
+  """
+  changed = [name for name in changed if name not in _FREE and name != "version"]
+  if fixed := [name for name in changed if not name.startswith(_ALLOWED)]:
+    raise ConfigError(f"The config differs from that of the run so far in {', '.join(fixed)}: resume with the run's "
+                      "own, or use a new --workdir.")
+  if changed and not allowed:
+    raise ConfigError(f"The config differs from that of the run so far in {', '.join(changed)}: give "
+                      "--allow_config_change to go on with the new one, resume with the run's own, or use a new "
+                      "--workdir.")

@@ -1,0 +1,438 @@
+"""What the processes of a run tell each other, and how the program stops when it is asked to.
+
+A thread of every process listens to the others and for their heartbeats, also while Python waits in a compilation or a
+collective. What must happen at the same place on all processes (stop, save by the clock) is decided by `poll`, the only
+mechanism with a counter: every process calls it equally often.
+
+- A signal while nothing has to be saved ends the program at once, on all its processes, with exit code 143. Within
+  `deferred`, `poll` tells when to stop, and a second signal changes nothing.
+- An error of one process, told by `leave`, ends all of them with its sentence and its exit code.
+- The loss of a process ends the others with the code for "start again".
+
+They speak through the key-value store of JAX's coordination service, which process 0 runs. JAX's own preemption service
+is off: its answer depends on a counter, and Orbax polls it with another one than a training loop.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import pathlib
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple
+import uuid
+
+import jax
+from jax._src import distributed  # There is no other way to the key-value store.
+
+from bn_inception import signals, status
+from bn_inception.errors import StartAgainError, Stopped, UserError
+
+_KEYS = "bn_inception"
+_LISTEN_SECONDS = 0.5
+_SHARED_SECONDS = 60.0
+_LEAVE_SECONDS = 30.0  # How long process 0, which runs the service, waits for the others to leave.
+
+_log = logging.getLogger(__name__)
+
+
+class HostsDifferError(UserError):
+  """The processes of a run were started differently, or do not share a folder."""
+
+
+class Due(NamedTuple):
+  """What `poll` says must be done now, the same on all processes."""
+
+  stop: bool
+  save: bool
+
+
+class _State:
+  """Of this process; changed under `lock`.
+
+  Attributes:
+    polls: how often `poll` was called.
+    runs, inside: how often `deferred` was entered, and whether it was not left since.
+    asked: the first signal, or None.
+    due: for "stop" and "save-NUMBER" the poll at which it is due.
+    requested: what this process wants all to agree on.
+    agreed: what all have agreed on.
+    callbacks: what an immediate end has still to do.
+  """
+
+  def __init__(self):
+    self.lock = threading.RLock()
+    self.polls = self.runs = self.gathered = self.saves = 0
+    self.inside = self.leaves_when_outside = False
+    self.asked: str | None = None
+    self.due: dict[str, int] = {}
+    self.requested: set[str] = set()
+    self.agreed: set[str] = set()
+    self.callbacks: list[Callable[[], None]] = []
+    self.ended = threading.Event()
+    self.store: Any = None
+    self.lost_after = 60.0
+    self.listener: threading.Thread | None = None
+
+
+_state = _State()
+_exits = threading.Lock()
+_abort_handler: Any = None  # A function that C calls must not be collected.
+
+
+# ------------------------------------------------------------------------------------------------------ one's own end
+
+
+def on_stop(name: str) -> None:
+  """A signal that asks the program to stop; called by a thread."""
+  if _state.asked:
+    _log.info("%s: the run is stopping already.", name)
+    return
+  _state.asked = name
+  _log.info("%s received: stopping.", name)
+  _request("stop")
+
+
+def request_save() -> None:
+  """Asks all processes for a checkpoint at the next poll that all can reach; of process 0."""
+  _state.saves += 1
+  _request(f"save-{_state.saves}")
+
+
+def _request(name: str) -> None:
+  if _state.listener:
+    _state.requested.add(name)
+    return
+  with _state.lock:
+    if _state.inside:
+      _state.due[name] = _state.polls + 1
+      return
+  if name == "stop" and signals.is_listening():
+    _exit(status.EXIT_PREEMPTED)
+
+
+def poll() -> Due:
+  """What is due, on all processes alike; to be called by each equally often."""
+  with _state.lock:  # Held while the processes agree: none goes on until all know when something is due.
+    _state.polls += 1
+    due = {name for name, at in _state.due.items() if at <= _state.polls}
+    for name in due - {"stop"}:
+      del _state.due[name]
+    return Due("stop" in due, bool(due - {"stop"}))
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Within, a signal does not end the program: `poll` tells when to stop.
+
+  Raises:
+    Stopped: at its begin, if the program was asked to stop before.
+  """
+  own = not signals.is_listening() and jax.process_count() == 1
+  previous = None
+  if own and threading.current_thread() is threading.main_thread():
+    # A library call: the caller's handlers come back.
+    _state.asked, _state.due = None, {}
+    previous = signal.signal(signal.SIGTERM, lambda *_: on_stop("SIGTERM"))
+  with _state.lock:
+    if _state.asked:
+      raise Stopped("The program was asked to stop.")
+    _state.runs += 1
+    _state.inside = True
+  try:
+    yield
+  finally:
+    with _state.lock:
+      _state.inside = False
+      leaves = _state.leaves_when_outside
+    if previous is not None:
+      signal.signal(signal.SIGTERM, previous)
+    if leaves:
+      _exit(status.EXIT_PREEMPTED)
+
+
+def check_not_asked() -> None:
+  """Raises Stopped if the program was asked to stop."""
+  if _state.asked and signals.is_listening():
+    raise Stopped("The program was asked to stop.")
+
+
+@contextlib.contextmanager
+def before_exit(function: Callable[[], None]) -> Iterator[None]:
+  """Within, an immediate end of this process calls `function` first, in a thread."""
+  _state.callbacks.append(function)
+  try:
+    yield
+  finally:
+    _state.callbacks.remove(function)
+
+
+def leave(code: int, sentence: str) -> None:
+  """Ends this process because of an error, and tells the others, which end with the same sentence and code."""
+  if _state.listener:
+    with contextlib.suppress(Exception):
+      _state.store.key_value_set(f"{_KEYS}/news/end/{jax.process_index()}", json.dumps({
+          "code": code, "sentence": f"Process {jax.process_index()} on {socket.gethostname()} ended: {sentence}"}))
+    _exit(code)
+
+
+def _exit(code: int, missing: int = 0) -> None:
+  """Ends the process from any thread, whatever its others wait for.
+
+  `missing` processes will not say goodbye; -1: nobody can be told.
+  """
+  _exits.acquire()  # Never released: the first to come ends the process.
+  for function in reversed(_state.callbacks):
+    try:
+      function()
+    except Exception as error:  # The end must come.
+      _log.error("%s", error)
+  if _state.listener and missing >= 0:
+    _say_goodbye(missing)
+  logging.shutdown()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def _say_goodbye(missing: int) -> None:
+  """Process 0 runs the service, whose end would end the others with an abort: it leaves last."""
+  with contextlib.suppress(Exception):
+    _state.store.key_value_set(f"{_KEYS}/left/{jax.process_index()}", "")
+    end = time.monotonic() + _LEAVE_SECONDS
+    while jax.process_index() == 0 and time.monotonic() < end:
+      if len(_state.store.key_value_dir_get(f"{_KEYS}/left")) >= jax.process_count() - missing:
+        time.sleep(_LISTEN_SECONDS)  # They have written that they leave, and are about to.
+        return
+      time.sleep(0.1)
+
+
+# ---------------------------------------------------------------------------------------------------------- the others
+
+
+def gather(value: Any) -> list[Any]:
+  """The values (JSON) of all processes, in their order. Every process calls it, in the same order.
+
+  Raises:
+    StartAgainError: if a process does not come.
+  """
+  store = distributed.global_state.client
+  if store is None:
+    return [value]
+  _state.gathered += 1
+  name = f"{_KEYS}/gather/{_state.gathered}"
+  store.key_value_set(f"{name}/{jax.process_index()}", json.dumps(value))
+  try:
+    store.wait_at_barrier(name, int(10 * _state.lost_after * 1000))
+  except jax.errors.JaxRuntimeError as error:
+    raise StartAgainError(f"Not all of the {jax.process_count()} processes came to the same place in time: see the log "
+                          "of each; the same command starts again.") from error
+  found = {key.rpartition("/")[2]: text for key, text in store.key_value_dir_get(name)}
+  return [json.loads(found[str(process)]) for process in range(jax.process_count())]
+
+
+def of_first(value: Any) -> Any:
+  """Process 0's value, on all processes."""
+  return gather(value)[0]
+
+
+def check_alike(values: dict[str, str]) -> None:
+  """Checks that {name: value} is the same on all processes.
+
+  Raises:
+    HostsDifferError: naming the first process that differs from process 0, and in what.
+  """
+  everywhere = gather([socket.gethostname(), values])
+  first = everywhere[0][1]
+  for process, (host, others) in enumerate(everywhere):
+    for name in sorted(first.keys() | others.keys()):
+      if first.get(name) != others.get(name):
+        raise HostsDifferError(f"Process {process} on {host} has {name} {others.get(name)}, but process 0 on "
+                               f"{everywhere[0][0]} has {first.get(name)}: start all processes with the same.")
+
+
+def check_shared(folder: pathlib.Path) -> None:
+  """Checks that all processes see the same folder: process 0 writes a token, which all read.
+
+  Raises:
+    HostsDifferError: naming the first process that does not see it.
+  """
+  if jax.process_count() == 1:
+    return
+  path, token = folder / ".shared", uuid.uuid4().hex
+  if jax.process_index() == 0:
+    path.write_text(token)
+  token = of_first(token)
+  seen, end = False, time.monotonic() + _SHARED_SECONDS
+  while not seen and time.monotonic() < end:  # A network file system may show it a moment later.
+    with contextlib.suppress(OSError):
+      seen = path.read_text() == token
+    if not seen:
+      time.sleep(0.2)
+  everywhere = gather([socket.gethostname(), seen])
+  if jax.process_index() == 0:
+    path.unlink(missing_ok=True)
+  for process, (host, seen) in enumerate(everywhere):
+    if not seen:
+      raise HostsDifferError(f"Process {process} on {host} does not see what process 0 writes into {folder}: give a "
+                             "--workdir on a file system that all hosts share.")
+
+
+def end_together(error: BaseException) -> None:
+  """Ends all processes because of an error of this one; returns where there are no others.
+
+  Where a collective broke, another process may be the reason: then the listener, which finds out, ends this one.
+  """
+  if not _state.listener:
+    return
+  code = status.of_error(error)
+  sentence = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  if isinstance(error, jax.errors.JaxRuntimeError):
+    _log.error("%s: waiting up to %.0f s for a sign of the other processes.", sentence, 2 * _state.lost_after)
+    time.sleep(2 * _state.lost_after)
+  if code == status.EXIT_FAILED:
+    traceback.print_exception(error)
+  elif code != status.EXIT_PREEMPTED:
+    _log.error("%s", sentence)
+  leave(code, sentence)
+
+
+def join(initialize: Callable[[], None], lost_after: float) -> None:
+  """Joins the other processes with `initialize` (`jax.distributed.initialize`), and listens to them from then on.
+
+  Args:
+    initialize: called with JAX's preemption service off; in the main thread.
+    lost_after: seconds without a sign of a process after which the others end.
+  """
+  jax.config.update("jax_enable_preemption_service", False)
+  initialize()
+  _end_instead_of_abort()
+  if signals.is_listening():
+    signals.claim()
+  if jax.process_count() > 1:
+    listen(distributed.global_state.client, lost_after)
+
+
+def listen(store: Any, lost_after: float) -> None:
+  """Starts the thread that listens to the other processes through `store`, JAX's client of its service."""
+  _state.store, _state.lost_after = store, lost_after
+  _state.listener = threading.Thread(target=_listen, name="hosts", daemon=True)
+  _state.listener.start()
+
+
+def _end_instead_of_abort() -> None:
+  """Where process 0 is lost, and the service with it, JAX aborts (its callback for this raises std::bad_cast).
+
+  So the abort becomes the end that it stands for. Nothing of this process is needed any more when its handler runs.
+  """
+  global _abort_handler
+  _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
+      lambda _: _lost("Process 0, whose service all others need, was lost"))
+  ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
+
+
+def _lost(sentence: str) -> None:
+  _log.error("%s: this process ends, and the same command goes on from the newest checkpoint.", sentence)
+  _exit(status.EXIT_START_AGAIN, missing=-1)  # To whom?
+
+
+def _listen() -> None:
+  process, store = jax.process_index(), _state.store
+  store.key_value_set(f"{_KEYS}/host/{process}", socket.gethostname())
+  heard = time.monotonic()
+  beats: dict[str, tuple[str, float]] = {}
+  beat, next_beat = 0, 0.0
+  while not _state.ended.wait(_LISTEN_SECONDS):
+    try:
+      now = time.monotonic()
+      if now >= next_beat:
+        beat, next_beat = beat + 1, now + _state.lost_after / 10
+        store.key_value_set(f"{_KEYS}/beat/{process}", str(beat), allow_overwrite=True)
+        if process == 0:
+          _check_beats(beats)
+      names = set(_state.requested)
+      for key, text in store.key_value_dir_get(f"{_KEYS}/news"):
+        kind, _, name = key.split("/", 2)[2].partition("/")
+        if kind == "end":
+          _end_with(json.loads(text))
+        names.add(name)
+      for name in sorted(names - _state.agreed):
+        _agree(name)
+      heard = time.monotonic()
+    except jax.errors.JaxRuntimeError as error:
+      if time.monotonic() - heard > _state.lost_after:
+        _lost(f"Process 0 has not answered for {_state.lost_after:.0f} s ({str(error).splitlines()[0]})")
+
+
+def _check_beats(beats: dict[str, tuple[str, float]]) -> None:
+  now = time.monotonic()
+  for key, beat in _state.store.key_value_dir_get(f"{_KEYS}/beat"):
+    process = key.rpartition("/")[2]
+    if beats.get(process, ("", 0.0))[0] != beat:
+      beats[process] = beat, now
+  for process, (_, since) in beats.items():
+    if now - since > _state.lost_after:
+      host = dict(_state.store.key_value_dir_get(f"{_KEYS}/host")).get(f"{_KEYS}/host/{process}", "")
+      sentence = (f"Process {process} on {host} has given no sign for {_state.lost_after:.0f} s: all end, and the same "
+                  "command goes on from the newest checkpoint.")
+      _state.store.key_value_set(f"{_KEYS}/news/end/0", json.dumps({
+          "code": status.EXIT_START_AGAIN, "sentence": sentence}))
+      _log.error("%s", sentence)
+      _exit(status.EXIT_START_AGAIN, missing=1)
+
+
+def _end_with(news: dict[str, Any]) -> None:
+  _log.error("%s", news["sentence"])
+  _exit(news["code"])
+
+
+def _agree(name: str) -> None:
+  """All processes say where they are; then all know at which poll `name` is due, or end at once."""
+  store, count = _state.store, jax.process_count()
+  with _state.lock:
+    store.key_value_set(f"{_KEYS}/news/agree/{name}", "", allow_overwrite=True)
+    own = {"runs": _state.runs, "inside": _state.inside, "polls": _state.polls}
+    store.key_value_set(f"{_KEYS}/agree/{name}/{jax.process_index()}", json.dumps(own))
+    end = time.monotonic() + _state.lost_after
+    while len(places := store.key_value_dir_get(f"{_KEYS}/agree/{name}")) < count:
+      for key, text in store.key_value_dir_get(f"{_KEYS}/news/end"):
+        _end_with(json.loads(text))
+      if time.monotonic() > end:
+        _lost(f"Not all of the {count} processes answered within {_state.lost_after:.0f} s")
+      time.sleep(_LISTEN_SECONDS / 5)
+    _state.agreed.add(name)
+    decision = decide(own, [json.loads(place) for _, place in places])
+    if decision == "due":
+      _state.due[name] = max(json.loads(place)["polls"] for _, place in places) + 1
+    if name != "stop":
+      return
+    _state.asked = _state.asked or "SIGTERM"
+    _state.leaves_when_outside = decision == "outside"
+  if decision == "now":
+    _exit(status.EXIT_PREEMPTED)
+
+
+def decide(own: dict[str, Any], places: list[dict[str, Any]]) -> str:
+  """What a process does about something that all have agreed on.
+
+  Args:
+    own: {"runs", "inside", "polls"}: how often it has entered `deferred`, whether it is within, how often it polled.
+    places: the same of all processes.
+
+  Returns:
+    "due": all are in the same run, and meet at a poll that none has passed. "now": another has not begun this process's
+    run, or this process is in none, so that nothing has to be saved. "outside": another has ended the run, which this
+    process ends too, and then leaves.
+  """
+  if all(place["inside"] and place["runs"] == own["runs"] for place in places):
+    return "due"
+  if not own["inside"] or any(place["runs"] < own["runs"] for place in places):
+    return "now"
+  return "outside"

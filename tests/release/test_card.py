@@ -1,0 +1,127 @@
+"""The hub's view of a release: metadata of the card, hf:// paths, and whose accuracy is shown."""
+
+import hashlib
+import sys
+import types
+
+import pytest
+import yaml
+
+from bn_inception import release
+from bn_inception.release import hub, loading
+from tests.release.test_features import make_release
+from bn_inception.configs import mnist
+
+METRICS = {"top1": 0.905, "top5": 0.995, "loss": 0.4, "count": 1000, "data": "digits test", "command": "none"}
+
+
+def front_matter(folder):
+  """The YAML between the first two lines of dashes, as the hub reads it."""
+  text = (folder / "README.md").read_text()
+  _, block, rest = text.split("---\n", 2)
+  assert text.startswith("---\n") and rest.lstrip().startswith("# ")
+  return yaml.safe_load(block)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+  """A release folder with metrics, laid out as in the hub's cache: its files are links."""
+  path = tmp_path_factory.mktemp("hub")
+  one = make_release(mnist.get_config("bn,quickstart").copy_and_resolve_references())
+  release.write(one._replace(labels=tuple("0123456789"), metrics=METRICS), path / "net")
+  snapshot = path / "snapshot"
+  snapshot.mkdir()
+  for file in (path / "net").iterdir():
+    (snapshot / file.name).symlink_to(file)
+  return snapshot
+
+
+def test_metadata_of_own_networks(own):
+  data = front_matter(own)
+  assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("unknown", "bn-inception",
+                                                                           "image-classification")
+  assert data["datasets"] == ["mnist"] and data["metrics"] == ["accuracy"] and "base_model" not in data
+  result, = data["model-index"][0]["results"]
+  assert result["task"]["type"] == "image-classification" and result["dataset"]["split"] == "test"
+  assert [metric["value"] for metric in result["metrics"]] == [0.905, 0.995]
+  assert all("1000 examples of digits test" in metric["name"] for metric in result["metrics"])
+
+
+def test_card_says_what_it_is_for_and_how_it_is_loaded(own):
+  text = " ".join((own / "README.md").read_text().split())
+  for words in ("## Intended use and limits", "not for decisions about", 'release.load("this folder")',
+                "hf://user/name", "License: not stated"):
+    assert words in text
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_published_accuracy_is_that_of_the_published_file(goldens, tmp_path, monkeypatch, published):
+  path = tmp_path / "bn_inception-52deb4733.pth"
+  path.symlink_to(goldens["torch"].path)
+  digest = hashlib.sha256(loading.source_file.read(path)).hexdigest()
+  if published:
+    monkeypatch.setattr(loading, "_PUBLISHED_SHA256", (digest[:9],))
+  one = release.read(path)
+  text = one.config.release.published
+  assert text.startswith("top-1 73.524 %") == published
+  if not published:
+    assert text.startswith(f"none for this file, its name says SHA-256 52deb4733 and its content has {digest[:9]}; the "
+                           "same architecture as one with top-1 73.524 %")
+    path = tmp_path / f"bn_inception-{digest[:8]}.pth"
+    path.symlink_to(goldens["torch"].path)
+    text = release.read(path).config.release.published
+    assert text.startswith("none for this file, it is not known to be the published one; the same architecture as")
+  release.write(one, tmp_path / "net")
+  data = front_matter(tmp_path / "net")
+  assert ("model-index" in data) == published and data["license"] == "bsd-3-clause"
+  assert data["base_model"] == "Cadene/pretrained-models.pytorch" and data["datasets"] == ["imagenet-1k"]
+  if published:
+    values = [metric["value"] for metric in data["model-index"][0]["results"][0]["metrics"]]
+    assert values == [0.73524, 0.91562]
+
+
+def test_a_path_on_the_hub_is_its_snapshot_here(own, monkeypatch):
+  asked = []
+
+  def snapshot_download(repository, *, revision, allow_patterns):
+    asked.append((repository, revision))
+    return str(own)
+
+  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+  model, variables, preprocess = release.load("hf://user/net-1.0")
+  assert model.num_classes == 10 and release.read("hf://user/net@v2").metrics == METRICS
+  assert asked == [("user/net-1.0", None), ("user/net", "v2")]
+
+
+@pytest.mark.parametrize("path", ["hf://", "hf://name", "hf://a/b/c", "hf://a/b@", "hf://../../etc"])
+def test_what_is_no_repository_is_a_sentence(path):
+  with pytest.raises(release.ReleaseError, match="names no repository: give hf://user/name"):
+    release.read(path)
+
+
+def test_hub_that_fails_or_is_not_installed_is_a_sentence(monkeypatch):
+  def fail(*_, **__):
+    raise OSError("no such repository\nmore lines")
+
+  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=fail))
+  with pytest.raises(release.ReleaseError, match=r"^hf://a/b cannot be downloaded \(OSError: no such repository\)\.$"):
+    release.read("hf://a/b")
+  monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+  with pytest.raises(release.ReleaseError, match=r"pip install -e '\.\[hub\]'\.$"):
+    release.read("hf://a/b")
+
+
+@pytest.mark.onnx
+def test_the_hubs_own_package_finds_a_snapshot_in_its_cache(own, tmp_path, monkeypatch):
+  """Its cache as it lays it out; without a connection."""
+  huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub: make test-optional")
+  commit, repository = "0" * 40, tmp_path / "models--user--net"
+  (repository / "refs").mkdir(parents=True)
+  (repository / "refs" / "main").write_text(commit)
+  (repository / "snapshots").mkdir()
+  (repository / "snapshots" / commit).symlink_to(own)
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  assert hub.local_path("hf://user/net").samefile(own)
+  card = huggingface_hub.ModelCard((own / "README.md").read_text())
+  assert card.data.library_name == "bn-inception" and card.data.eval_results[0].metric_value == 0.905

@@ -1,0 +1,106 @@
+"""Agreement of processes: where they stop together, and when they end at once."""
+
+import itertools
+import threading
+
+import jax
+import pytest
+
+from bn_inception import hosts
+from bn_inception.errors import StartAgainError, Stopped, UserError
+from bn_inception import status
+
+
+def place(runs: int, inside: bool, polls: int) -> dict:
+  return {"runs": runs, "inside": inside, "polls": polls}
+
+
+@pytest.mark.parametrize("own, other, expected", [
+    (place(1, True, 5), place(1, True, 7), "due"),
+    (place(1, True, 5), place(0, False, 0), "now"),  # The other still compiles: no step of this run is made.
+    (place(0, False, 0), place(1, True, 5), "now"),
+    (place(1, True, 9), place(1, False, 9), "outside"),  # The other has ended the run.
+    (place(1, False, 9), place(1, True, 9), "now"),
+    (place(2, True, 9), place(1, False, 9), "now"),  # It has not begun the next.
+    (place(1, False, 9), place(2, True, 9), "now"),
+])
+def test_where_processes_stop(own, other, expected):
+  assert hosts.decide(own, [own, other]) == expected
+
+
+class Store:
+  """The key-value store of JAX's service, for processes that are threads here."""
+
+  def __init__(self):
+    self.values, self.lock = {}, threading.Lock()
+
+  def key_value_set(self, key, value, allow_overwrite=False):
+    with self.lock:
+      assert allow_overwrite or key not in self.values, key
+      self.values[key] = value
+
+  def key_value_dir_get(self, name):
+    with self.lock:
+      return [(key, value) for key, value in self.values.items() if key.startswith(name + "/")]
+
+
+def test_all_processes_stop_at_one_poll_that_none_has_passed(monkeypatch):
+  """Three processes at different speeds; one is asked; each ends at the same poll."""
+  store, states = Store(), [hosts._State() for _ in range(3)]
+  local = threading.local()
+  proxy = type("Proxy", (), {"__getattr__": lambda _, name: getattr(states[local.process], name),
+                             "__setattr__": lambda _, name, value: setattr(states[local.process], name, value)})()
+  monkeypatch.setattr(hosts, "_state", proxy)
+  monkeypatch.setattr(hosts, "_LISTEN_SECONDS", 0.005)
+  monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
+  monkeypatch.setattr(hosts.jax, "process_index", lambda: local.process)
+  stopped, threads = {}, []
+
+  def listen(process):
+    local.process = process
+    hosts._listen()
+
+  def work(process):
+    local.process = process
+    states[process].runs, states[process].inside = 1, True
+    for number in itertools.count(1):
+      if hosts.poll().stop:
+        stopped[process] = number
+        return
+      states[process].ended.wait(0.001 * (process + 1))
+
+  for process, state in enumerate(states):
+    state.store, state.listener = store, True
+    threads += [threading.Thread(target=listen, args=(process,), daemon=True)]
+    threads += [threading.Thread(target=work, args=(process,), daemon=True)]
+  for thread in threads:
+    thread.start()
+  while states[2].polls < 20:
+    pass
+  states[1].requested.add("stop")
+  for thread in threads[1::2]:
+    thread.join(60)
+  for state in states:
+    state.ended.set()
+  assert len(stopped) == 3 and len(set(stopped.values())) == 1 and stopped[0] > 20
+
+
+def test_hosts_that_differ_are_named_with_what_differs(monkeypatch):
+  values = {"learning_rate": "0.1", "code revision": "abc"}
+  monkeypatch.setattr(hosts, "gather", lambda own: [own, ["node7", values | {"learning_rate": "0.2"}]])
+  with pytest.raises(hosts.HostsDifferError, match="Process 1 on node7 has learning_rate 0.2, but process 0 .* 0.1"):
+    hosts.check_alike(values)
+
+
+def test_a_folder_that_is_not_shared_is_refused(monkeypatch, tmp_path):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(hosts, "gather", lambda own: [own, ["node7", False]])
+  with pytest.raises(hosts.HostsDifferError, match="Process 1 on node7 does not see what process 0 writes into"):
+    monkeypatch.setattr(hosts, "of_first", lambda value: value)
+    hosts.check_shared(tmp_path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_exit_codes():
+  codes = {Stopped: 143, StartAgainError: 75, UserError: 2, ValueError: 1}
+  assert {kind: status.of_error(kind("x")) for kind in codes} == codes
