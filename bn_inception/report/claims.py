@@ -73,10 +73,9 @@ CLAIMS = (
           "a curve", "figure1", "level", "mnist_bn", "mnist_plain"),
     Claim("mnist_faster", "The network with BN trains faster, each at its best learning rate", _FIGURE_1, "a curve",
           "figure1", "steps", "mnist_bn", "mnist_plain", 1.0, "mnist_plain"),
-    Claim("mnist_stable", "With BN the distribution of a sigmoid's input is more stable, each at its best learning rate",
-          "§4.1, Figure 1(b, c)", "curves", "figure1", "stability", "mnist_bn", "mnist_plain"),
-    Claim("mnist_low_higher", "The same at a low learning rate: a higher test accuracy", _FIGURE_1, "a curve", "figure1",
-          "level", "mnist_bn_low_rate", "mnist_plain_low_rate"),
+    Claim("mnist_stable", "With BN the distribution of a sigmoid's input is more stable, each at its best rate", "§4.1, Figure 1(b, c)", "curves", "figure1", "stability", "mnist_bn", "mnist_plain"),
+    Claim("mnist_low_higher", "The same at a low learning rate: a higher test accuracy", _FIGURE_1, "a curve",
+          "figure1", "level", "mnist_bn_low_rate", "mnist_plain_low_rate"),
     Claim("mnist_low_faster", "... training faster", _FIGURE_1, "a curve", "figure1", "steps", "mnist_bn_low_rate",
           "mnist_plain_low_rate", 1.0, "mnist_plain_low_rate"),
     Claim("mnist_low_stable", "... more stable inputs of the sigmoid", "§4.1, Figure 1(b, c)", "curves", "figure1",
@@ -89,8 +88,8 @@ CLAIMS = (
           "level", "bn_baseline", "inception"),
     Claim("changes_faster", "The changes of §4.2.1 speed BN up further: BN-x5 against BN-Baseline", _FIGURE_3,
           "2.1M against 13.3M", "figure3", "steps", "bn_x5", "bn_baseline", 1.0),
-    Claim("x5_higher", "BN-x5 ends higher than Inception", _FIGURE_3, "73.0% against 72.2%", "figure3", "level", "bn_x5",
-          "inception"),
+    Claim("x5_higher", "BN-x5 ends higher than Inception", _FIGURE_3, "73.0% against 72.2%", "figure3", "level",
+          "bn_x5", "inception"),
     Claim("x30_slower", "BN-x30 is slower than BN-x5 at first", "§4.2.2", "2.7M against 2.1M steps to 72.2%", "figure3",
           "early", "bn_x5", "bn_x30"),
     Claim("x30_higher", "BN-x30 ends higher than BN-x5", _FIGURE_3, "74.8% against 73.0%", "figure3", "level", "bn_x30",
@@ -98,7 +97,8 @@ CLAIMS = (
     Claim("x30_speedup", "BN-x30, too, comes to Inception's accuracy in many times fewer steps", _FIGURE_3,
           "2.7M against 31.0M", "figure3", "steps", "bn_x30", "inception", MANY),
     Claim("x30_both", "BN-x30 ends higher than Inception, and is at its end in fewer steps than Inception at its own",
-          "§4.2.2", "74.8% after 6M steps against 72.2% after 31.0M", "figure3", "level_and_steps", "bn_x30", "inception"),
+          "§4.2.2", "74.8% after 6M steps against 72.2% after 31.0M", "figure3", "level_and_steps", "bn_x30",
+          "inception"),
     Claim("x30_trains", "BN allows much higher learning rates: a network with BN trains at 30 times Inception's",
           "abstract, §4.2.2", "74.8%", "figure3", "trains", "bn_x30"),
     Claim("x5_breaks", "5 times its learning rate breaks Inception without BN", "§4.2.2",
@@ -115,10 +115,10 @@ CLAIMS = (
           "alone/no_dropout", "bn_baseline", 1.0, "bn_baseline"),
     Claim("dropout", "BN regularizes: without dropout it generalizes no worse", "abstract, §3.4, §4.2.1", _WORDS,
           "ablation", "level", "alone/no_dropout", "bn_baseline", NO_WORSE),
-    Claim("weight_decay", "A fifth of the L2 weight improves validation accuracy", "§4.2.1", _WORDS, "ablation", "level",
-          "alone/weight_decay", "bn_baseline"),
-    Claim("lrn", "With BN local response normalization is not necessary: no worse without", "§4.2.1", _WORDS, "ablation",
-          "level", "alone/no_lrn", "bn_baseline", NO_WORSE),
+    Claim("weight_decay", "A fifth of the L2 weight improves validation accuracy", "§4.2.1", _WORDS, "ablation",
+          "level", "alone/weight_decay", "bn_baseline"),
+    Claim("lrn", "With BN local response normalization is not necessary: no worse without", "§4.2.1", _WORDS,
+          "ablation", "level", "alone/no_lrn", "bn_baseline", NO_WORSE),
     Claim("shuffling", "Within-shard shuffling improves validation accuracy", "§4.2.1", "about 1%", "ablation", "level",
           "alone/shuffling", "bn_baseline"),
     Claim("initialization", "With BN the network is less sensitive to its initialization: larger initial weights do no "
@@ -127,8 +127,8 @@ CLAIMS = (
           "crops", "ensemble"),
     Claim("ensemble", "The ensemble of six networks has a smaller error than one of them", "§4.2.3",
           "21.99% to 20.1% top-1", "figure4", "together", "ensemble"),
-    Claim("population", "Population statistics (Algorithm 2) beside moving averages", "§3.1", "both are used", "figure4",
-          "population", ""),
+    Claim("population", "Population statistics (Algorithm 2) beside moving averages", "§3.1", "both are used",
+          "figure4", "population", ""),
     Claim("published", "The ensemble improves upon the best published result", "abstract, §4.2.3",
           f"4.9% against {paper.BEST_PUBLISHED:.2%} top-5 error", "figure4", "published", "ensemble"),
     Claim("human", "The ensemble's top-5 error is below that of human raters", "abstract, §4.2.3",
@@ -150,8 +150,8 @@ def percent(value: float) -> str:
 
 
 def points(value: float) -> str:
-  """A difference of accuracies, in percentage points."""
-  return f"{100 * value:+.1f}"
+  """A difference of accuracies, in percentage points; small ones with two digits."""
+  return f"{100 * value:+.{1 if abs(value) >= 0.001 else 2}f}"
 
 
 def steps_text(steps: float) -> str:
@@ -197,7 +197,8 @@ def _interval_text(estimate: verdicts.Estimate | None, text: Callable[[float], s
   return f"; difference {text(estimate.difference)}{unit}, 95% interval {text(low)} to {text(high)}"
 
 
-def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str], threshold: float = 0.0) -> str:
+def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str],
+           threshold: float = 0.0) -> str:
   """Of an undecided row, what true effect would have been shown in four of five such experiments."""
   if verdict != UNDECIDED:
     return ""
@@ -212,7 +213,7 @@ _RATIO = lambda value: f"ratio of {math.exp(value):.1f}"
 
 
 def _missing(*experiments: str) -> Finding:
-  return Finding(NOT_MEASURED, f"no finished run of {' and of '.join(map(name_of, experiments))}" if experiments else "")
+  return Finding(NOT_MEASURED, f"no finished run of {' and of '.join(map(name_of, experiments))}")
 
 
 def _absent(claim: Claim, experiments: Experiments) -> Finding | None:
@@ -291,8 +292,11 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     else:
       texts.append(f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
                    + ("its own plateau" if name == plateau else percent(accuracy)))
-  if not claim.plateau and not next(row for row in speedup.lengths(experiments) if row.name == plateau).plateau:
-    texts.append("it is not known that Inception is at its plateau there")
+  if not claim.plateau:
+    row = next(row for row in speedup.lengths(experiments) if row.name == plateau)
+    if not row.plateau:
+      texts.append("it is not known that Inception is at its plateau there" if row.plateau is None else
+                   "Inception still gains by length there")
   (_, steps), (_, other_steps) = sides.values()
   experiments_of = tuple(dict.fromkeys((claim.of, beside, plateau)))
   if None in steps and steps.count(None) == len(steps) and None not in other_steps:
@@ -418,8 +422,8 @@ def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     return Finding(NOT_MEASURED, "no evaluations of the same networks with one crop and with many")
   estimate = verdicts.paired([one[name] - many[name] for name in one])
   verdict = verdicts.decide(estimate)
-  return Finding(verdict, f"{percent(statistics.fmean(one.values()))} to {percent(statistics.fmean(many.values()))} top-1 "
-                 f"with {crops} crops, the mean of {len(one)} networks{_interval_text(estimate, points, ' points')}",
+  means = [percent(statistics.fmean(errors.values())) for errors in (one, many)]
+  return Finding(verdict, f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks{_interval_text(estimate, points, ' points')}",
                  "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
                  _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
@@ -433,8 +437,8 @@ def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) 
   mean, error, count = statistics.fmean(many.values()), together["top1_error"], together["count"]
   estimate = verdicts.proportions(mean, count, error, count)
   verdict = verdicts.decide(estimate)
-  return Finding(verdict, f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} has "
-                 f"{percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
+  return Finding(verdict, f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} "
+                 f"has {percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
                  "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
                  _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
@@ -448,8 +452,8 @@ def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations
   if not gaps:
     return Finding(NOT_MEASURED, "no finished run that was evaluated with both")
   values = [gap for found in gaps.values() for gap in found]
-  return Finding(SHOWN, f"at the end of {len(values)} runs population statistics are {points(statistics.fmean(values))} "
-                 f"points in top-1 on average, {100 * max(map(abs, values)):.1f} apart at most", "", "", tuple(gaps))
+  return Finding(SHOWN, f"at the end of {len(values)} runs population statistics are "
+                 f"{points(statistics.fmean(values))} points in top-1 on average, {100 * max(map(abs, values)):.1f} apart at most", "", "", tuple(gaps))
 
 
 def _published(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -471,8 +475,8 @@ def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: in
   estimate = verdicts.proportions(limit, limit_count, error, count)
   verdict = verdicts.decide(estimate)
   return Finding(verdict, f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
-                 f"{_interval_text(estimate, points, ' points (binomial)')}", "", _power(verdict, estimate, _DIFFERENCE),
-                 (claim.of,))
+                 f"{_interval_text(estimate, points, ' points (binomial)')}", "",
+                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
 
 def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -492,8 +496,8 @@ def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations)
   ratio = lambda value: f"{value:.2f}"
   power = "; ".join(_power(verdict, estimate, lambda value: f"difference of {value:.2f}")
                     for estimate in dict.fromkeys(estimates)) if verdict == UNDECIDED else ""
-  return Finding(verdict, f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th and "
-                 f"85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "
+  return Finding(verdict, f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th "
+                 f"and 85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "
                  f"{describe(widened[0], ratio)}-fold, without BN {describe(widened[1], ratio)}-fold (means of the "
                  "recorded units)", seeds_text(*sides), power, (claim.of, claim.beside))
 

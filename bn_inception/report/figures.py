@@ -201,7 +201,8 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   low, high = axes.get_ylim()
   axes.set_ylim(max(low, 0.5), min(high, 100))
   axes.set_xticks(range(80, 101, 5))
-  axes.set_yticks([tick for tick in (0.5, 1, 2, 3, 5, 7, 10, 14, 20, 40, 100) if max(low, 0.5) <= tick <= min(high, 100)])
+  low, high = axes.get_ylim()
+  axes.set_yticks([tick for tick in (0.5, 1, 2, 3, 5, 7, 10, 14, 20, 40, 100) if low <= tick <= high])
   axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
   axes.minorticks_off()
   _legend(figure, axes, True)
@@ -224,7 +225,7 @@ def ablation(experiments: Experiments, changes: Sequence[str], group_sizes: Sequ
   groups = {f"m = {size}": f"group/{size}" for size in group_sizes}
   if not any(experiments.get(name) for name in [*alone.values(), *groups.values()] if name != "bn_baseline"):
     return None
-  figure, [panels] = _panels(1, 3, narrow, 4.2, 3.6)
+  figure, [panels] = _panels(1, 3, narrow, 4.4, 3.6)
   for axes, rows, title in zip(panels, (alone, up_to, groups),
                                ("each change alone", "one after the other", "size of the BN groups")):
     _dots(axes, {label.replace("_", " "): measured.over_seeds(experiments.get(name, []), measured.level)
@@ -239,7 +240,7 @@ def ablation(experiments: Experiments, changes: Sequence[str], group_sizes: Sequ
 
 
 def _dots(axes: Axes, rows: dict[str, measured.Spread | None], label: str) -> None:
-  """A row for each label: every value as a small dot, mean and deviation as a large one, and in figures at the right."""
+  """A row for each label: every value as a small dot, the mean as a large one with the deviation, and as a number."""
   for place, spread in enumerate(rows.values()):
     if spread is not None:
       axes.plot(spread.values, [place] * len(spread.values), "o", color="#56B4E9", markersize=3.5)

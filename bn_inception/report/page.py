@@ -498,8 +498,8 @@ def _compiled(folder: pathlib.Path) -> list[Block]:
   return [Block(
       "Compiled for accelerators", "compiled", None,
       [Table(["config", "topology", "type", "batch", "BN group", "MB an image", "steps", "chip hours"], rows)],
-      "By XLA's compiler for a TPU that is not there (scripts/accelerator_cost.py), evaluations included: from the chip's "
-      "data sheet to the compiler's own estimate of its schedule. Nothing was run there.")]
+      "By XLA's compiler for a TPU that is not there (scripts/accelerator_cost.py), evaluations included: from the "
+      "chip's data sheet to the compiler's own estimate of its schedule. Nothing was run there.")]
 
 
 def _runs(results: measured.Results) -> list[RunsRow]:

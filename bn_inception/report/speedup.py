@@ -68,8 +68,8 @@ class Length(NamedTuple):
 
 def baselines(experiments: Experiments) -> Experiments:
   """Inception annealed over several lengths, none of whose seeds diverged."""
-  return {name: runs for name, runs in experiments.items()
-          if (name == "inception" or name.startswith(CONTROLS)) and all(run.accuracy and not run.diverged for run in runs)}
+  return {name: runs for name, runs in experiments.items() if (name == "inception" or name.startswith(CONTROLS))
+          and all(run.accuracy and not run.diverged for run in runs)}
 
 
 def reference(experiments: Experiments) -> str | None:

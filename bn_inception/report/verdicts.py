@@ -55,8 +55,8 @@ class Estimate(NamedTuple):
     them: the power is the mean over what they would be, by their chi-squared distributions.
     """
     middle = (np.arange(64) + 0.5) / 64
-    drawn = np.meshgrid(*(variance * (stats.chi2.ppf(middle, freedom) / freedom if math.isfinite(freedom) else np.ones(1))
-                          for variance, freedom in self.parts))
+    relative = lambda freedom: stats.chi2.ppf(middle, freedom) / freedom if math.isfinite(freedom) else np.ones(1)
+    drawn = np.meshgrid(*(variance * relative(freedom) for variance, freedom in self.parts))
     limits = _quantile(_freedom(drawn, [freedom for _, freedom in self.parts])) * np.sqrt(sum(drawn))
     lacking = lambda effect: np.mean(stats.norm.sf((limits - effect) / self.error)) - POWER
     return float(optimize.brentq(lacking, 0, np.max(limits) + 5 * self.error))

@@ -47,7 +47,8 @@ def test_figure_1_is_drawn_of_the_seeds_that_are_there(write_run):
 
 def points(figure):
   """[(x, y)] of the marks in a figure of one panel: lines of a single point."""
-  return [(line.get_xdata()[0], line.get_ydata()[0]) for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 1]
+  data = [(line.get_xdata(), line.get_ydata()) for line in figure.axes[0].get_lines()]
+  return [(x[0], y[0]) for x, y in data if len(x) == 1]
 
 
 def write_five(write_run):

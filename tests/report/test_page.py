@@ -117,7 +117,8 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
   assert "confirmed at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
   assert "Missing at the scale of full lengths, cifar10_full : of BN-x30, BN-x5-Sigmoid" in head
   assert "Inception over 20,000 steps there are 0 of 3 seeds" in head and "of Inception," not in head
-  order = [content.index(f'id="{anchor}"') for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")]
+  order = [content.index(f'id="{anchor}"')
+           for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")]
   assert order == sorted(order)
 
 
@@ -125,7 +126,7 @@ def test_the_page_is_made_for_phones(write_run, tmp_path):
   content = page.write(str(write_some(write_run)), str(tmp_path)).read_text()
   found = Elements(content)
   assert ("meta", "width=device-width, initial-scale=1") in [(tag, of.get("content")) for tag, of, _ in found.opened]
-  # Cells carry their heading, for tables whose rows become blocks; commands are folded away; numbers stand at the right.
+  # Cells carry their heading, for rows that become blocks; commands are folded away; numbers stand at the right.
   assert all("data-label" in of for tag, of, _ in found.opened if tag == "td" and "class" in of)
   assert all("details" in inside for tag, _, inside in found.opened if tag == "p" and "td" in inside)
   assert '<td class="number" data-label="times fewer">' in content
@@ -135,13 +136,13 @@ def test_the_page_is_made_for_phones(write_run, tmp_path):
 def test_the_same_runs_make_the_same_bytes(write_run, tmp_path):
   root = str(write_some(write_run))
   first, second = (page.write(root, str(tmp_path / name)) for name in ("first", "second"))
-  files = lambda folder: {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+  files = lambda folder: {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
   assert files(first.parent) == files(second.parent)
 
 
 @pytest.mark.slow
 def test_the_report_in_results_is_that_of_its_runs(repository, tmp_path, monkeypatch):
-  """Whoever changes a run, a config or the page makes it anew: reproduce.py report --workdir=results --output=results."""
+  """After a change of runs, configs or the page: reproduce.py report --workdir=results --output=results."""
   monkeypatch.undo()  # The true costs.
   results = repository / "results"
   made = page.write(str(results), str(tmp_path))
