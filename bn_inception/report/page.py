@@ -236,7 +236,8 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
           "a band a network or its baseline has a single seed, or a level is not reached by all.", command),
       [table for table in (levels, baselines) if table.rows],
       "Levels are fractions of Inception's plateau, the best mean accuracy at the end over the lengths that it was "
-      "annealed over. At each level the fastest of these baselines counts. Steps are interpolated between evaluations. "
+      "annealed over. At each level the fastest of these baselines counts; beside BN-Baseline, which differs from "
+      "Inception by BN alone, only the Inception of its own length. Steps are interpolated between evaluations. "
       "The plateau counts as reached when a run of twice the length gains less than the deviation over seeds."))
   return Section("Figure 2 and the ratio of steps (§4.2.2)", "first", blocks)
 

@@ -124,6 +124,8 @@ def fastest(experiments: Experiments, fraction: float) -> tuple[str, float, tupl
 def curve(experiments: Experiments, network: str, fractions: Sequence[float] = FRACTIONS) -> list[Point]:
   """The ratio at every level; [] where a run is missing or diverged."""
   runs = experiments.get(network, [])
+  if network == "bn_baseline":  # It differs from Inception by BN alone: only the run of its own length is beside it.
+    experiments = {name: of for name, of in experiments.items() if not name.startswith(CONTROLS)}
   if not runs or any(run.diverged or not run.accuracy for run in runs) or reference(experiments) is None:
     return []
   points = []

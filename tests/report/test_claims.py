@@ -109,6 +109,10 @@ def test_the_fastest_control_is_what_counts(write_run):
   finding = judge(root, "speedup")
   assert finding.experiments[1] == "controls/inception_2000" and "Inception over 2,000 steps took" in finding.measured
   assert finding.verdict == "undecided"
+  for seed in range(3):  # BN alone is what differs: beside it is Inception with the same length.
+    write_run(f"cifar10/bn_baseline/seed{seed}", [0.1] * 9 + [0.6] * 21)
+  finding = judge(root, "bn_alone")
+  assert finding.verdict == "confirmed" and finding.experiments == ("bn_baseline", "inception")
 
 
 def test_one_seed_a_side_is_fast_and_undecided(write_run):

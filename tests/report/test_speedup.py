@@ -47,6 +47,13 @@ def test_the_curve_is_that_of_the_closed_form(write_networks):
     assert point.interval[0] < expected < point.interval[1]
 
 
+def test_beside_bn_baseline_is_only_the_inception_of_its_length(write_networks):
+  experiments = write_networks()
+  experiments["bn_baseline"] = experiments["bn_x5"]
+  assert speedup.curve(experiments, "bn_x5", (0.8,))[0].baseline == "controls/inception_8000"
+  assert speedup.curve(experiments, "bn_baseline", (0.8,))[0].baseline == "inception"
+
+
 def test_the_spread_is_that_of_the_logarithms(write_networks):
   """Inception and BN-x5 vary over seeds by the same factors, so log steps deviate by those of log factors."""
   (point,) = speedup.curve(write_networks((0.9, 1.0, 1.1)), "bn_x5", (0.9,))
