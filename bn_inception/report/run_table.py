@@ -7,7 +7,7 @@ import os
 import pathlib
 from typing import Any
 
-from bn_inception import run_directory
+from bn_inception import paths, run_directory
 from bn_inception.errors import UserError
 from bn_inception.report import tables
 
@@ -23,11 +23,11 @@ def table(folders: Sequence[str], now: datetime.datetime | None = None) -> str:
     now: for "last sign"; None: the present.
 
   Raises:
-    UserError: if there is no run in one of them.
+    UserError: if there is no run in one of them, or it is no path.
   """
   now = now or datetime.datetime.now().astimezone()
   rows = [_COLUMNS]
-  for folder in map(pathlib.Path, folders):
+  for folder in (pathlib.Path(paths.local(folder, "A run")) for folder in folders):
     runs = sorted(path.parent for path in folder.rglob("config.json") if (path.parent / "status.json").exists()
                   or (path.parent / "metrics.jsonl").exists())
     if not runs:
