@@ -74,7 +74,8 @@ CLAIMS = (
           "a curve", "figure1", "level", "mnist_bn", "mnist_plain"),
     Claim("mnist_faster", "The network with BN trains faster, each at its best learning rate", _FIGURE_1, "a curve",
           "figure1", "steps", "mnist_bn", "mnist_plain", 1.0, "mnist_plain"),
-    Claim("mnist_stable", "With BN the distribution of a sigmoid's input is more stable, each at its best rate", "§4.1, Figure 1(b, c)", "curves", "figure1", "stability", "mnist_bn", "mnist_plain"),
+    Claim("mnist_stable", "With BN the distribution of a sigmoid's input is more stable, each at its best rate",
+          "§4.1, Figure 1(b, c)", "curves", "figure1", "stability", "mnist_bn", "mnist_plain"),
     Claim("mnist_low_higher", "The same at a low learning rate: a higher test accuracy", _FIGURE_1, "a curve",
           "figure1", "level", "mnist_bn_low_rate", "mnist_plain_low_rate"),
     Claim("mnist_low_faster", "... training faster", _FIGURE_1, "a curve", "figure1", "steps", "mnist_bn_low_rate",
@@ -424,7 +425,8 @@ def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   estimate = verdicts.paired([one[name] - many[name] for name in one])
   verdict = verdicts.decide(estimate)
   means = [percent(statistics.fmean(errors.values())) for errors in (one, many)]
-  return Finding(verdict, f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks{_interval_text(estimate, points, ' points')}",
+  return Finding(verdict, f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks"
+                 + _interval_text(estimate, points, " points"),
                  "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
                  _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
@@ -454,7 +456,8 @@ def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations
     return Finding(NOT_MEASURED, "no finished run that was evaluated with both")
   values = [gap for found in gaps.values() for gap in found]
   return Finding(SHOWN, f"at the end of {len(values)} runs population statistics are "
-                 f"{points(statistics.fmean(values))} points in top-1 on average, {100 * max(map(abs, values)):.1f} apart at most", "", "", tuple(gaps))
+                 f"{points(statistics.fmean(values))} points in top-1 on average, "
+                 f"{100 * max(map(abs, values)):.1f} apart at most", "", "", tuple(gaps))
 
 
 def _published(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
