@@ -27,6 +27,7 @@ def _panels(rows: int, columns: int, narrow: bool, width: float, height: float) 
   """A figure of `rows` x `columns` panels of this width and height in inches; `narrow`: all in one column."""
   if narrow:
     figure = curves.new_figure(_NARROW, height * rows * columns)
+    figure.get_layout_engine().set(h_pad=0.12)  # Inches, so that a title stands clear of the axis above.
     below = figure.subplots(rows * columns, 1, squeeze=False)[:, 0]
     return figure, [list(below[row * columns:(row + 1) * columns]) for row in range(rows)]
   figure = curves.new_figure(width * columns, height * rows)

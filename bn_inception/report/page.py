@@ -12,13 +12,17 @@ import re
 import statistics
 from typing import Any, NamedTuple
 
-import jinja2
-
 from bn_inception import run_directory
+from bn_inception.errors import UserError
 from bn_inception.experiments import plans
 from bn_inception.report import claims, cost, curves, figures, measured, paper, speedup, verdicts
 from bn_inception.report.claims import Claim, Finding
 from bn_inception.report.measured import Result
+
+try:
+  import jinja2
+except ImportError as error:
+  raise UserError("The report needs jinja2, the extra 'report' of this project: pip install -e '.[report]'.") from error
 
 # Scales of §4.2 in the order of what they can tell; the first is always shown.
 _SCALES = ("cifar10_full", "cifar10", "cifar10_long", "imagenet", "quickstart")

@@ -1,11 +1,14 @@
 """The report of tiny hand-made runs holds what it must, and nothing from outside."""
 
 import html.parser
+import importlib.util
 import json
 import re
+import sys
 
 import pytest
 
+from bn_inception.errors import UserError
 from bn_inception.experiments import plans
 from bn_inception.report import claims, cost, page, paper
 
@@ -138,6 +141,13 @@ def test_the_same_runs_make_the_same_bytes(write_run, tmp_path):
   first, second = (page.write(root, str(tmp_path / name)) for name in ("first", "second"))
   files = lambda folder: {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
   assert files(first.parent) == files(second.parent)
+
+
+def test_without_jinja2_one_sentence_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "jinja2", None)
+  spec = importlib.util.spec_from_file_location("page_again", page.__file__)
+  with pytest.raises(UserError, match=r"The report needs jinja2.*\[report\]"):
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 @pytest.mark.slow
