@@ -62,4 +62,3 @@ FIGURE_4 = (
 
 # Figure 4 (§4.2.3): what the ensemble improves upon.
 BEST_PUBLISHED = min(row.top5_error for row in FIGURE_4 if "BN-Inception" not in row.name)
-MAXIMUM_STEPS = {"bn_x30": 6.0e6}  # §4.2.2: at which a network has its maximum.
