@@ -58,6 +58,14 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
     raise ReleaseError(f"{path} cannot be used: {error}.") from error
 
 
+def read_config(path: str | os.PathLike) -> ConfigDict:
+  """The config of what `read` reads, of a release folder or run directory without its weights; arguments as there."""
+  local = hub.local_path(path)
+  if folder.is_folder(local):
+    return folder.read_config(local)
+  return run.read_config(local) if run.is_run(local) else read(local).config
+
+
 def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Release:
   """The release, without the published accuracy unless this is the very file that it is of."""
   published = release.config.release.published
