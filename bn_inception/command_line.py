@@ -153,6 +153,8 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
 
 
 def _last_line(error: Exception) -> str:
+  if isinstance(error.__context__, UserError):  # absl puts the flag before, which our sentence names already.
+    return str(error.__context__)
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return (lines or [repr(error)])[-1].removeprefix("ValueError: ")
 

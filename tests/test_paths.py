@@ -79,3 +79,13 @@ def test_a_config_file_in_the_home_is_read(repository, tmp_path):
   result = subprocess.run([sys.executable, "scripts/describe.py", "--config=~/own.py:bn"], cwd=repository,
                           env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
   assert result.returncode == 0 and "trainable parameters" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--workdir=gs://x/y", "--config=bn_x5"], "--workdir 'gs://x/y' is a URL"), (["--workdir="], "--workdir is empty"),
+    (["--config=s3://x.py", "--workdir=x"], "--config 's3://x.py' is a URL")])
+def test_the_sentence_names_the_flag_once(repository, words, sentence):
+  result = subprocess.run([sys.executable, "scripts/train.py", *words], cwd=repository, capture_output=True, text=True,
+                          check=False)
+  assert result.returncode == 2
+  assert result.stderr.strip().startswith(f"train.py: {sentence}"), result.stderr
