@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import datetime
-import json
 import os
 import pathlib
 from typing import Any
@@ -42,8 +41,8 @@ def table(folders: Sequence[str], now: datetime.datetime | None = None) -> str:
 def _row(run: pathlib.Path, now: datetime.datetime) -> tuple[str, ...]:
   try:
     status, lines = run_directory.read_status(run), run_directory.read_metrics(run)
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    return (str(run), "damaged", "", "", "", "", "", "", f"status.json or metrics.jsonl cannot be read: {error}")
+  except run_directory.DamagedFileError as error:
+    return (str(run), "damaged", "", "", "", "", "", "", str(error))
   step = max(status.get("step", 0), lines[-1]["step"] if lines else 0)
   total = status.get("num_steps")
   speed = status.get("images_per_second") or _last(lines, "train/images_per_second")
