@@ -18,7 +18,7 @@ close to the mean, so it keeps its digits when |mean| >> std, and parts of a gro
 variances (Chan et al., 1979), never through E[x^2] - E[x]^2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
 
+from bn_inception import parameter_names
 from bn_inception.errors import UserError
 
 
@@ -336,7 +337,8 @@ def fold(kernel: jax.Array, bias: jax.Array | None, mean: jax.Array, variance: j
   return kernel * scale, beta + ((0 if bias is None else bias) - mean) * scale
 
 
-def update_running_averages(running: Any, moments: Any, *, momentum: float, step: jax.Array) -> Any:
+def update_running_averages(running: Any, moments: Any, *, momentum: float, step: jax.Array,
+                            start_counts: Callable[[str], bool] = lambda layer: False) -> Any:
   """Moves running averages towards a training step's mean and unbiased variance (§3.1).
 
   The groups of a step are first merged into the moments of all its examples, the variance of their means included.
@@ -345,8 +347,10 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
   Args:
     running: the `batch_stats` collection: {"mean", "var"} [*F] for every BN layer.
     moments: the `batch_moments` collection of the step: {"moments": Moments} in place of those; empty without BN.
+      Averages of layers that it lacks stay.
     momentum: weight of the old average.
     step: how many steps came before.
+    start_counts: of the name of a layer ("conv1/bn"): its start value is an average already, that of a trained network.
 
   Returns:
     The new `batch_stats`.
@@ -367,9 +371,21 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
     leaves, layout = jax.tree.flatten(map_layers(lambda layer: {"moments": merge_own(layer)}, moments))
   # All layers travel together: one collective a step rather than two a layer.
   moments = jax.tree.unflatten(layout, _together(leaves, 1))
-  decay = jnp.minimum(momentum, step / (step + 1))
+  forgetting = jnp.minimum(momentum, step / (step + 1))
 
-  return map_layers(functools.partial(_moved_averages, decay=decay), moments, running)
+  def moved(layer: Moments, averages: dict[str, jax.Array], decay: dict[str, Any]) -> dict[str, jax.Array]:
+    return _moved_averages(layer, averages, decay["moments"])
+
+  decays = jax.tree_util.tree_map_with_path(
+      lambda path, _: momentum if start_counts("/".join(entry.key for entry in path[:-1])) else forgetting, moments,
+      is_leaf=lambda node: isinstance(node, Moments))
+  return replaced(running, map_layers(moved, moments, running, decays))
+
+
+def replaced(batch_stats: Any, new: Any) -> Any:
+  """`batch_stats` with the statistics of the layers that `new` has; those of frozen layers it has not."""
+  flatten = flax.traverse_util.flatten_dict
+  return flax.traverse_util.unflatten_dict(flatten(batch_stats) | flatten(new))
 
 
 def _moved_averages(moments: Moments, running: dict[str, jax.Array], decay: jax.Array | float) -> dict[str, jax.Array]:
@@ -405,6 +421,8 @@ class BatchNorm(nn.Module):
     use_gamma: False fixes gamma to 1.
     per_activation: one gamma, beta and statistic for every activation rather than every feature map (§3.2).
     momentum: weight of the old running averages where the layer moves them itself.
+    frozen: patterns of parameters (parameter_names.py). A layer all of whose parameters they name is in inference mode
+      in training too: it normalizes with its running averages, and neither moves these nor tells moments.
 
   Raises:
     ValueError: in training, if neither collection is mutable, group_size does not divide the batch, or the layer is
@@ -416,6 +434,12 @@ class BatchNorm(nn.Module):
   use_gamma: bool = True
   per_activation: bool = False
   momentum: float = 0.99
+  frozen: tuple[str, ...] = ()
+
+  @property
+  def is_frozen(self) -> bool:
+    own = ("gamma", "beta") if self.use_gamma else ("beta",)
+    return all(parameter_names.matches("/".join((*self.path, name)), self.frozen) for name in own)
 
   def __call__(self, x: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
     return normalize_layers([self], [x], train=train, mask=mask)[0]
@@ -478,9 +502,16 @@ def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, tr
   """
   variables = [layer.variables_for(x) for layer, x in zip(layers, xs, strict=True)]
   first = layers[0]
-  if not train:
-    return [normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
-            for x, own in zip(xs, variables)]
+  with_batch = [train and not layer.is_frozen for layer in layers]
+  if not all(with_batch):
+    ys = [None if trains else normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
+          for x, own, trains in zip(xs, variables, with_batch)]
+    rest = [place for place, trains in enumerate(with_batch) if trains]
+    if rest:
+      of_rest = normalize_layers([layers[place] for place in rest], [xs[place] for place in rest], train=True, mask=mask)
+      for place, y in zip(rest, of_rest):
+        ys[place] = y
+    return ys
   for layer, x in zip(layers, xs):
     values = (layer.group_size or x.shape[0]) * (1 if layer.per_activation else math.prod(x.shape[1:-1]))
     if values == 1 and not layer.is_initializing():

@@ -126,7 +126,7 @@ def _with_shipped_config(word: str) -> str:
   if flag.lstrip("-") != "config" or os.path.exists(path):
     return word
   name = path.removeprefix("configs/").removesuffix(".py")
-  shipped = pathlib.Path(configs.__file__).with_name(f"{name}.py")
+  shipped = pathlib.Path(configs.__file__).parent / f"{name}.py"
   return f"{flag}={shipped}{colon}{argument}" if name.isidentifier() and shipped.exists() else word
 
 

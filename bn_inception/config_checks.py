@@ -6,7 +6,7 @@ import typing
 
 import jax
 
-from bn_inception import batch_norm, models
+from bn_inception import batch_norm, models, parameter_names
 from bn_inception.config_dict import ConfigDict
 from bn_inception.config_keys import ConfigError, check_keys
 from bn_inception.errors import DataError
@@ -73,6 +73,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
   if config.learning_rate_warmup_epochs and config.batch_size < 32:
     raise ConfigError(f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate "
                       f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0.")
+  _check_init(config)
   _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
   _one_of("data.interpolation", config.data.interpolation, ("random", "bilinear"))
   _one_of("data.on_error", config.data.on_error, ("fail", "skip"))
@@ -97,6 +98,21 @@ def check_config(config: ConfigDict, devices: int) -> None:
   if config.batch_norm.enabled:
     _groups("batch_size", config.batch_size, group_size, devices)
   _groups("eval.batch_size", config.eval.batch_size, group_size, devices)
+
+
+def _check_init(config: ConfigDict) -> None:
+  for entry in config.learning_rate_factors:
+    try:
+      parameter_names.factor(entry)
+    except ValueError as error:
+      raise ConfigError(f"An entry of learning_rate_factors is {entry!r}: it must be PATTERN=FACTOR with a factor above "
+                        "0, such as 'logits=10'; init.freeze has what keeps its value.") from error
+  if not config.init.checkpoint and (config.init.skip or config.init.freeze or config.init.freeze_statistics):
+    raise ConfigError("init.skip, init.freeze and init.freeze_statistics are for a run that starts from a trained "
+                      "network: set init.checkpoint too.")
+  if config.init.freeze_statistics and not config.init.freeze:
+    raise ConfigError("init.freeze_statistics is True, which is for the BN of frozen parameters, but init.freeze names "
+                      "none: set it too.")
 
 
 def _check_single_values(config: ConfigDict) -> None:

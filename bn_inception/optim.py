@@ -1,11 +1,14 @@
 """Stochastic gradient descent with momentum, exponential learning rate decay and L2 (§4.2)."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
+
+from bn_inception import parameter_names
 
 PAPER_BATCH = 32  # §4.2.
 _LARGE_BATCH = 8 * PAPER_BATCH
@@ -44,9 +47,20 @@ def has_weight_decay(params: Any) -> Any:
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
   """SGD with momentum on loss + weight_decay / 2 * |w|^2.
 
-  The order is that of the formulas: L2 is part of the gradient, so it passes through the momentum.
+  The order is that of the formulas: L2 is part of the gradient, so it passes through the momentum. The rate of a
+  parameter is multiplied by the first of `learning_rate_factors` whose pattern is its; frozen ones (`init.freeze`) stay.
   """
-  return optax.chain(
-      optax.add_decayed_weights(config.weight_decay, mask=has_weight_decay),
-      optax.sgd(schedule, momentum=config.momentum or None),
-  )
+  transforms = [optax.add_decayed_weights(config.weight_decay, mask=has_weight_decay),
+                optax.sgd(schedule, momentum=config.momentum or None)]
+  if config.init.freeze:  # What is multiplied by nothing is not computed either.
+    is_frozen = lambda name: parameter_names.matches(name, config.init.freeze)
+    transforms.insert(1, _by_name(lambda name, gradient: jnp.zeros_like(gradient) if is_frozen(name) else gradient))
+  if config.learning_rate_factors:
+    factors = [parameter_names.factor(entry) for entry in config.learning_rate_factors]
+    factor = lambda name: next((by for pattern, by in factors if parameter_names.matches(name, (pattern,))), 1.0)
+    transforms.append(_by_name(lambda name, update: factor(name) * update))
+  return optax.chain(*transforms)
+
+
+def _by_name(f: Callable[[str, jax.Array], jax.Array]) -> optax.GradientTransformation:
+  return optax.stateless(lambda updates, _: parameter_names.map_named(f, updates))

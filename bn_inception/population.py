@@ -55,7 +55,7 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
 
   Args:
     compiled_step: from `batch_statistics_step`.
-    params, batch_stats: of the network; the latter is not used but for its shapes.
+    params, batch_stats: of the network; of the latter only frozen layers are used, which keep theirs.
     batches: from `training_batches`.
     mesh: of the run.
     between_batches: called before every batch; what it raises ends the pass.
@@ -71,7 +71,7 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
       between_batches()
       yield compiled_step(params, batch_stats, batch)[1]
 
-  statistics = population_statistics(moments())
+  statistics = batch_norm.replaced(batch_stats, population_statistics(moments()))
   return jax.device_put(statistics, sharding.replicated(mesh))
 
 

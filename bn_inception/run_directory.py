@@ -154,14 +154,19 @@ class Status:
   Process 0 writes it; on the others `write` does nothing.
   """
 
-  def __init__(self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None):
-    """Of a run that is at `step`, and has saved step `saved`. What the code is is what it is now."""
+  def __init__(self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None,
+               init: dict[str, Any] | None):
+    """Of a run that is at `step`, and has saved step `saved`. What the code is is what it is now.
+
+    `init` is what is known of the checkpoint that the run started from, see `initialization.Start`.
+    """
     devices = jax.devices()
     self.workdir, self._config = workdir, config
     self.step, self.saved_step, self.images_per_second = step, saved, None
     self._facts = {
         "git_revision": git_revision(), "packages": packages(),
-        "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count()}
+        "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count(),
+        **({"init": init} if init else {})}
 
   def write(self, status: str, **details: Any) -> None:
     """Writes it: `status` is one of those in status.py, `details` what else there is to say."""

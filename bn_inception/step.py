@@ -1,5 +1,6 @@
 """The training step and the two evaluation steps: pure functions of state and batch, no I/O."""
 
+import functools
 from typing import Any
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
-from bn_inception import batch_norm
+from bn_inception import batch_norm, parameter_names
 from bn_inception.data import color_distortions
 from bn_inception.data.preprocessing import preprocess
 from bn_inception.state import Sums, TrainState, classification_sums
@@ -84,16 +85,23 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
       moments = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), moments)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    kept = lambda old, new: new  # Frozen parameters keep every bit.
+    if config.init.freeze:
+      kept = functools.partial(parameter_names.map_named, lambda name, old, new: (
+          old if parameter_names.matches(name, config.init.freeze) else new))
+    params = kept(state.params, optax.apply_updates(state.params, updates))
     batch_stats = state.batch_stats
     if has_batch_norm:
       batch_stats = batch_norm.update_running_averages(
-          batch_stats, moments, momentum=config.batch_norm.momentum, step=state.step)
+          batch_stats, moments, momentum=config.batch_norm.momentum, step=state.step,
+          start_counts=lambda layer: bool(config.init.checkpoint) and parameter_names.is_loaded(
+              f"{layer}/mean", config.init.skip))
     ema_params = state.ema_params
     if config.ema_decay:
       # As tf.train.ExponentialMovingAverage: the start value is forgotten quickly.
       decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
+      ema_params = kept(ema_params, jax.tree.map(
+          lambda average, new: decay * average + (1 - decay) * new, ema_params, params))
     return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
                          ema_params=ema_params, sums=state.sums + sums)
 
@@ -145,6 +153,7 @@ def make_batch_statistics_step(model: nn.Module,
       inputs = preprocess(config, batch["image"])
     logits, updates = model.apply({"params": params, "batch_stats": batch_stats}, inputs, train=True,
                                   mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
-    return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"]), updates["batch_moments"]
+    return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"]), updates.get(
+        "batch_moments", {})
 
   return batch_statistics_step

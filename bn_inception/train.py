@@ -13,8 +13,9 @@ import jax
 from ml_collections import ConfigDict
 import optax
 
-from bn_inception import checkpoint, config_changes, config_checks, folder_lock, hosts, models, optim, paths, run_data
-from bn_inception import run_directory, sharding, state as state_lib, status as status_lib, step as step_lib, watchdog
+from bn_inception import checkpoint, config_changes, config_checks, folder_lock, hosts, initialization, models, optim
+from bn_inception import paths, run_data, run_directory, sharding, state as state_lib, status as status_lib
+from bn_inception import step as step_lib, watchdog
 from bn_inception.data import device, pipeline
 from bn_inception.errors import Stopped
 from bn_inception.evaluators import classification, sigmoid_inputs
@@ -41,8 +42,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Devic
     last evaluation or {}}.
 
   Raises:
-    PathError, ConfigError, VersionError, DataError, CheckpointError, FolderInUseError, DamagedFileError: one sentence on
-      what cannot be used, before anything is compiled.
+    PathError, ConfigError, VersionError, DataError, CheckpointError, FolderInUseError, DamagedFileError, ReleaseError:
+      one sentence on what cannot be used, before anything is compiled.
     StorageError: if something cannot be written; what was saved goes on.
     Stopped: if the program was asked to stop before a step was made.
   """
@@ -90,22 +91,30 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   with folder_lock.writable(workdir):
     manager = checkpoint.open_manager(workdir, read_only=False)
   cleanup.callback(_try, manager.close)
-  state = checkpoint.restore_latest(manager, state_lib.abstract(initialize, replicated), config)
+  like = state_lib.abstract(initialize, replicated)
+  initialization.check_patterns(config, like.params)
+  state = checkpoint.restore_latest(manager, like, config)
   saved, evaluated = hosts.of_first(writes and (run_directory.saved_step(workdir), _evaluated(workdir)))
   is_new = state is None
+  init = before.get("init")
   if is_new:
     if saved is not None:
       raise checkpoint.CheckpointError(
           f"{workdir} records a checkpoint of step {saved}, but {manager.directory} holds none: restore or mount that "
           "folder, or start again in a new --workdir.")
+    start = initialization.read(config, like.params, train_split) if config.init.checkpoint else None
     state = jax.jit(initialize, out_shardings=replicated)()
+    if start:
+      init = start.record
+      hosts.check_alike({"the content of init.checkpoint": init["sha256"]})
+      state = initialization.apply(start, state)
   step = first_step = int(state.step)
   if step % config.steps_per_call:
     raise config_checks.ConfigError(
         f"The run stands at step {step}, which is no multiple of steps_per_call={config.steps_per_call}: resume with "
         "steps_per_call=1 or another divisor.")
   evaluated = {int(at): top1 for at, top1 in evaluated.items() if int(at) <= step}
-  record = run_directory.Status(workdir, config, step, None if is_new else step)
+  record = run_directory.Status(workdir, config, step, None if is_new else step, init)
   cleanup.enter_context(_recorded(record))
   if writes:
     # From here on a signal ends the program at once, until there is something to save.

@@ -62,6 +62,7 @@ def base(scale: str) -> ConfigDict:
   # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
   config.learning_rate_scaling = "none"
   config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
+  config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
@@ -81,6 +82,12 @@ def base(scale: str) -> ConfigDict:
   config.batch_norm.use_gamma = True
   config.batch_norm.in_stem = True  # False: the first convolution has bias and ReLU, as Google's release.
   config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").
+
+  config.init = ConfigDict()  # Patterns are those of bn_inception/parameter_names.py.
+  config.init.checkpoint = ""  # A run, release folder or peer's file to start from (configs/finetune.py); "": anew.
+  config.init.skip = ()  # Patterns of what begins anew all the same; the logits do where the classes are others.
+  config.init.freeze = ()  # Patterns of the parameters that keep their values: ("conv*", "inception_3*").
+  config.init.freeze_statistics = False  # Their BN is in inference mode.
 
   config.data = ConfigDict()
   config.data.dir = ""  # TFDS data_dir; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.

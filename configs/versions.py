@@ -56,6 +56,11 @@ CHANGES: tuple[Added | Renamed | Removed, ...] = (
     Added(2, "stall_limit_minutes", 60.0),
     Added(2, "learning_rate_scaling", "none"),
     Added(2, "learning_rate_warmup_epochs", 0.0),
+    Added(2, "learning_rate_factors", ()),
+    Added(2, "init.checkpoint", ""),
+    Added(2, "init.skip", ()),
+    Added(2, "init.freeze", ()),
+    Added(2, "init.freeze_statistics", False),
 )
 
 

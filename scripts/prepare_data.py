@@ -1,4 +1,9 @@
-"""Prepares a data set as ArrayRecord: python scripts/prepare_data.py --source=ARCHIVES --data_dir=/data/tfds"""
+"""Prepares a data set as ArrayRecord, from the archives of ImageNet, a set stored as TFRecord, or a folder of images.
+
+python scripts/prepare_data.py --source=ARCHIVES --data_dir=/data/tfds
+python scripts/prepare_data.py --source=FOLDER --name=flowers --data_dir=/data/tfds [--holdout=0.2 --seed=0]
+  FOLDER: a folder for each class with its images; or train, validation, test with such folders in them.
+"""
 
 import pathlib
 import signal
@@ -9,10 +14,15 @@ from absl import flags
 from bn_inception import command_line
 
 _SOURCE = command_line.define_path(
-    "source", None, "Folder with the ILSVRC2012 archives (that for validation is enough for evaluation), or a TFDS "
-    "data_dir with TFRecord files.", required=True)
+    "source", None, "Folder with the ILSVRC2012 archives (that for validation is enough for evaluation), a TFDS data_dir "
+    "with TFRecord files, or a folder of images.", required=True)
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir for the result.", required=True)
 _NAME = flags.DEFINE_string("name", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
+_HOLDOUT = flags.DEFINE_float(
+    "holdout", None, "Part of each class of a folder without splits that is for validation; 0.2 by default.",
+    lower_bound=1e-6, upper_bound=1 - 1e-6)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the choice of these.", lower_bound=0)
+_ON_ERROR = flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "What to do with images that cannot be read.")
 
 
 def main() -> int:
@@ -20,7 +30,8 @@ def main() -> int:
   # As Ctrl-C: what is half written is removed.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    preparation.prepare(pathlib.Path(_SOURCE.value), pathlib.Path(_DATA_DIR.value), _NAME.value)
+    preparation.prepare(pathlib.Path(_SOURCE.value), pathlib.Path(_DATA_DIR.value), _NAME.value,
+                        holdout=_HOLDOUT.value, seed=_SEED.value, on_error=_ON_ERROR.value)
   except KeyboardInterrupt:
     print("\nInterrupted. What is finished is kept: the same command goes on.", file=sys.stderr)
     return 130

@@ -32,7 +32,7 @@ class ConvNet(nn.Module):
 def make_config(micro_batches: int = 1, strength: float = 0.0) -> ConfigDict:
   return ConfigDict(dict(
       seed=1, ema_decay=0.9, auxiliary_loss_weight=0.3, gradient_accumulation=micro_batches,
-      batch_norm=dict(enabled=True, momentum=0.9),
+      batch_norm=dict(enabled=True, momentum=0.9), init=dict(checkpoint="", skip=(), freeze=()),
       data=dict(mean=(127.5,), std=(127.5,), binary=False, channel_order="rgb", photometric_strength=strength)))
 
 
@@ -117,7 +117,8 @@ def test_one_step_is_momentum_sgd_with_l2_on_kernels_only():
   """The whole optimizer against the formulas, in NumPy."""
   from bn_inception import optim
   config = ConfigDict(dict(learning_rate=0.1, learning_rate_decay=0.5, learning_rate_decay_epochs=2.0, batch_size=10,
-                           weight_decay=0.3, momentum=0.9))
+                           weight_decay=0.3, momentum=0.9, learning_rate_scaling="none",
+                           learning_rate_warmup_epochs=0.0, learning_rate_factors=(), init=dict(freeze=())))
   schedule = optim.learning_rate_schedule(config, num_examples=10)  # A step an epoch: halved every 2 steps.
   optimizer = optim.make_optimizer(config, schedule)
   params = {"conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}, "bn": {"gamma": jnp.array([4.0])}}

@@ -1,7 +1,8 @@
-"""Prepares data sets as ArrayRecord: ImageNet from its official archives, and sets that TFDS has stored as TFRecord.
+"""Prepares data sets as ArrayRecord: ImageNet from its official archives, sets that TFDS has stored as TFRecord, and
+folders of images.
 
-Both work in a hidden folder beside their result, `.NAME-VERSION.preparing`, keep there what is finished (a split of
-the archives, a file of a converted set), and rename the complete set into place: a kill at any moment leaves no half
+All work in a hidden folder beside their result, `.NAME-VERSION.preparing`, keep there what is finished (a split of
+the archives, a file of a converted set; of a folder of images nothing), and rename the complete set into place: a kill at any moment leaves no half
 data set, and the same command goes on. Runs of two processes at once exclude each other.
 """
 
@@ -23,7 +24,7 @@ import time
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from bn_inception.data import cores, datasets
+from bn_inception.data import cores, datasets, own_images
 from bn_inception.data.datasets import DataError
 from bn_inception.data.host_tf import tf, tfds
 from bn_inception.data.records import TFRecordShard, open_records
@@ -33,18 +34,22 @@ _log = logging.getLogger(__name__)
 _IMAGENET = "imagenet2012:5.1.0"
 _ARCHIVES = {"validation": "ILSVRC2012_img_val.tar", "train": "ILSVRC2012_img_train.tar"}  # The short one first.
 _FULL_COUNTS = {"validation": 50_000, "train": 1_281_167}
+_NOT_OWN = ("imagenet2012", "digits", "fake")  # Names that mean something here.
 _PROGRESS_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 24  # Of records in memory at a time, in each thread that converts.
 
 
-def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
+def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str, *, holdout: float | None = None, seed: int = 0,
+            on_error: str = "fail") -> None:
   """Prepares `name` in `data_dir` from what `source` holds.
 
   Args:
-    source: a folder with the ILSVRC2012 archives or one of them, whose split alone is prepared then; or a TFDS
-      data_dir in which `name` is stored as TFRecord.
+    source: a folder with the ILSVRC2012 archives or one of them, whose split alone is prepared then; a TFDS data_dir in
+      which `name` is stored as TFRecord; or a folder of images (own_images.py).
     data_dir: TFDS data_dir for the result.
     name: NAME[/CONFIG][:VERSION], as `config.data.name`; for the archives 'imagenet2012'.
+    holdout, seed: of a folder of images, see `own_images.find`.
+    on_error: what to do where one of these cannot be read: "fail", or "skip" it.
 
   Raises:
     DataError: one sentence on what is missing, cannot be read or does not fit, and what to do.
@@ -55,6 +60,8 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
   try:
     if any((source / archive).exists() for archive in _ARCHIVES.values()):
       return _prepare_imagenet(source, data_dir, name)
+    if own_images.is_source(source):
+      return _prepare_own(source, data_dir, name, holdout, seed, on_error)
     if re.match(r"\w", name) and any(source.glob(f"{re.split('[/:]', name)[0]}/*")):
       return _convert(source, data_dir, name)
   except OSError as error:  # A full disk, a medium that fails.
@@ -63,9 +70,9 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
         "same command goes on."
     ) from error
   raise DataError(
-      f"{source} holds neither {' nor '.join(_ARCHIVES.values())} nor a prepared {name}: get the archives from "
-      "https://image-net.org/download-images (after registration) and give their folder as --source; for evaluation the "
-      "one for validation is enough."
+      f"{source} holds neither {' nor '.join(_ARCHIVES.values())} nor a prepared {name} nor a folder of images for each "
+      "class: get the archives from https://image-net.org/download-images (after registration) and give their folder "
+      "as --source (for evaluation the one for validation is enough), or that of your own images."
   )
 
 
@@ -361,7 +368,43 @@ def _convert_file(source: pathlib.Path, target: pathlib.Path, length: int, stopp
   partial.replace(target)
 
 
-# Both.
+# From a folder of images.
+
+
+def _prepare_own(source: pathlib.Path, data_dir: pathlib.Path, name: str, holdout: float | None, seed: int,
+                 on_error: str) -> None:
+  match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(\d+\.\d+\.\d+))?", name)
+  if not match or match[1] in _NOT_OWN:
+    raise DataError(f"'{name}' is no name for the images in {source}: give --name=NAME or NAME:1.0.0, of small letters, "
+                    f"digits and _, and none of {', '.join(_NOT_OWN)}.")
+  name, version = match[1], match[2] or "1.0.0"
+  target = data_dir / name / version
+  with _working_folder(target, data_dir) as work:
+    if work is None:
+      return
+    shutil.rmtree(work / "complete", ignore_errors=True)
+    found = own_images.find(source, holdout, seed)
+    total = sum(map(len, found.splits.values()))
+    _log.info("%s: checking %s images of %d classes.", source, f"{total:,}", len(found.class_names))
+    sound = own_images.check(found)
+    counts = {split: len(examples) for split, examples in sound.splits.items()}
+    if (bad := total - sum(counts.values())) and on_error == "fail":
+      raise DataError(f"{source} has {bad} bad image{'s'[:bad > 1]}, named above: mend or remove {'them' if bad > 1 else 'it'}"
+                      ", or give --on_error=skip.")
+    for label, class_name in enumerate(found.class_names):
+      if not any(example.label == label for example in sound.splits["train"]):
+        raise DataError(f"No image for training is left of the class '{class_name}': add some.")
+    if empty := [split for split, count in counts.items() if not count]:
+      raise DataError(f"No image of the {empty[0]} split is left: add some.")
+    paths = [example.path for examples in sound.splits.values() for example in examples]
+    _check_space(work, int(1.2 * sum(path.stat().st_size for path in paths)))
+    own_images.write(sound, source, name, version, work / "complete")
+    _log.info("%s", found.description)
+    _finish(work, target, f"{name}:{version}", data_dir, counts)
+    _log.info("Train on it: --config.data.name=%s --config.data.num_classes=%d", name, len(found.class_names))
+
+
+# All.
 
 
 @contextlib.contextmanager

@@ -45,7 +45,8 @@ def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:
   if not settings.enabled:
     return None
   return functools.partial(batch_norm.BatchNorm, epsilon=settings.epsilon, group_size=settings.group_size or None,
-                           use_gamma=settings.use_gamma, momentum=settings.momentum)
+                           use_gamma=settings.use_gamma, momentum=settings.momentum,
+                           frozen=tuple(config.init.freeze) if config.init.freeze_statistics else ())
 
 
 class Convolution(nn.Module):

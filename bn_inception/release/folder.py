@@ -127,7 +127,7 @@ def read(path: pathlib.Path) -> Release:
   Raises:
     ReleaseError: if its files are damaged or do not belong together.
   """
-  config = _read_config(path)
+  config = read_config(path)
   content = source_file.read(path / _WEIGHTS)
   try:
     flat = safetensors.numpy.load(content)
@@ -148,7 +148,7 @@ def read(path: pathlib.Path) -> Release:
                  _read_metrics(path), _read_torch_layout(path, content, shapes))
 
 
-def _read_config(path: pathlib.Path) -> ConfigDict:
+def read_config(path: pathlib.Path) -> ConfigDict:
   try:
     config = run_directory.read_config(path)
     config_checks.check_config(config, devices=1)

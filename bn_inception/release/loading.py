@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import models
+from bn_inception import models, paths
 from bn_inception.config_dict import ConfigDict
 from bn_inception.data.preprocessing import preprocess
 from bn_inception.release import (caffe_file, folder, hub, mxnet_file, peers, run, source_file, tensorflow_file,
@@ -56,6 +56,14 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
     return _with_provenance(path, content, _from_content(path, content, nodes))
   except ReleaseError as error:
     raise ReleaseError(f"{path} cannot be used: {error}.") from error
+
+
+def read_config(path: str | os.PathLike) -> ConfigDict:
+  """The config of what `read` reads, of a release folder or run directory without its weights; arguments as there."""
+  local = hub.local_path(path)
+  if folder.is_folder(local):
+    return folder.read_config(local)
+  return run.read_config(local) if run.is_run(local) else read(local).config
 
 
 def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Release:

@@ -52,7 +52,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
   workdir = pathlib.Path(paths.local(workdir, "--workdir"))
   if statistics not in STATISTICS:
     raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
-  config = _read_config(workdir)
+  config = read_config(workdir)
   if data_dir is not None:
     config.data.dir = os.fspath(data_dir)
   mesh = sharding.make_mesh(devices)
@@ -75,7 +75,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
   return Release(config, jax.tree.map(np.asarray, jax.device_get(collections)), labels, metrics)
 
 
-def _read_config(workdir: pathlib.Path) -> ConfigDict:
+def read_config(workdir: pathlib.Path) -> ConfigDict:
   try:
     config = run_directory.read_config(workdir)
     config_checks.check_config(config, devices=1)

@@ -1,0 +1,138 @@
+"""Starting from a trained network (`config.init`): fine-tuning.
+
+Architecture and preprocessing are those of the checkpoint, which a config must not contradict; configs/finetune.py takes
+them from there. What begins anew (`init.skip`, and the logits where the classes are others) has the values of a new run.
+"""
+
+import hashlib
+import json
+import logging
+import typing
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+
+from bn_inception import parameter_names
+from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import ConfigError
+from bn_inception.release import loading
+from bn_inception.state import TrainState
+
+if typing.TYPE_CHECKING:  # The training step is made where no TensorFlow is installed (diagnose.py).
+  from bn_inception.data.datasets import Split
+
+# What a network that is tuned has in common with the one that it starts from: of `model` all but what counts in
+# training only.
+_OF_TRAINING = ("dropout_rate", "auxiliary_heads", "init_scale", "init_std")
+_BATCH_NORM = ("enabled", "epsilon", "use_gamma", "in_stem", "per_activation")
+_DATA = ("image_size", "eval_resize", "mean", "std", "channel_order", "binary")
+
+_log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+  """Where a run starts from.
+
+  Attributes:
+    variables: {"params", "batch_stats"}, nested, of the checkpoint.
+    skip: patterns of what begins anew.
+    record: for the run's status: the `checkpoint` as the config names it, the `sha256` of its variables, `skip`.
+  """
+
+  variables: dict[str, Any]
+  skip: tuple[str, ...]
+  record: dict[str, Any]
+
+
+def fields(config: ConfigDict) -> dict[str, Any]:
+  """What a config must have in common with its checkpoint, by the names of the keys."""
+  of_model = [name for name in config.model if name not in _OF_TRAINING]
+  sections = {"model": of_model, "batch_norm": _BATCH_NORM, "data": _DATA}
+  return {f"{section}.{name}": config[section][name] for section, names in sections.items() for name in names}
+
+
+def read(config: ConfigDict, params: Any, split: "Split") -> Start:
+  """Reads `init.checkpoint` and checks the config against it.
+
+  Args:
+    config: of the run, with `init.checkpoint`.
+    params: the parameters of its network, or their shapes.
+    split: of training, which knows the classes.
+
+  Raises:
+    ReleaseError: if the checkpoint cannot be used; of a run also what `release.from_run` raises.
+    ConfigError: if the config contradicts it, or freezes what begins anew.
+  """
+  source = loading.read(config.init.checkpoint)
+  ours, theirs = fields(config), fields(source.config)
+  _check_same(config.init.checkpoint, ours, theirs)
+  others = source.labels != split.label_names if source.labels else source.config.data.num_classes != split.num_classes
+  skip = (*config.init.skip, *(("logits",) if others else ()))
+  if others:
+    _log.info("The classes of %s are not those of %s: the logits begin anew.", config.init.checkpoint, split.name)
+  elif not source.labels:
+    _log.warning("%s does not tell the names of its %d classes; they are taken to be those of %s.",
+                 config.init.checkpoint, split.num_classes, split.name)
+  anew = [name for name in parameter_names.names(params) if not parameter_names.is_loaded(name, skip)]
+  if frozen := [name for name in anew if parameter_names.matches(name, config.init.freeze)]:
+    raise ConfigError(f"init.freeze keeps {frozen[0]} at its value, but it begins anew, and would stay random: take it "
+                      "out of init.freeze or of init.skip.")
+  record = {"checkpoint": config.init.checkpoint, "sha256": _digest(source.variables), "skip": list(skip)}
+  return Start(source.variables, skip, record)
+
+
+def apply(start: Start, state: TrainState) -> TrainState:
+  """The state before the first step, with the values of the checkpoint."""
+  def loaded(collection: str, tree: Any) -> Any:
+    flat = flax.traverse_util.flatten_dict(start.variables.get(collection, {}), sep="/")
+    # Placed as what they replace: on every device.
+    is_loaded = lambda name: parameter_names.is_loaded(name, start.skip)
+    return parameter_names.map_named(
+        lambda name, leaf: jax.device_put(flat[name], leaf.sharding) if is_loaded(name) else leaf, tree)
+
+  params = loaded("params", state.params)
+  return state.replace(params=params, batch_stats=loaded("batch_stats", state.batch_stats),
+                       # Copies: the step takes the memory of both.
+                       ema_params=None if state.ema_params is None else loaded("params", state.ema_params))
+
+
+def check_patterns(config: ConfigDict, params: Any) -> None:
+  """Checks that each pattern of the config is of some parameter, and that something is left to train.
+
+  Raises:
+    ConfigError: otherwise.
+  """
+  names = parameter_names.names(params)
+  factors = [parameter_names.factor(entry)[0] for entry in config.learning_rate_factors]
+  for key, patterns in (("init.skip", config.init.skip), ("init.freeze", config.init.freeze),
+                        ("learning_rate_factors", factors)):
+    for pattern in patterns:
+      if not any(parameter_names.matches(name, (pattern,)) for name in names):
+        modules = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
+        raise ConfigError(f"{key} has {pattern!r}, which is of no parameter: they are in {modules}, and one is called "
+                          f"{names[0]}.")
+  if all(parameter_names.matches(name, config.init.freeze) for name in names):
+    raise ConfigError("init.freeze keeps every parameter, so that nothing is left to train: leave some out.")
+
+
+def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+  plain = lambda value: json.loads(json.dumps(value))  # Tuples and lists are one.
+  different = [name for name in theirs if name not in ours or plain(ours[name]) != plain(theirs[name])]
+  if "model.name" in different:
+    different = ["model.name"]
+  if different:
+    wanted = " ".join(f'--config.{name}="{theirs[name]}"' for name in different)
+    raise ConfigError(f"The config contradicts {checkpoint}, whose architecture and preprocessing it has to follow, in "
+                      f"{', '.join(different)}: give --config=finetune:{checkpoint}, or {wanted}.")
+
+
+def _digest(variables: dict[str, Any]) -> str:
+  """SHA-256 of names, shapes and values, the same in whatever format they are stored."""
+  digest = hashlib.sha256()
+  for name, leaf in sorted(flax.traverse_util.flatten_dict(variables, sep="/").items()):
+    leaf = np.ascontiguousarray(leaf)
+    digest.update(f"{name} {leaf.shape} {leaf.dtype}\n".encode())
+    digest.update(leaf.data)
+  return digest.hexdigest()
