@@ -114,6 +114,10 @@ def test_data_that_are_there_in_another_way_are_said_to_be(tmp_path):
   for place in (folder, folder.parent):
     with pytest.raises(datasets.DataError, match=f"give data.dir={tmp_path / 'data'}"):
       opened(place, "own")
+  moved = folder.rename(tmp_path / "data" / "moved")
+  with pytest.raises(datasets.DataError, match="is the folder of a data set itself"):
+    opened(moved, "own")
+  moved.rename(folder)
   (folder / "features.json").unlink()
   with pytest.raises(datasets.DataError, match="without features.json, as TFDS before 3.2.1"):
     opened(tmp_path / "data", "own")
