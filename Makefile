@@ -5,10 +5,11 @@ BIN := .venv/bin
 # Sets of packages beyond requirements.txt: requirements-NAME.txt, and tests with the marker NAME.
 OPTIONAL := torch onnx tpu kubernetes
 
-.PHONY: help install quickstart test test-all test-optional clean
+.PHONY: help install quickstart lint test test-all test-optional clean
 
 help:
 	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, 3 to 4 minutes on 2 CPU cores"
+	@echo "make lint         the style of all files and the types of the public modules"
 	@echo "make test         the tests"
 	@echo "make test-all     the tests and the slow end-to-end checks"
 	@echo "make test-optional  the tests that need $(OPTIONAL), each in an environment of its own (.venv-NAME)"
@@ -35,6 +36,11 @@ endef
 quickstart: install
 	$(BIN)/python scripts/train.py --config=configs/bn_x5.py:quickstart \
 	  --config.data.dir=$(RUNS)/data --workdir=$(RUNS)/quickstart
+
+lint: install
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile

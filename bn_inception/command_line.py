@@ -126,7 +126,7 @@ def _with_shipped_config(word: str) -> str:
   if flag.lstrip("-") != "config" or os.path.exists(path):
     return word
   name = path.removeprefix("configs/").removesuffix(".py")
-  shipped = pathlib.Path(configs.__file__).with_name(f"{name}.py")
+  shipped = pathlib.Path(configs.__file__).parent / f"{name}.py"
   return f"{flag}={shipped}{colon}{argument}" if name.isidentifier() and shipped.exists() else word
 
 
@@ -153,6 +153,8 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
 
 
 def _last_line(error: Exception) -> str:
+  if isinstance(error.__context__, UserError):  # absl puts the flag before, which our sentence names already.
+    return str(error.__context__)
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return (lines or [repr(error)])[-1].removeprefix("ValueError: ")
 

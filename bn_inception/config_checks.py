@@ -165,7 +165,7 @@ def check_data(config: ConfigDict, split: "Split") -> None:
   """Checks a config against the data that it names.
 
   Raises:
-    DataError: if classes or channels differ, or there are no examples.
+    DataError: if classes or channels differ, there are no examples, or statistics would be of a single value.
   """
   if not split.num_examples:
     raise DataError(f"{split.name} has no examples in '{split.split}': choose another split.")
@@ -180,3 +180,14 @@ def check_data(config: ConfigDict, split: "Split") -> None:
     if length != split.image_channels:
       raise DataError(f"{split.name} has {split.image_channels} channels, but data.{name} has {length} values: give "
                       "one for each channel.")
+  group_size = config.batch_norm.group_size or config.batch_size
+  if (config.batch_norm.enabled and "batch" in config.eval.statistics and split.split == config.data.eval_split
+      and split.num_examples % group_size == 1):
+    of_one = config.copy_and_resolve_references()
+    of_one.batch_norm.group_size = 1
+    try:
+      _check_single_values(of_one)
+    except ConfigError as error:
+      raise DataError(f"{split.name} {split.split} has {split.num_examples:,} examples, of which one is left for the "
+                      f"last BN group of {group_size}, whose statistics would be of a single value: take 'batch' out of "
+                      "eval.statistics, or choose another data.eval_split.") from error

@@ -402,7 +402,7 @@ def _agree(name: str) -> None:
     store.key_value_set(f"{_KEYS}/agree/{name}/{jax.process_index()}", json.dumps(own))
     end = time.monotonic() + _state.lost_after
     while len(places := store.key_value_dir_get(f"{_KEYS}/agree/{name}")) < count:
-      for key, text in store.key_value_dir_get(f"{_KEYS}/news/end"):
+      for _, text in store.key_value_dir_get(f"{_KEYS}/news/end"):
         _end_with(json.loads(text))
       if time.monotonic() > end:
         _lost(f"Not all of the {count} processes answered within {_state.lost_after:.0f} s")

@@ -2,7 +2,6 @@
 
 import pathlib
 
-from absl import flags
 
 from bn_inception import command_line
 

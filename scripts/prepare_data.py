@@ -14,8 +14,8 @@ from absl import flags
 from bn_inception import command_line
 
 _SOURCE = command_line.define_path(
-    "source", None, "Folder with the ILSVRC2012 archives, a TFDS data_dir with TFRecord files, or a folder of images.",
-    required=True)
+    "source", None, "Folder with the ILSVRC2012 archives (that for validation is enough for evaluation), a TFDS data_dir "
+    "with TFRecord files, or a folder of images.", required=True)
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir for the result.", required=True)
 _NAME = flags.DEFINE_string("name", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
 _HOLDOUT = flags.DEFINE_float(

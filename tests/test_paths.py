@@ -48,7 +48,16 @@ def test_the_environments_data_dir_is_checked_as_the_configs(monkeypatch):
     datasets.open_split(ConfigDict({"name": "digits", "dir": "s3://b"}), "train")
 
 
-@pytest.mark.parametrize("script", sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "scripts").glob("*.py")))
+SCRIPTS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "scripts").glob("*.py"))
+
+
+def test_the_table_of_runs_takes_paths_as_all_scripts(repository):
+  result = subprocess.run([sys.executable, "scripts/status.py", "gs://runs"], cwd=repository, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": str(repository)}, text=True, check=False)
+  assert result.returncode == 2 and "A run 'gs://runs' is a URL" in result.stderr
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "status"])  # Which has no flags.
 def test_every_flag_that_is_a_path_is_treated(script, repository, tmp_path):
   """By what the flags are called, so that no script makes an exception."""
   program = ("import runpy, sys; from absl import flags; from bn_inception import command_line\n"
@@ -70,3 +79,13 @@ def test_a_config_file_in_the_home_is_read(repository, tmp_path):
   result = subprocess.run([sys.executable, "scripts/describe.py", "--config=~/own.py:bn"], cwd=repository,
                           env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, text=True, check=False)
   assert result.returncode == 0 and "trainable parameters" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("words, sentence", [
+    (["--workdir=gs://x/y", "--config=bn_x5"], "--workdir 'gs://x/y' is a URL"), (["--workdir="], "--workdir is empty"),
+    (["--config=s3://x.py", "--workdir=x"], "--config 's3://x.py' is a URL")])
+def test_the_sentence_names_the_flag_once(repository, words, sentence):
+  result = subprocess.run([sys.executable, "scripts/train.py", *words], cwd=repository, capture_output=True, text=True,
+                          check=False)
+  assert result.returncode == 2
+  assert result.stderr.strip().startswith(f"train.py: {sentence}"), result.stderr

@@ -1,5 +1,6 @@
 """Kinds of trouble that users of such software report, each by a small case: data, files, layers, checkpoints."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -113,6 +114,10 @@ def test_data_that_are_there_in_another_way_are_said_to_be(tmp_path):
   for place in (folder, folder.parent):
     with pytest.raises(datasets.DataError, match=f"give data.dir={tmp_path / 'data'}"):
       opened(place, "own")
+  moved = folder.rename(tmp_path / "data" / "moved")
+  with pytest.raises(datasets.DataError, match="is the folder of a data set itself"):
+    opened(moved, "own")
+  moved.rename(folder)
   (folder / "features.json").unlink()
   with pytest.raises(datasets.DataError, match="without features.json, as TFDS before 3.2.1"):
     opened(tmp_path / "data", "own")
@@ -129,6 +134,23 @@ def test_groups_of_one_value_are_refused(config, image_size, refused):
       config_checks.check_config(config, devices=1)
   else:
     config_checks.check_config(config, devices=1)
+
+
+@pytest.mark.parametrize("config, num_examples, statistics, refused", [
+    (mnist.get_config("bn"), 1 + 3 * 60, ("running", "batch"), True), (mnist.get_config("bn"), 1, ("batch",), True),
+    (mnist.get_config("bn"), 2 + 3 * 60, ("batch",), False), (mnist.get_config("bn"), 1 + 3 * 60, ("running",), False),
+    (mnist.get_config("plain"), 1 + 3 * 60, ("batch",), False),
+    (bn_x5.get_config("quickstart"), 1 + 3 * 32, ("batch",), False)])  # Its smallest map is 4x4.
+def test_a_last_group_of_one_value_is_refused(config, num_examples, statistics, refused):
+  config.eval.statistics = statistics
+  data = config.data.copy_and_resolve_references()
+  data.name = "fake"
+  split = dataclasses.replace(datasets.open_split(data, config.data.eval_split), num_examples=num_examples)
+  if refused:
+    with pytest.raises(datasets.DataError, match="of which one is left for the last BN group"):
+      config_checks.check_data(config, split)
+  else:
+    config_checks.check_data(config, split)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"{", b"[1]", b"\xff{}", b"null"])

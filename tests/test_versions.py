@@ -77,7 +77,7 @@ def test_all_archived_runs_of_a_plan_are_runs_of_it(repository):
       assert run_directory.changed_fields(path.parent, configs[name]) == [], name
       execution._check_unchanged(path.parent, configs[name])  # pylint: disable=protected-access
   assert compared >= 87 and lacking >= 20
-  text = "".join(page._runs(measured.collect(repository / "results" / "figure1")))  # pylint: disable=protected-access
+  text = str(page._runs(measured.collect(repository / "results" / "figure1")))  # pylint: disable=protected-access
   assert "mnist/mnist_bn/seed0" in text and "made with another config" not in text
 
 

@@ -245,7 +245,7 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
 def _is_name(feature: tfds.features.FeatureConnector) -> bool:
   """Whether a feature is one text or whole number an example, which can name it."""
   return isinstance(feature, tfds.features.Tensor) and feature.shape == () and (
-      feature.np_dtype == object or np.issubdtype(feature.np_dtype, np.integer))
+      np.dtype(feature.np_dtype).kind == "O" or np.issubdtype(feature.np_dtype, np.integer))
 
 
 def _element(feature: tfds.features.FeatureConnector) -> tfds.features.FeatureConnector:

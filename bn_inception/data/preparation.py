@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from ml_collections import ConfigDict
 
 from bn_inception.data import cores, datasets, own_images
 from bn_inception.data.datasets import DataError
-from bn_inception.data.host_tf import tfds
+from bn_inception.data.host_tf import tf, tfds
 from bn_inception.data.records import TFRecordShard, open_records
 
 _log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str, *, holdout:
   """Prepares `name` in `data_dir` from what `source` holds.
 
   Args:
-    source: a folder with the two ILSVRC2012 archives, a TFDS data_dir in which `name` is stored as TFRecord, or a folder
-      of images (own_images.py).
+    source: a folder with the ILSVRC2012 archives or one of them, whose split alone is prepared then; a TFDS data_dir in
+      which `name` is stored as TFRecord; or a folder of images (own_images.py).
     data_dir: TFDS data_dir for the result.
     name: NAME[/CONFIG][:VERSION], as `config.data.name`; for the archives 'imagenet2012'.
     holdout, seed: of a folder of images, see `own_images.find`.
@@ -69,9 +70,9 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str, *, holdout:
         "same command goes on."
     ) from error
   raise DataError(
-      f"{source} holds neither {' and '.join(_ARCHIVES.values())} nor a prepared {name} nor a folder of images for each "
+      f"{source} holds neither {' nor '.join(_ARCHIVES.values())} nor a prepared {name} nor a folder of images for each "
       "class: get the archives from https://image-net.org/download-images (after registration) and give their folder "
-      "as --source, or that of your own images."
+      "as --source (for evaluation the one for validation is enough), or that of your own images."
   )
 
 
@@ -82,26 +83,28 @@ def _prepare_imagenet(source: pathlib.Path, data_dir: pathlib.Path, name: str) -
   """Lets TFDS prepare one split after the other, each in a folder of its own, and puts them together."""
   if name not in ("imagenet2012", _IMAGENET):
     raise DataError(f"The archives in {source} are those of {_IMAGENET}, not of '{name}': give --name=imagenet2012.")
-  missing = [archive for archive in _ARCHIVES.values() if not (source / archive).exists()]
-  if missing:
-    raise DataError(
-        f"{source} lacks {missing[0]}: get it from https://image-net.org/download-images (after registration); "
-        "both archives are needed."
-    )
   target = data_dir / "imagenet2012" / _IMAGENET.partition(":")[2]
   with _working_folder(target, data_dir) as work:
     if work is None:
-      return
+      return _check_has_all(source, target)
     complete = work / "complete" / target.relative_to(data_dir)
     complete.mkdir(parents=True, exist_ok=True)
     counts, to_do = {}, []
     for split, archive in _ARCHIVES.items():
-      size = (source / archive).stat().st_size
+      there = (source / archive).exists()
       done = _read_json(work / f"{split}.json")
-      if done and done["archive"] == _identity(source / archive):
+      if done and (not there or done["archive"] == _identity(source / archive)):
         _log.info("%s: finished by an earlier run, %s examples.", split, f"{done['examples']:,}")
         counts[split] = done["examples"]
         continue
+      if not there:
+        _discard_split(work, complete, split)
+        _log.warning(
+            "%s: %s is not in %s; going on without this split%s.", split, archive, source,
+            ", which training needs and evaluation on 'validation' does not" if split == "train" else "",
+        )
+        continue
+      size = (source / archive).stat().st_size
       if (work / split).exists():
         _log.info("%s: removing what an interrupted run left, this split starts again.", split)
       _discard_split(work, complete, split)
@@ -119,10 +122,18 @@ def _prepare_imagenet(source: pathlib.Path, data_dir: pathlib.Path, name: str) -
     for split in to_do:
       _prepare_split(source, work, complete, split, counts[split])
 
-    infos = {split: _read_json(work / f"{split}.json")["dataset_info"] for split in _ARCHIVES}
-    info = infos["train"] | {"splits": [infos[split]["splits"][0] for split in ("train", "validation")]}
-    _write_json(complete / "dataset_info.json", info)
+    infos = [_read_json(work / f"{split}.json")["dataset_info"] for split in ("train", "validation") if split in counts]
+    _write_json(complete / "dataset_info.json", infos[0] | {"splits": [info["splits"][0] for info in infos]})
     _finish(work, target, "imagenet2012", data_dir, counts)
+
+
+def _check_has_all(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Raises DataError if a set that is prepared already lacks a split whose archive there is by now."""
+  have = [facts["name"] for facts in _read_json(target / "dataset_info.json")["splits"]]
+  for split, archive in _ARCHIVES.items():
+    if split not in have and (source / archive).exists():
+      raise DataError(f"{target} was prepared without {archive} and has no split '{split}': remove it and run this "
+                      "again, or give another --data_dir.")
 
 
 def _check_archive(path: pathlib.Path, split: str) -> int:
@@ -171,10 +182,11 @@ def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.P
   (archives / _ARCHIVES[split]).symlink_to((source / _ARCHIVES[split]).absolute())
   if split == "train":
     # The builder looks into the validation archive in any case: it is shown one with a single image.
-    with tarfile.open(source / _ARCHIVES["validation"], "r:") as whole:
-      first = next(member for member in whole if member.isfile())
-      with tarfile.open(archives / _ARCHIVES["validation"], "w:") as one:
-        one.addfile(first, whole.extractfile(first))
+    with tarfile.open(archives / _ARCHIVES["validation"], "w:") as one:
+      image = tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG")
+      content = tf.io.encode_jpeg(tf.zeros([1, 1, 3], tf.uint8)).numpy()
+      image.size = len(content)
+      one.addfile(image, io.BytesIO(content))
   identity = _identity(source / _ARCHIVES[split])
   tfds.disable_progress_bar()
   with _progress(split, folder, (source / _ARCHIVES[split]).stat().st_size):

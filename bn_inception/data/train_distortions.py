@@ -17,7 +17,7 @@ import math
 import cv2
 import numpy as np
 
-from bn_inception.data import stream
+from bn_inception.data import evaluation_crops, stream
 from bn_inception.data.host_tf import tf
 
 INTERPOLATIONS = ("random", "bilinear")
@@ -65,10 +65,10 @@ def random_crops(
   # 'bilinear' is the first method.
   methods = (uniforms[:, -1] * (len(_METHODS) if interpolation == "random" else 1)).astype(int)
   mirrored = flip & (uniforms[:, -2] < 0.5)
-  # Only the header of a JPEG is read before its crop; other formats are decoded whole.
+  # Only the header of a JPEG is read before its crop; other formats, and unusual headers, are decoded whole.
   shapes = [_jpeg_shape(image) for image in encoded]
   jpegs = [row for row, shape in enumerate(shapes) if shape]
-  others = {row: tf.io.decode_image(encoded[row], channels=channels, expand_animations=False).numpy()
+  others = {row: evaluation_crops.decode(encoded[row], channels=channels).numpy()
             for row, shape in enumerate(shapes) if not shape}
   shapes = np.array([shape or others[row].shape[:2] for row, shape in enumerate(shapes)])
   boxes = _random_boxes(shapes, uniforms[:, : 4 * _TRIES].reshape(-1, 4, _TRIES), crop_area, crop_aspect)
@@ -76,9 +76,15 @@ def random_crops(
            for row, image in others.items() for top, left, height, width in [boxes[row]]}
   if jpegs:
     decode = _jpeg_crop_decoder(len(jpegs), channels)
-    decoded = decode(tf.constant([encoded[row] for row in jpegs]), tf.constant(boxes[jpegs]))
+    top, left, height, width = boxes[jpegs].T
+    # The decoder makes colours from those of the pixels beside, and takes the sides of a crop for those of the image:
+    # with a column more on each the pixels are those of the whole image.
+    first, end = np.maximum(left - 1, 0), np.minimum(left + width + 1, shapes[jpegs, 1])
+    wider = np.stack([top, first, height, end - first], axis=1).astype(np.int32)
+    decoded = decode(tf.constant([encoded[row] for row in jpegs]), tf.constant(wider))
     # Without a copy, unlike Tensor.numpy().
-    crops |= {row: np.asarray(memoryview(image)) for row, image in zip(jpegs, decoded)}
+    crops |= {row: np.asarray(memoryview(image))[:, margin : margin + columns]
+              for row, image, margin, columns in zip(jpegs, decoded, left - first, width)}
   mirror = np.empty_like(out[0])
   for row, crop in crops.items():
     if mirrored[row]:  # After resizing, when there are fewer pixels to move.
@@ -104,7 +110,7 @@ def _jpeg_crop_decoder(count: int, channels: int) -> Callable[[tf.Tensor, tf.Ten
 
 
 def _jpeg_shape(encoded: bytes) -> tuple[int, int] | None:
-  """Height and width from the frame header of a JPEG file; None for other files and those without a frame header.
+  """Height and width from the frame header of a sequential JPEG file; None for others, and with anything unusual before.
 
   A tenth of the time of TensorFlow's operation, which sets up its whole decoder.
   """
@@ -112,13 +118,19 @@ def _jpeg_shape(encoded: bytes) -> tuple[int, int] | None:
     return None
   place = 2
   while place + 9 <= len(encoded):
-    marker = encoded[place + 1]
+    marker, length = encoded[place + 1], int.from_bytes(encoded[place + 2 : place + 4])
+    if encoded[place] != 0xFF:  # What stands between segments a decoder passes over.
+      return None
     if marker == 0xFF:  # Padding.
       place += 1
-    elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # The others are tables.
+    elif marker in (0xC0, 0xC1):  # Sequential.
       return int.from_bytes(encoded[place + 5 : place + 7]), int.from_bytes(encoded[place + 7 : place + 9])
+    # Progressive or arithmetic coding (a decoder smooths what is missing of a progressive image by its neighbours, which
+    # a crop lacks), no segment with a length, or the image data.
+    elif marker in (0x00, 0x01, *range(0xC2, 0xDB)) and marker != 0xC4 or length < 2:
+      return None
     else:
-      place += 2 + int.from_bytes(encoded[place + 2 : place + 4])
+      place += 2 + length
   return None
 
 

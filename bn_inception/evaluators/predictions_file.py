@@ -61,10 +61,19 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
   path = folder / PREDICTIONS
   if not path.exists():
     return 0
-  lines = run_directory.whole_lines(path, lambda line: "id" in line and ("skipped" in line or "top5" in line))
+  lines = run_directory.whole_lines(path, _is_prediction)
   if (whole := sum(len(line.encode()) + 1 for line in lines)) < path.stat().st_size:
     os.truncate(path, whole)
   return len(lines)
+
+
+def _is_prediction(line: dict[str, Any]) -> bool:
+  """Whether a line has all that `metrics` counts; it may also raise, see `run_directory.whole_lines`."""
+  if "skipped" in line:
+    return isinstance(line["id"], str)
+  labels = line["label"] if isinstance(line["label"], list) else [line["label"]]
+  return isinstance(line["id"], str) and all(isinstance(label, int) for label in labels) and isinstance(
+      line["top5"], list) and 0 <= line["label_probability"] < 1 + 1e-6  # Of several labels a sum of rounded numbers.
 
 
 @contextlib.contextmanager

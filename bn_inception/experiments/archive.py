@@ -6,7 +6,7 @@ from typing import Any
 
 from bn_inception import run_directory
 from bn_inception.experiments import plans
-from bn_inception.report import measured
+from bn_inception.report import measured, speedup
 
 _DIGITS = 5  # Enough for the accuracy over any of the test sets.
 
@@ -17,7 +17,7 @@ def figure_of(experiment: str) -> str:
     return "sweep"
   if experiment.startswith("mnist_"):
     return "figure1"
-  if experiment in plans.VARIANTS + plans.FAILING:
+  if experiment in plans.VARIANTS + plans.FAILING or experiment.startswith(speedup.CONTROLS):
     return "figure3"
   return "figure4" if experiment == "ensemble" else "ablation"
 

@@ -17,7 +17,8 @@ XLA's other convolutions stay, 160 to 450: im2col and sums over taps, in chunks 
 whole step gains less than its own spread.
 
 Nothing here mixes examples but the sum over the batch in a kernel's gradient: sharded over the batch under
-`jax.set_mesh`, a program needs that one all-reduce and no other communication. (XLA gathers the batch for groups that are not depthwise: avoid them.)
+`jax.set_mesh`, a program needs that one all-reduce and no other communication. (XLA gathers the batch for groups that are
+not depthwise: avoid them.)
 """
 
 import functools

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import models
+from bn_inception import models, paths
 from bn_inception.config_dict import ConfigDict
 from bn_inception.data.preprocessing import preprocess
 from bn_inception.release import (caffe_file, folder, hub, mxnet_file, peers, run, source_file, tensorflow_file,

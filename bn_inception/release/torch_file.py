@@ -38,7 +38,12 @@ _PUSHED_VALUE = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lamb
                  "EMPTY_LIST": list, "EMPTY_DICT": dict}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
-_PARALLEL = "module."
+_PREFIXES = ("module.", "_orig_mod.", "model.")  # Of DataParallel, torch.compile, Lightning.
+_AVERAGED = "n_averaged"  # What AveragedModel keeps beside its "module.".
+# Of settings and numbers that training scripts save beside the network: nothing is made of them.
+_INERT = frozenset([("argparse", "Namespace"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
+                    ("numpy._core.multiarray", "scalar"), ("_codecs", "encode"), ("torch", "Size")])
+_MAX_WRAPPERS = 4
 _MAX_AXES = 8
 _MAX_INSTRUCTIONS = 10**6  # Inception-BN has 20,000.
 
@@ -71,6 +76,10 @@ def _rebuild_parameter(tensor: Any, *_: Any) -> Any:
   return tensor
 
 
+def _nothing(*_: Any) -> None:
+  """Stands for what is in _INERT."""
+
+
 def _set_items(target: Any, items: list[Any]) -> None:
   """Of a dict, whose keys are text, or the numbers of an optimizer's state.
 
@@ -99,8 +108,11 @@ def _find(module: Any, name: Any) -> Any:
            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
+  if (module, name) in _INERT:
+    return _nothing
   if (module, name) not in known:
-    raise ReleaseError(f"its pickle asks for {module}.{name}, which no state dict needs; nothing of it was executed")
+    raise ReleaseError(f"its pickle asks for {module}.{name}, which no state dict needs, and nothing of it was executed: "
+                       "save the network's state_dict() alone")
   return known[module, name]
 
 
@@ -196,9 +208,14 @@ def _load_pickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None
         stack.append(storage)
       case "REDUCE":
         arguments, function = stack.pop(), stack.pop()
-        if function not in (_ordered_dict, _rebuild_tensor, _rebuild_parameter):
+        if function not in (_ordered_dict, _rebuild_tensor, _rebuild_parameter, _nothing):
           raise ReleaseError("its pickle calls something that is no function")
         stack.append(function(*arguments))
+      case "NEWOBJ":
+        _, function = stack.pop(), stack.pop()
+        if function is not _nothing:
+          raise ReleaseError("its pickle makes an object, which no state dict needs; nothing of it was executed")
+        stack.append(None)
       case "BUILD":  # Attributes, such as the versions of PyTorch's layers.
         stack.pop()
       case "STOP":
@@ -242,22 +259,31 @@ def _read_legacy(content: bytes) -> tuple[Any, dict[str, bytes]]:
 
 
 def _named_tensors(tree: Any) -> dict[str, _Tensor]:
-  """The state dict, of a checkpoint too, which has it under one of _WRAPPERS beside an epoch, an optimizer and others.
+  """The state dict, of a checkpoint too, which has it beside an epoch, an optimizer, a best accuracy and others.
 
-  The names are those of the network itself, without the prefix that DataParallel puts before all of them.
+  There it is what one of _WRAPPERS names, else the only dict of tensors. The names are those of the network itself,
+  without the prefix that what wrapped it in training has put before all of them.
   """
-  while isinstance(tree, dict) and not any(isinstance(value, _Tensor) for value in tree.values()):
+  for _ in range(_MAX_WRAPPERS):  # A hostile dict may hold itself.
+    if not isinstance(tree, dict):
+      break
     inner = [name for name in _WRAPPERS if isinstance(tree.get(name), dict) and tree[name]]
+    inner = inner or [name for name, value in tree.items() if _is_state_dict(value)]
     if len(inner) != 1:
       break
     tree = tree[inner[0]]
-  if not isinstance(tree, dict) or not all(
-      isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tree.items()):
+  if not _is_state_dict(tree) and tree != {}:
     raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name, or a checkpoint "
                        f"with one as {' or '.join(_WRAPPERS)}")
-  while tree and all(name.startswith(_PARALLEL) for name in tree):
-    tree = {name.removeprefix(_PARALLEL): tensor for name, tensor in tree.items()}
+  while prefix := next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in tree) and all(
+      name.startswith(prefix) or name == _AVERAGED for name in tree)), None):
+    tree = {name.removeprefix(prefix): tensor for name, tensor in tree.items() if name != _AVERAGED}
   return dict(tree)
+
+
+def _is_state_dict(tree: Any) -> bool:
+  return isinstance(tree, dict) and bool(tree) and all(
+      isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tree.items())
 
 
 def _tensors(tree: Any, storages: dict[str, bytes]) -> dict[str, np.ndarray]:

@@ -1,44 +1,159 @@
-"""The claims of the abstract and of §4, each beside what was measured, with a verdict in plain words.
+"""The claims of the abstract and of §4 as one table, and the statistics that judge them as another.
 
-confirmed, refuted: what was measured agrees or disagrees with the claim in its direction; the sizes stand beside each
-other for the reader. undecided: the difference is within two standard errors (see `greater`), or the seeds disagree.
-not measured: a run that it takes is missing or unfinished.
+A verdict is that of `verdicts.decide`: confirmed or refuted if the 95% confidence interval lies wholly beyond the
+claim's threshold, undecided if it does not, or if a side has a single seed. Thresholds are in the table, and fixed
+before runs are made; what the paper does not claim has none and is shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 import statistics
 from typing import NamedTuple
 
-from bn_inception.report import measured, paper
+from bn_inception.report import measured, paper, speedup, verdicts
 from bn_inception.report.measured import Result, Spread
-
-CONFIRMED, REFUTED, UNDECIDED, NOT_MEASURED = "confirmed", "refuted", "undecided", "not measured"
+from bn_inception.report.verdicts import CONFIRMED, NOT_MEASURED, REFUTED, SHOWN, UNDECIDED
 
 Experiments = dict[str, list[Result]]
 Evaluations = dict[str, tuple[dict, dict[str, float]]]
 
+NO_WORSE = -0.01  # Non-inferiority: less than a point of top-1 accuracy, about what the paper's single changes gain.
+MANY = 2.0  # "Many times" fewer steps are at least so many.
+
 
 class Claim(NamedTuple):
-  """A row of the table: what the paper claims (where), its number, ours, the verdict, the command that measures it."""
+  """A row of the table.
 
-  claim: str
+  Attributes:
+    key: its anchor on the page.
+    text, section, paper: what the paper claims, where, and its numbers.
+    figure: the word of scripts/reproduce.py that makes its runs.
+    statistic: of STATISTICS.
+    of, beside: the experiments compared; `beside` may be empty.
+    threshold: that the statistic must exceed, in its own unit.
+    plateau: of which experiment steps are counted to; empty: the best of Inception's, and Inception itself stands for
+      the fastest of its lengths. (BN-Baseline differs from Inception by BN alone, its length is Inception's.)
+  """
+
+  key: str
+  text: str
   section: str
   paper: str
-  measured: str
+  figure: str
+  statistic: str
+  of: str
+  beside: str = ""
+  threshold: float = 0.0
+  plateau: str = ""
+
+
+class Finding(NamedTuple):
+  """What was measured of a claim at one scale.
+
+  Attributes:
+    verdict: one of `verdicts`.
+    measured: the numbers.
+    seeds: which seeds they are of.
+    power: of an undecided row, the smallest effect that its seeds could have shown.
+    experiments: whose runs they are.
+  """
+
   verdict: str
-  command: str
+  measured: str
+  seeds: str = ""
+  power: str = ""
+  experiments: tuple[str, ...] = ()
+
+
+_FIGURE_1 = "§4.1, Figure 1(a)"
+_FIGURE_3 = "§4.2.2, Figure 3"
+_WORDS = "in words only"
+
+CLAIMS = (
+    Claim("mnist_higher", "The network with BN has the higher test accuracy, each at its best learning rate", _FIGURE_1,
+          "a curve", "figure1", "level", "mnist_bn", "mnist_plain"),
+    Claim("mnist_faster", "The network with BN trains faster, each at its best learning rate", _FIGURE_1, "a curve",
+          "figure1", "steps", "mnist_bn", "mnist_plain", 1.0, "mnist_plain"),
+    Claim("mnist_stable", "With BN the distribution of a sigmoid's input is more stable, each at its best rate",
+          "§4.1, Figure 1(b, c)", "curves", "figure1", "stability", "mnist_bn", "mnist_plain"),
+    Claim("mnist_low_higher", "The same at a low learning rate: a higher test accuracy", _FIGURE_1, "a curve",
+          "figure1", "level", "mnist_bn_low_rate", "mnist_plain_low_rate"),
+    Claim("mnist_low_faster", "... training faster", _FIGURE_1, "a curve", "figure1", "steps", "mnist_bn_low_rate",
+          "mnist_plain_low_rate", 1.0, "mnist_plain_low_rate"),
+    Claim("mnist_low_stable", "... more stable inputs of the sigmoid", "§4.1, Figure 1(b, c)", "curves", "figure1",
+          "stability", "mnist_bn_low_rate", "mnist_plain_low_rate"),
+    Claim("speedup", "BN-x5 comes to Inception's accuracy in many times fewer steps", "abstract, §4.2.2",
+          f"{paper.SPEEDUP} times: 2.1M against 31.0M", "figure3", "steps", "bn_x5", "inception", MANY),
+    Claim("bn_alone", "BN alone, at the same learning rate, trains faster than Inception", _FIGURE_3,
+          "13.3M against 31.0M", "figure3", "steps", "bn_baseline", "inception", 1.0, "inception"),
+    Claim("baseline_higher", "BN-Baseline ends higher than Inception", _FIGURE_3, "72.7% against 72.2%", "figure3",
+          "level", "bn_baseline", "inception"),
+    Claim("changes_faster", "The changes of §4.2.1 speed BN up further: BN-x5 against BN-Baseline", _FIGURE_3,
+          "2.1M against 13.3M", "figure3", "steps", "bn_x5", "bn_baseline", 1.0),
+    Claim("x5_higher", "BN-x5 ends higher than Inception", _FIGURE_3, "73.0% against 72.2%", "figure3", "level",
+          "bn_x5", "inception"),
+    Claim("x30_slower", "BN-x30 is slower than BN-x5 at first", "§4.2.2", "2.7M against 2.1M steps to 72.2%", "figure3",
+          "early", "bn_x5", "bn_x30"),
+    Claim("x30_higher", "BN-x30 ends higher than BN-x5", _FIGURE_3, "74.8% against 73.0%", "figure3", "level", "bn_x30",
+          "bn_x5"),
+    Claim("x30_speedup", "BN-x30, too, comes to Inception's accuracy in many times fewer steps", _FIGURE_3,
+          "2.7M against 31.0M", "figure3", "steps", "bn_x30", "inception", MANY),
+    Claim("x30_both", "BN-x30 ends higher than Inception, and is at its end in fewer steps than Inception at its own",
+          "§4.2.2", "74.8% after 6M steps against 72.2% after 31.0M", "figure3", "level_and_steps", "bn_x30",
+          "inception"),
+    Claim("x30_trains", "BN allows much higher learning rates: a network with BN trains at 30 times Inception's",
+          "abstract, §4.2.2", "74.8%", "figure3", "trains", "bn_x30"),
+    Claim("x5_breaks", "5 times its learning rate breaks Inception without BN", "§4.2.2",
+          "parameters reach machine infinity", "figure3", "fails", "inception_x5", "inception"),
+    Claim("sigmoid_trains", "With BN the network with sigmoid trains", "§4.2.2", "69.8%", "figure3", "trains",
+          "bn_x5_sigmoid"),
+    Claim("sigmoid_fails", "Inception with sigmoid does not train without BN: it stays at chance", "§4.2.2",
+          "at most 0.1%", "figure3", "fails", "inception_sigmoid"),
+    Claim("sigmoid_lower", "BN-x5 with sigmoid for ReLU ends lower than with ReLU", _FIGURE_3, "69.8% against 73.0%",
+          "figure3", "level", "bn_x5", "bn_x5_sigmoid"),
+    Claim("rate", "5 times the learning rate has no ill effect on a network with BN", "§4.2.1", _WORDS, "ablation",
+          "level", "alone/learning_rate", "bn_baseline", NO_WORSE),
+    Claim("dropout_faster", "Without dropout the network with BN trains faster", "§4.2.1", _WORDS, "ablation", "steps",
+          "alone/no_dropout", "bn_baseline", 1.0, "bn_baseline"),
+    Claim("dropout", "BN regularizes: without dropout it generalizes no worse", "abstract, §3.4, §4.2.1", _WORDS,
+          "ablation", "level", "alone/no_dropout", "bn_baseline", NO_WORSE),
+    Claim("weight_decay", "A fifth of the L2 weight improves validation accuracy", "§4.2.1", _WORDS, "ablation",
+          "level", "alone/weight_decay", "bn_baseline"),
+    Claim("lrn", "With BN local response normalization is not necessary: no worse without", "§4.2.1", _WORDS,
+          "ablation", "level", "alone/no_lrn", "bn_baseline", NO_WORSE),
+    Claim("shuffling", "Within-shard shuffling improves validation accuracy", "§4.2.1", "about 1%", "ablation", "level",
+          "alone/shuffling", "bn_baseline"),
+    Claim("initialization", "With BN the network is less sensitive to its initialization: larger initial weights do no "
+          "harm", "abstract, §4.2.3", _WORDS, "figure4", "initialization", "ensemble", threshold=NO_WORSE),
+    Claim("crops", "Many crops of an image have a smaller error than one", "§4.2.3", "25.2% to 21.99% top-1", "figure4",
+          "crops", "ensemble"),
+    Claim("ensemble", "The ensemble of six networks has a smaller error than one of them", "§4.2.3",
+          "21.99% to 20.1% top-1", "figure4", "together", "ensemble"),
+    Claim("population", "Population statistics (Algorithm 2) beside moving averages", "§3.1", "both are used",
+          "figure4", "population", ""),
+    Claim("published", "The ensemble improves upon the best published result", "abstract, §4.2.3",
+          f"4.9% against {paper.BEST_PUBLISHED:.2%} top-5 error", "figure4", "published", "ensemble"),
+    Claim("human", "The ensemble's top-5 error is below that of human raters", "abstract, §4.2.3",
+          "4.9% (test 4.82%) against 5.1%", "figure4", "human", "ensemble"),
+)
+IMAGENET = ("published", "human")  # What only ImageNet can answer.
+
+
+def judge(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """What the finished runs and evaluations of a scale say of a claim."""
+  experiments = measured.finished(experiments)
+  if claim.figure == "ablation":
+    experiments = measured.for_ablation(experiments)
+  return STATISTICS[claim.statistic](claim, experiments, evaluations)
 
 
 def percent(value: float) -> str:
   return f"{value:.1%}"
 
 
-def describe(spread: Spread, text=percent, of: str = "seed") -> str:
-  """'38.1% ± 0.4% (3 seeds)'."""
-  if spread.deviation is None:
-    return f"{text(spread.mean)} (one {of})"
-  return f"{text(spread.mean)} ± {text(spread.deviation)} ({len(spread.values)} {of}s)"
+def points(value: float) -> str:
+  """A difference of accuracies, in percentage points; small ones with two digits."""
+  return f"{100 * value:+.{1 if abs(value) >= 0.001 else 2}f}"
 
 
 def steps_text(steps: float) -> str:
@@ -47,140 +162,208 @@ def steps_text(steps: float) -> str:
   return f"{steps:,.0f}"
 
 
-def greater(a: Spread, b: Spread, resolution: float = 0.0) -> str:
-  """The verdict on "a is greater than b": whether the means differ by two standard errors.
-
-  Args:
-    a, b: values over seeds. Where one of them is a single value, it is given the deviation of the other.
-    resolution: the least deviation that a value can have: of an accuracy the binomial one of the evaluation split, of
-      steps the distance between evaluations.
-  """
-  known = [spread.deviation for spread in (a, b) if spread.deviation is not None]
-  error = math.hypot(*(max(resolution, (known or [0.0])[0] if spread.deviation is None else spread.deviation)
-                       / len(spread.values) ** 0.5 for spread in (a, b)))
-  difference = a.mean - b.mean
-  if difference == 0 or abs(difference) < 2 * error:
-    return UNDECIDED
-  return CONFIRMED if difference > 0 else REFUTED
+def mean_text(spread: Spread, text: Callable[[float], str] = percent) -> str:
+  """'38.1% ± 0.4%'."""
+  return text(spread.mean) + ("" if spread.deviation is None else f" ± {text(spread.deviation)}")
 
 
-def _not_less(verdict: str) -> str:
-  """The verdict on "a is no less than b" by that on "a is greater than b"."""
-  return REFUTED if verdict == REFUTED else CONFIRMED
+def describe(spread: Spread, text: Callable[[float], str] = percent, of: str = "seed") -> str:
+  """'38.1% ± 0.4% (3 seeds)'."""
+  count = f"one {of}" if len(spread.values) == 1 else f"{len(spread.values)} {of}s"
+  return f"{mean_text(spread, text)} ({count})"
 
 
-def _binomial_deviation(probability: float, count: float) -> float:
-  return math.sqrt(probability * (1 - probability) / count)
-
-
-def _count(run: Result) -> float:
-  """How many examples a run is evaluated on."""
-  return max((line["eval/count"] for line in run.lines if "eval/count" in line), default=math.inf)
-
-
-def _resolution(runs: Sequence[Result], accuracy: float) -> float:
-  return max(_binomial_deviation(accuracy, _count(run)) for run in runs)
-
-
-def _missing(claim: str, section: str, paper_value: str, command: str) -> Claim:
-  return Claim(claim, section, paper_value, "", NOT_MEASURED, command)
-
-
-def _diverged(experiments: Experiments, a: str, b: str) -> tuple[str, str] | None:
-  """What was measured and the verdict on "a does better than b" where runs of either diverged; None if none did."""
-  count = {name: sum(run.diverged for run in experiments[name]) for name in (a, b)}
-  if not any(count.values()):
-    return None
-  text = "; ".join(f"{count[name]} of {len(experiments[name])} runs of {_name(name)} diverged"
-                   for name in (a, b) if count[name])
-  if count[a] and count[b]:
-    return text, UNDECIDED
-  name, verdict = (a, REFUTED) if count[a] else (b, CONFIRMED)
-  return text, verdict if count[name] == len(experiments[name]) else UNDECIDED
-
-
-def _higher(claim: str, section: str, paper_value: str, command: str, experiments: Experiments, a: str, b: str,
-            decide=lambda verdict: verdict) -> Claim:
-  """"The maximum of a is higher than that of b"; with `_not_less`, "no lower"."""
-  if a not in experiments or b not in experiments:
-    return _missing(claim, section, paper_value, command)
-  if found := _diverged(experiments, a, b):
-    return Claim(claim, section, paper_value, *found, command)
-  best = [measured.over_seeds(experiments[name], measured.maximum) for name in (a, b)]
-  verdict = greater(*best, resolution=_resolution(experiments[b], best[1].mean))
-  return Claim(claim, section, paper_value, f"{describe(best[0])} against {describe(best[1])}", decide(verdict),
-               command)
-
-
-def _sooner(claim: str, section: str, paper_value: str, command: str, experiments: Experiments, a: str, b: str,
-            baseline: str) -> Claim:
-  """"a reaches the maximum of `baseline` in fewer steps than b" (b may be the baseline itself)."""
-  if not all(name in experiments for name in (a, b, baseline)):
-    return _missing(claim, section, paper_value, command)
-  if found := _diverged(experiments, a, b):
-    return Claim(claim, section, paper_value, *found, command)
-  if (maximum := measured.baseline_maximum(experiments[baseline])) is None:
-    return _missing(claim, section, paper_value, command)
-  target, own = maximum
-  texts, reached, at_least = [], [], []
-  for name in (a, b):
-    runs = experiments[name]
-    steps = own.values if name == baseline else [measured.steps_to(run, target) for run in runs]
-    # A run that never got there would have taken longer than it ran.
-    at_least.append(Spread(tuple(run.accuracy[-1][0] if step is None else step for run, step in zip(runs, steps))))
-    reached.append(sum(step is not None for step in steps))
-    goal = "its maximum" if name == baseline else percent(target)
-    if reached[-1] == len(runs):
-      texts.append(f"{_name(name)} took {describe(at_least[-1], steps_text)} to {goal}")
-    else:
-      texts.append(f"{_name(name)} came to {goal} in {reached[-1]} of {len(runs)} runs")
-  interval = max(run.accuracy[0][0] for name in (a, b) for run in experiments[name])
-  verdict = greater(at_least[1], at_least[0], resolution=interval)
-  all_of_a, all_of_b = (count == len(experiments[name]) for name, count in zip((a, b), reached))
-  if all_of_a and all_of_b:
-    texts.append(f"{at_least[1].mean / at_least[0].mean:.1f} times fewer")
-    ends = [run.accuracy[-1][0] for run in experiments[b]]
-    if b == baseline and list(own.values) == ends:
-      texts.append(f"{_name(b)} was still improving at its end")
-  elif all_of_a and not reached[1]:
-    verdict = CONFIRMED
-  elif all_of_b and not reached[0]:
-    verdict = REFUTED
-  elif (not all_of_a and verdict == CONFIRMED) or (not all_of_b and verdict == REFUTED):
-    verdict = UNDECIDED  # What never got there might have taken any time.
-  return Claim(claim, section, paper_value, "; ".join(texts), verdict, command)
-
-
-_MNIST_NAMES = {"mnist_bn": "the network with BN", "mnist_plain": "the network without"}
-
-
-def _name(experiment: str) -> str:
+def name_of(experiment: str) -> str:
+  """The paper's name of a network, or what it is."""
   if experiment.startswith("alone/"):
     return f"BN-Baseline with {experiment.removeprefix('alone/').replace('_', ' ')}"
+  if experiment.startswith(speedup.CONTROLS):
+    return f"Inception over {int(experiment.removeprefix(speedup.CONTROLS)):,} steps"
   if experiment in paper.FIGURE_3:
     return paper.FIGURE_3[experiment].name
-  return _MNIST_NAMES[experiment.removesuffix("_low_rate")]
+  names = {"mnist_bn": "the network with BN", "mnist_plain": "the network without"}
+  return names.get(experiment.removesuffix("_low_rate"), experiment)
 
 
-def _chance(result: Result) -> float:
-  return 1 / result.config["data"]["num_classes"]
+def seeds_text(*sides: Sequence[Result]) -> str:
+  """'seeds 0, 1, 2 against 0, 1, 2'."""
+  number = lambda run: run.seed.removeprefix("seed").removeprefix("member")
+  texts = [", ".join(map(number, runs)) for runs in sides]
+  return ("seeds " if max(map(len, sides)) > 1 else "seed ") + " against ".join(texts)
+
+
+def _interval_text(estimate: verdicts.Estimate | None, text: Callable[[float], str], unit: str) -> str:
+  if estimate is None:
+    return ""
+  low, high = estimate.interval
+  return f"; difference {text(estimate.difference)}{unit}, 95% interval {text(low)} to {text(high)}"
+
+
+def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str],
+           threshold: float = 0.0) -> str:
+  """Of an undecided row, what true effect would have been shown in four of five such experiments."""
+  if verdict != UNDECIDED:
+    return ""
+  if estimate is None or not estimate.error:
+    return "one seed a side, or seeds that are all alike, have no spread: they could show no effect of any size"
+  return (f"these seeds could have shown it of a true {text(threshold + estimate.detectable)} or more "
+          f"(power {verdicts.POWER:.0%})")
+
+
+_DIFFERENCE = lambda value: f"difference of {points(value)} points"
+_RATIO = lambda value: f"ratio of {math.exp(value):.1f}"
+
+
+def _missing(*experiments: str) -> Finding:
+  return Finding(NOT_MEASURED, f"no finished run of {' and of '.join(map(name_of, experiments))}")
+
+
+def _absent(claim: Claim, experiments: Experiments) -> Finding | None:
+  absent = [name for name in (claim.of, claim.beside) if name and name not in experiments]
+  return _missing(*absent) if absent else None
+
+
+def _diverged(claim: Claim, experiments: Experiments) -> Finding | None:
+  """The finding on "`of` does better than `beside`" where runs of either diverged; None if none did."""
+  sides = {name: experiments[name] for name in (claim.of, claim.beside)}
+  count = {name: sum(run.diverged for run in runs) for name, runs in sides.items()}
+  if not any(count.values()):
+    return None
+  text = "; ".join(f"{count[name]} of {len(runs)} runs of {name_of(name)} diverged"
+                   for name, runs in sides.items() if count[name])
+  worse, verdict = (claim.of, REFUTED) if count[claim.of] else (claim.beside, CONFIRMED)
+  if all(count.values()) or count[worse] < len(sides[worse]) or min(map(len, sides.values())) < 2:
+    verdict = UNDECIDED
+  power = "" if verdict != UNDECIDED else "seeds that disagree, or a single one, show nothing"
+  return Finding(verdict, text, seeds_text(*sides.values()), power, tuple(sides))
+
+
+def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result], float], what: str) -> Finding:
+  """`function` of the runs of one network against that of another's, by Welch's t-test."""
+  if found := _absent(claim, experiments) or _diverged(claim, experiments):
+    return found
+  sides = [experiments[name] for name in (claim.of, claim.beside)]
+  spreads = [measured.over_seeds(runs, function) for runs in sides]
+  if None in spreads:
+    return _missing(claim.of, claim.beside)
+  estimate = verdicts.welch(*(spread.values for spread in spreads),
+                            resolution=tuple(1 / measured.count(runs[0]) for runs in sides))
+  verdict = verdicts.decide(estimate, claim.threshold)
+  margin = f" (margin {-100 * claim.threshold:g})" if claim.threshold else ""
+  return Finding(verdict, f"{what}{describe(spreads[0])} against {describe(spreads[1])}"
+                 + _interval_text(estimate, points, f" points{margin}"), seeds_text(*sides),
+                 _power(verdict, estimate, _DIFFERENCE, claim.threshold), (claim.of, claim.beside))
+
+
+def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Accuracy at the end."""
+  del evaluations
+  return _compare(claim, experiments, measured.level, "")
+
+
+def _early(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Mean accuracy over the first fifth of the evaluations."""
+  del evaluations
+  return _compare(claim, experiments, lambda run: statistics.fmean(
+      top1 for _, top1 in run.accuracy[:max(1, len(run.accuracy) // 5)]) if run.accuracy else None,
+                  "mean accuracy over the first fifth: ")
+
+
+def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Steps of `beside` to the plateau, by those of `of`."""
+  del evaluations
+  if found := _absent(claim, experiments) or _diverged(claim, experiments):
+    return found
+  plateau = claim.plateau or speedup.reference(experiments)
+  if plateau not in experiments:
+    return _missing(plateau or "inception")
+  beside, accuracy = claim.beside, measured.over_seeds(experiments[plateau], measured.level).mean
+  if not claim.plateau and beside == "inception":
+    beside, _, baseline = speedup.fastest(experiments, 1.0)
+  elif beside == plateau:
+    baseline = speedup.own_steps(experiments[beside])
+  else:
+    baseline = speedup.steps_of(experiments[beside], accuracy)
+  runs, other_runs = experiments[claim.of], experiments[beside]
+  sides = {claim.of: (runs, speedup.steps_of(runs, accuracy)), beside: (other_runs, baseline)}
+  seeds = seeds_text(runs, other_runs)
+  texts = []
+  for name, (of, steps) in sides.items():
+    if None in steps:
+      texts.append(f"{name_of(name)} came to {percent(accuracy)} in {len(of) - steps.count(None)} of {len(of)} runs")
+    else:
+      texts.append(f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
+                   + ("its own plateau" if name == plateau else percent(accuracy)))
+  if plateau in speedup.baselines(experiments):
+    row = next(row for row in speedup.lengths(experiments) if row.name == plateau)
+    if not row.plateau:
+      texts.append("it is not known that Inception is at its plateau there" if row.plateau is None else
+                   "Inception still gains by length there")
+  (_, steps), (_, other_steps) = sides.values()
+  experiments_of = tuple(dict.fromkeys((claim.of, beside, plateau)))
+  if None in steps and steps.count(None) == len(steps) and None not in other_steps:
+    # It never gets there. Whether it ends lower is a question of accuracy.
+    estimate = verdicts.welch([measured.level(run) for run in runs], [measured.level(run) for run in other_runs])
+    verdict = REFUTED if verdicts.decide(estimate) == REFUTED else UNDECIDED
+    return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _DIFFERENCE), experiments_of)
+  # A run that never got there would have taken longer than it ran: what is certain of these lengths is certain of it.
+  at_least = [[run.accuracy[-1][0] if value is None else value for run, value in zip(of, values)]
+              for of, values in sides.values()]
+  estimate = speedup.log_ratio(at_least[1], other_runs, at_least[0], runs)
+  threshold = math.log(claim.threshold)
+  verdict = verdicts.decide(estimate, threshold)
+  if (None in steps and verdict == CONFIRMED) or (None in other_steps and verdict == REFUTED):
+    verdict = UNDECIDED
+  if None not in (*steps, *other_steps):
+    ratio = speedup.geometric_mean(other_steps) / speedup.geometric_mean(steps)
+    texts.append(f"{ratio:.1f} times fewer")
+    if estimate is not None:
+      low, high = map(math.exp, estimate.interval)
+      texts[-1] += f", 95% interval {low:.1f} to {high:.1f}"
+    if claim.threshold > 1:
+      texts[-1] += f" (at least {claim.threshold:g})"
+  power = _power(verdict, estimate, _RATIO, threshold)
+  return Finding(verdict, "; ".join(texts), seeds, power, experiments_of)
+
+
+def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """A higher end, in fewer steps to it; both must hold."""
+  higher = _level(claim, experiments, evaluations)
+  if higher.verdict == NOT_MEASURED or any(run.diverged for name in higher.experiments for run in experiments[name]):
+    return higher
+  sides = [experiments[name] for name in (claim.of, claim.beside)]
+  steps = [speedup.own_steps(runs) for runs in sides]
+  estimate = speedup.log_ratio(steps[1], sides[1], steps[0], sides[0])
+  verdict = verdicts.all_of((higher.verdict, sooner := verdicts.decide(estimate)))
+  levels = [percent(measured.over_seeds(runs, measured.level).mean) for runs in sides]
+  texts = [f"{level} after {describe(Spread(values), steps_text)}" for level, values in zip(levels, steps)]
+  power = "" if verdict != UNDECIDED else higher.power or _power(sooner, estimate, _RATIO)
+  return Finding(verdict, " against ".join(texts), higher.seeds, power, higher.experiments)
 
 
 def _stays_at_chance(run: Result) -> bool:
   """Never better than chance by more than three standard deviations of as many guesses."""
-  limit = _chance(run) + 3 * _binomial_deviation(_chance(run), _count(run))
+  chance = measured.chance(run)
+  limit = chance + 3 * (chance * (1 - chance) / measured.count(run)) ** 0.5
   return all(top1 <= limit for _, top1 in run.accuracy)
 
 
-def _trains(claim: str, section: str, paper_value: str, command: str, experiments: Experiments, name: str,
-            wanted: bool, beside: str | None = None) -> Claim:
-  """"The network trains" or, with `wanted` False, "it does not": it diverges, or stays at chance.
+def _trains(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Whether all seeds come above chance and stay finite."""
+  return _outcomes(claim, experiments, evaluations, True)
 
-  The maximum of `beside`, if it is given, is stated for comparison.
-  """
-  if name not in experiments:
-    return _missing(claim, section, paper_value, command)
-  runs = experiments[name]
+
+def _fails(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Whether all seeds diverge or stay at chance; the accuracy of `beside` is stated for comparison."""
+  return _outcomes(claim, experiments, evaluations, False)
+
+
+def _outcomes(claim: Claim, experiments: Experiments, evaluations: Evaluations, wanted: bool) -> Finding:
+  """Two seeds or more that all do the same decide."""
+  del evaluations
+  if claim.of not in experiments:
+    return _missing(claim.of)
+  runs = experiments[claim.of]
   diverged = [run for run in runs if run.diverged]
   finite = [run for run in runs if not run.diverged]
   at_chance = [run for run in finite if _stays_at_chance(run)]
@@ -188,226 +371,153 @@ def _trains(claim: str, section: str, paper_value: str, command: str, experiment
   if diverged:
     texts.append(f"{len(diverged)} of {len(runs)} runs diverged: loss or parameters not finite at step "
                  + ", ".join(f"{run.status['step']:,}" for run in diverged))
-  if finite:
-    best = describe(measured.over_seeds(finite, measured.maximum))
-    texts.append(f"{len(finite)} of {len(runs)} runs stayed finite and came to {best}; chance is "
-                 f"{percent(_chance(runs[0]))}")
-  if at_chance and not wanted:
+  if finite and (end := measured.over_seeds(finite, measured.level)):
+    texts.append(f"{len(finite)} of {len(runs)} runs stayed finite and came to {describe(end)}; chance is "
+                 f"{percent(measured.chance(runs[0]))}")
+  if at_chance:
     texts.append(f"{len(at_chance)} of them learned nothing")
-  if beside in experiments and (best := measured.over_seeds(experiments[beside], measured.maximum)):
-    texts.append(f"{_name(beside)} itself came to {describe(best)}")
+  if end := measured.over_seeds(experiments.get(claim.beside, []), measured.level):
+    texts.append(f"{name_of(claim.beside)} itself came to {describe(end)}")
   failed = len(diverged) + len(at_chance)
-  verdict = CONFIRMED if failed == (0 if wanted else len(runs)) else REFUTED if failed == (
-      len(runs) if wanted else 0) else UNDECIDED
-  return Claim(claim, section, paper_value, "; ".join(texts), verdict, command)
+  as_claimed = len(runs) - failed if wanted else failed
+  low, high = verdicts.share(as_claimed, len(runs))
+  texts.append(f"as claimed in {as_claimed} of {len(runs)}: of all seeds {low:.0%} to {high:.0%} (95% interval)")
+  verdict = UNDECIDED
+  if len(runs) > 1 and as_claimed in (0, len(runs)):
+    verdict = CONFIRMED if as_claimed else REFUTED
+  power = "" if verdict != UNDECIDED else "one seed shows nothing of others" if len(runs) == 1 else "the seeds disagree"
+  return Finding(verdict, "; ".join(texts), seeds_text(runs), power,
+                 tuple(name for name in (claim.of, claim.beside) if name in experiments))
 
 
-def early(runs: Sequence[Result]) -> Spread:
-  """Mean accuracy of each run over the first fifth of the evaluations."""
-  return measured.over_seeds(runs, lambda run: statistics.fmean(
-      top1 for _, top1 in run.accuracy[:max(1, len(run.accuracy) // 5)]))
-
-
-def _slower_at_first(experiments: Experiments, command: str) -> Claim:
-  text, paper_value = "BN-x30 is slower than BN-x5 at first", "2.7M against 2.1M steps to 72.2%"
-  if "bn_x5" not in experiments or "bn_x30" not in experiments:
-    return _missing(text, "§4.2.2", paper_value, command)
-  if found := _diverged(experiments, "bn_x5", "bn_x30"):
-    return Claim(text, "§4.2.2", paper_value, *found, command)
-  x5, x30 = early(experiments["bn_x5"]), early(experiments["bn_x30"])
-  return Claim(text, "§4.2.2", paper_value, f"mean accuracy over the first fifth: {describe(x30)} against "
-               f"{describe(x5)} of BN-x5", greater(x5, x30, _resolution(experiments["bn_x5"], x5.mean)), command)
-
-
-def _higher_with_fewer_steps(experiments: Experiments, command: str) -> Claim:
-  text = "BN-x30 comes to a higher maximum than Inception, and to it in fewer steps than Inception to its own"
-  paper_value = "74.8% after 6M steps against 72.2% after 31.0M"
-  best = {name: measured.baseline_maximum(experiments.get(name, [])) for name in ("bn_x30", "inception")}
-  if None in best.values():
-    return _missing(text, "§4.2.2", paper_value, command)
-  (top1, steps), (other_top1, other_steps) = best.values()
-  higher = _higher(text, "§4.2.2", paper_value, command, experiments, "bn_x30", "inception")
-  interval = experiments["inception"][0].accuracy[0][0]
-  verdicts = {higher.verdict, greater(other_steps, steps, resolution=interval)}
-  verdict = REFUTED if REFUTED in verdicts else UNDECIDED if UNDECIDED in verdicts else CONFIRMED
-  return higher._replace(measured=f"{percent(top1)} after {describe(steps, steps_text)} against {percent(other_top1)} "
-                         f"after {describe(other_steps, steps_text)}", verdict=verdict)
-
-
-def _changes(experiments: Experiments, command: str) -> list[Claim]:
-  """What the paper says of single changes, each beside BN-Baseline without it."""
-  experiments = measured.for_ablation(experiments)
-  higher = lambda text, where, value, name, decide=lambda verdict: verdict: _higher(
-      text, where, value, command, experiments, f"alone/{name}", "bn_baseline", decide)
-  return [
-      higher("5 times the learning rate has no ill effect on a network with BN", "§4.2.1", "in words only",
-             "learning_rate", _not_less),
-      _sooner("Without dropout the network with BN trains faster", "§4.2.1", "in words only", command, experiments,
-              "alone/no_dropout", "bn_baseline", "bn_baseline"),
-      higher("BN regularizes: without dropout it generalizes no worse", "abstract, §3.4, §4.2.1", "in words only",
-             "no_dropout", _not_less),
-      higher("A fifth of the L2 weight improves validation accuracy", "§4.2.1", "in words only", "weight_decay"),
-      higher("With BN local response normalization is not necessary: no worse without", "§4.2.1", "in words only",
-             "no_lrn", _not_less),
-      higher("Within-shard shuffling improves validation accuracy", "§4.2.1", "about 1%", "shuffling"),
-  ]
-
-
-def _initialization(experiments: Experiments, command: str) -> Claim:
-  text, section = "With BN the network is less sensitive to its initialization", "abstract, §4.2.3"
-  runs = experiments.get("ensemble", [])
-  scaled = {factor: [run for run in runs if (run.config["model"]["init_scale"] > 1) == factor]
-            for factor in (False, True)}
-  if not all(scaled.values()):
-    return _missing(text, section, "in words only", command)
+def _initialization(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Networks with larger initial weights against those with the usual ones."""
+  del evaluations
+  runs = experiments.get(claim.of, [])
+  usual = [run for run in runs if run.config["model"]["init_scale"] <= 1]
+  larger = [run for run in runs if run.config["model"]["init_scale"] > 1]
+  if not usual or not larger:
+    return Finding(NOT_MEASURED, "no finished networks of the ensemble of both kinds")
   scale = max(run.config["model"]["init_scale"] for run in runs)
-  usual, larger = (measured.over_seeds(scaled[factor], measured.maximum) for factor in (False, True))
-  if usual is None or larger is None or any(run.diverged for run in runs):
-    return Claim(text, section, "in words only", "networks of the ensemble diverged", REFUTED, command)
-  return Claim(text, section, "in words only", f"initial weights {scale:g} times as large: "
-               f"{describe(larger, of='network')} against {describe(usual, of='network')}",
-               _not_less(greater(larger, usual, _resolution(runs, usual.mean))), command)
+  finding = _compare(claim._replace(of=f"initial weights {scale:g} times as large", beside="the usual initial weights"),
+                     {f"initial weights {scale:g} times as large": larger, "the usual initial weights": usual},
+                     measured.level, f"initial weights {scale:g} times as large: ")
+  return finding._replace(experiments=(claim.of,))
 
 
-def _figure4(evaluations: Evaluations, experiments: Experiments, command: str) -> list[Claim]:
+def _errors(evaluations: Evaluations, place: str) -> tuple[int, dict, dict, dict | None]:
+  """(greatest number of crops, errors of networks with one crop, with that many, of the ensemble with that many)."""
   kinds = measured.errors(evaluations)
-  one = kinds.get((1, 1, "running"), {})
   crops = max((crops for networks, crops, _ in kinds if networks == 1), default=1)
-  many = kinds.get((1, crops, "running"), {}) if crops > 1 else {}
-  together = [found["ensemble"] for (networks, of, statistics), found in kinds.items()
-              if networks > 1 and (of, statistics) == (crops, "running")]
-  top1 = lambda found: Spread(tuple(metrics["top1_error"] for metrics in found.values()))
-
-  def smaller(found: dict[str, dict[str, float]], than: dict[str, dict[str, float]]) -> str:
-    """Whether errors are smaller for the same networks and images."""
-    gains = Spread(tuple(than[name]["top1_error"] - found[name]["top1_error"] for name in than))
-    count = min(metrics["count"] for metrics in than.values())
-    return greater(gains, Spread((0.0,) * len(than)), _binomial_deviation(top1(than).mean, count))
-
-  claims = []
-  text, value = "Many crops of an image have a smaller error than one", "25.2% to 21.99% top-1"
-  if one and one.keys() == many.keys():
-    claims.append(Claim(text, "§4.2.3", value, f"{percent(top1(one).mean)} to {percent(top1(many).mean)} top-1 with "
-                        f"{crops} crops, the mean of {len(one)} networks", smaller(many, one), command))
-  else:
-    claims.append(_missing(text, "§4.2.3", value, command))
-  text, value = "The ensemble of six networks has a smaller error than one of them", "21.99% to 20.1% top-1"
-  if many and together:
-    error = together[0]["top1_error"]
-    claims.append(Claim(text, "§4.2.3", value, f"{percent(top1(many).mean)} to {percent(error)} top-1; the best of the "
-                        f"{len(many)} has {percent(min(top1(many).values))}",
-                        smaller(dict.fromkeys(many, together[0]), many), command))
-  else:
-    claims.append(_missing(text, "§4.2.3", value, command))
-  text = "Population statistics (Algorithm 2) and moving averages agree to a point of top-1"
-  pairs = [(line["eval/population/top1"], line["eval/running/top1"]) for runs in experiments.values() for run in runs
-           for line in run.lines[-1:] if "eval/population/top1" in line]
-  if pairs:
-    gaps = [population - running for population, running in pairs]
-    worst = max(map(abs, gaps))
-    claims.append(Claim(text, "§3.1", "both are used", f"at the end of {len(gaps)} runs population statistics are "
-                        f"{statistics.fmean(gaps):+.2%} in top-1 on average, {worst:.2%} apart at most",
-                        CONFIRMED if worst < 0.01 else REFUTED, command))
-  else:
-    claims.append(_missing(text, "§3.1", "both are used", command))
-  return claims
+  of = lambda found: {name: metrics[place] for name, metrics in found.items()}
+  together = [found["ensemble"] for (networks, many, statistic), found in kinds.items()
+              if networks > 1 and (many, statistic) == (crops, "running")]
+  many = of(kinds.get((1, crops, "running"), {})) if crops > 1 else {}
+  return crops, of(kinds.get((1, 1, "running"), {})), many, together[0] if together else None
 
 
-def mnist(experiments: Experiments, command: str) -> list[Claim]:
-  """The claims of §4.1, by the runs that are finished: each network at its best rate, then both at a low one."""
-  experiments = measured.finished(experiments)
-  claims = _mnist(experiments, command, "", "each at its best learning rate")
-  if any(name.endswith("_low_rate") for name in experiments):
-    rate = experiments[next(name for name in experiments if name.endswith("_low_rate"))][0].config["learning_rate"]
-    claims += _mnist(experiments, command, "_low_rate", f"both at the learning rate {rate:g}")
-  return claims
+def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Gains of many crops for the same networks, by the paired t-test."""
+  del experiments
+  crops, one, many, _ = _errors(evaluations, "top1_error")
+  if not one or one.keys() != many.keys():
+    return Finding(NOT_MEASURED, "no evaluations of the same networks with one crop and with many")
+  estimate = verdicts.paired([one[name] - many[name] for name in one])
+  verdict = verdicts.decide(estimate)
+  means = [percent(statistics.fmean(errors.values())) for errors in (one, many)]
+  return Finding(verdict, f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks"
+                 + _interval_text(estimate, points, " points"),
+                 "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
+                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
 
-def _mnist(experiments: Experiments, command: str, suffix: str, rates: str) -> list[Claim]:
-  bn, plain = (f"mnist_{network}{suffix}" for network in ("bn", "plain"))
-  rows = [("The network with BN has the higher test accuracy", "§4.1, Figure 1(a)", "a curve"),
-          ("The network with BN trains faster", "§4.1, Figure 1(a)", "a curve"),
-          ("With BN the distribution of a sigmoid's input is more stable", "§4.1, Figure 1(b, c)", "curves")]
-  rows = [(f"{text}, {rates}", section, value, command) for text, section, value in rows]
-  claims = [_higher(*rows[0], experiments, bn, plain), _sooner(*rows[1], experiments, bn, plain, plain)]
-  with_bn, without = experiments.get(bn, []), experiments.get(plain, [])
-  if not with_bn or not without or not all(run.accuracy for run in (*with_bn, *without)):
-    return claims + [_missing(*rows[2])]
+def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """The error of the one ensemble against the mean of its networks, by the binomial error of the images."""
+  del experiments
+  _, _, many, together = _errors(evaluations, "top1_error")
+  if not many or together is None:
+    return Finding(NOT_MEASURED, "no evaluation of the ensemble and of its networks with many crops")
+  mean, error, count = statistics.fmean(many.values()), together["top1_error"], together["count"]
+  estimate = verdicts.proportions(mean, count, error, count)
+  verdict = verdicts.decide(estimate)
+  return Finding(verdict, f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} "
+                 f"has {percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
+                 "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
+                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
 
-  def mean_of_units(function):
-    return lambda run: statistics.fmean(map(function, measured.sigmoid_inputs(run).values()))
 
-  moved = [measured.over_seeds(runs, mean_of_units(measured.movement)) for runs in (without, with_bn)]
-  widened = [measured.over_seeds(runs, mean_of_units(measured.widening)) for runs in (without, with_bn)]
+def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Both statistics at the end of every run that was evaluated with both."""
+  del claim, evaluations
+  gaps = {name: [line["eval/population/top1"] - line["eval/running/top1"] for run in runs for line in run.lines[-1:]
+                 if "eval/population/top1" in line] for name, runs in experiments.items()}
+  gaps = {name: found for name, found in gaps.items() if found}
+  if not gaps:
+    return Finding(NOT_MEASURED, "no finished run that was evaluated with both")
+  values = [gap for found in gaps.values() for gap in found]
+  return Finding(SHOWN, f"at the end of {len(values)} runs population statistics are "
+                 f"{points(statistics.fmean(values))} points in top-1 on average, "
+                 f"{100 * max(map(abs, values)):.1f} apart at most", "", "", tuple(gaps))
+
+
+def _published(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  return _below(claim, evaluations, paper.BEST_PUBLISHED, paper.VALIDATION_IMAGES)
+
+
+def _human(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  return _below(claim, evaluations, paper.HUMAN_TOP5_ERROR, paper.HUMAN_IMAGES)
+
+
+def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: int) -> Finding:
+  """The ensemble's top-5 error against a published one, both with their binomial errors."""
+  ensembles = [(crops, found["ensemble"]["top5_error"], found["ensemble"]["count"])
+               for (networks, crops, statistic), found in measured.errors(evaluations).items()
+               if networks > 1 and statistic == "running"]
+  if not ensembles:
+    return Finding(NOT_MEASURED, "no evaluation of the ensemble on ImageNet")
+  crops, error, count = max(ensembles)
+  estimate = verdicts.proportions(limit, limit_count, error, count)
+  verdict = verdicts.decide(estimate)
+  return Finding(verdict, f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
+                 f"{_interval_text(estimate, points, ' points (binomial)')}", "",
+                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
+
+
+def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """How far the inputs of sigmoids wander, and how much they widen; stable is what does less of both."""
+  del evaluations
+  if found := _absent(claim, experiments):
+    return found
+  sides = [experiments[name] for name in (claim.of, claim.beside)]
+  if not all(run.accuracy for runs in sides for run in runs):
+    return Finding(NOT_MEASURED, "a run without evaluations")
+  units = lambda function: lambda run: statistics.fmean(map(function, measured.sigmoid_inputs(run).values()))
+  moved, widened = ([measured.over_seeds(runs, units(function)) for runs in sides]
+                    for function in (measured.movement, measured.widening))
+  estimates = [verdicts.welch(without.values, with_bn.values) for with_bn, without in (moved, widened)]
+  found = [verdicts.decide(estimate) for estimate in estimates]
+  verdict = found[0] if len(set(found)) == 1 else UNDECIDED  # Where they disagree it is for the reader to say.
   ratio = lambda value: f"{value:.2f}"
-  # Stable is what neither wanders nor widens; where the two disagree it is for the reader to say.
-  verdicts = {greater(*moved), greater(*widened)}
-  claims.append(Claim(
-      *rows[2][:3], f"mean of the recorded units: the median wanders over {describe(moved[1], ratio)} times the "
-      f"distance between the 15th and 85th percentile, without BN {describe(moved[0], ratio)}; that distance changes "
-      f"{describe(widened[1], ratio)}-fold, without BN {describe(widened[0], ratio)}-fold",
-      verdicts.pop() if len(verdicts) == 1 else UNDECIDED, command))
-  return claims
+  power = "; ".join(_power(verdict, estimate, lambda value: f"difference of {value:.2f}")
+                    for estimate in dict.fromkeys(estimates)) if verdict == UNDECIDED else ""
+  return Finding(verdict, f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th "
+                 f"and 85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "
+                 f"{describe(widened[0], ratio)}-fold, without BN {describe(widened[1], ratio)}-fold (means of the "
+                 "recorded units)", seeds_text(*sides), power, (claim.of, claim.beside))
 
 
-def full_scale(evaluations: Evaluations, command: str) -> list[Claim]:
-  """The abstract's claims that only ImageNet can answer: `evaluations` are those at the imagenet scale."""
-  ensembles = [(crops, found["ensemble"]["top5_error"]) for (networks, crops, statistics), found in
-               measured.errors(evaluations).items() if networks > 1 and statistics == "running"]
-  others = min(row.top5_error for row in paper.FIGURE_4 if "BN-Inception" not in row.name)
-  claims = []
-  for text, value, limit in (
-      ("The ensemble improves upon the best published result", f"4.9% against {others:.2%} top-5 error", others),
-      ("The ensemble's top-5 error is below that of human raters", "4.9% (test 4.82%) against 5.1%",
-       paper.HUMAN_TOP5_ERROR)):
-    if ensembles:
-      crops, error = max(ensembles)
-      claims.append(Claim(text, "abstract, §4.2.3", value, f"{error:.2%} with {crops} crops",
-                          CONFIRMED if error < limit else REFUTED, command))
-    else:
-      claims.append(_missing(text, "abstract, §4.2.3", value, command))
-  return claims
-
-
-def inception(experiments: Experiments, evaluations: Evaluations, command: dict[str, str]) -> list[Claim]:
-  """The claims of the abstract and of §4.2 at one scale.
-
-  Args:
-    experiments: the runs of the scale; only finished ones count.
-    evaluations: those of Figure 4.
-    command: of each figure that the scale has: "figure3", and maybe "ablation" and "figure4".
-  """
-  experiments = measured.finished(experiments)
-  figure3 = command["figure3"]
-  sooner = lambda text, a, b, where, value: _sooner(text, where, value, figure3, experiments, a, b, "inception")
-  higher = lambda text, a, b, value: _higher(text, "§4.2.2, Figure 3", value, figure3, experiments, a, b)
-  trains = lambda text, name, where, value, wanted, beside=None: _trains(
-      text, where, value, figure3, experiments, name, wanted, beside)
-  claims = [
-      sooner("The same accuracy in many times fewer training steps: BN-x5 against Inception", "bn_x5", "inception",
-             "abstract, §4.2.2", f"{paper.SPEEDUP} times fewer: 2.1M against 31.0M"),
-      sooner("BN alone, at the same learning rate, trains faster than Inception", "bn_baseline", "inception",
-             "§4.2.2, Figure 3", "13.3M against 31.0M, less than half"),
-      higher("BN-Baseline reaches a higher maximum than Inception", "bn_baseline", "inception", "72.7% against 72.2%"),
-      sooner("The changes of §4.2.1 speed BN up further: BN-x5 against BN-Baseline", "bn_x5", "bn_baseline",
-             "§4.2.2, Figure 3", "2.1M against 13.3M"),
-      higher("BN-x5 beats the original network", "bn_x5", "inception", "73.0% against 72.2%"),
-      _slower_at_first(experiments, figure3),
-      higher("BN-x30 reaches a higher maximum than BN-x5", "bn_x30", "bn_x5", "74.8% against 73.0%"),
-      sooner("BN-x30, too, is as good as Inception in far fewer steps", "bn_x30", "inception", "§4.2.2, Figure 3",
-             "2.7M against 31.0M"),
-      _higher_with_fewer_steps(experiments, figure3),
-      trains("5 times its learning rate breaks Inception without BN", "inception_x5", "§4.2.2",
-             "parameters reach machine infinity", False, beside="inception"),
-      trains("BN allows much higher learning rates: a network with BN trains at 30 times Inception's", "bn_x30",
-             "abstract, §4.2.2", "74.8%", True),
-      trains("Inception with sigmoid does not train without BN: it stays at chance", "inception_sigmoid", "§4.2.2",
-             "at most 0.1%", False),
-      trains("With BN the network with sigmoid trains", "bn_x5_sigmoid", "§4.2.2", "69.8%", True),
-  ]
-  if "ablation" in command:
-    claims += _changes(experiments, command["ablation"])
-  if "figure4" in command:
-    claims += [_initialization(experiments, command["figure4"]),
-               *_figure4(evaluations, experiments, command["figure4"])]
-  return claims
+STATISTICS: dict[str, Callable[[Claim, Experiments, Evaluations], Finding]] = {
+    "level": _level,
+    "steps": _steps,
+    "level_and_steps": _level_and_steps,
+    "early": _early,
+    "trains": _trains,
+    "fails": _fails,
+    "stability": _stability,
+    "initialization": _initialization,
+    "crops": _crops,
+    "together": _together,
+    "population": _population,
+    "published": _published,
+    "human": _human,
+}

@@ -6,6 +6,7 @@ of 32, `paper_steps`; for the MNIST network (§4.1) the steps as made.
 
 from collections.abc import Sequence
 import json
+import math
 import pathlib
 import statistics
 from typing import Any, NamedTuple
@@ -138,14 +139,46 @@ def errors(evaluations: dict[str, tuple[dict[str, Any], dict[str, float]]]) -> d
   return kinds
 
 
-def maximum(result: Result) -> float | None:
-  """The greatest validation accuracy of a run; None before its first evaluation."""
-  return max((top1 for _, top1 in result.accuracy), default=None)
+def level(result: Result) -> float | None:
+  """The validation accuracy that a run ends with: the mean of the evaluations in the last tenth of its steps.
+
+  Not the maximum: that of many noisy evaluations is the higher the more there are. None before the first evaluation.
+  """
+  if not result.accuracy:
+    return None
+  end = result.accuracy[-1][0]
+  last = [top1 for step, top1 in result.accuracy if step > 0.9 * end]
+  return min(statistics.fmean(last), max(last))  # Of equal values the mean may be rounded up.
+
+
+def chance(result: Result) -> float:
+  """The accuracy of guessing."""
+  return 1 / result.config["data"]["num_classes"]
 
 
 def steps_to(result: Result, target: float) -> float | None:
-  """Steps to the first evaluation with at least this accuracy; None if there is none."""
-  return next((step for step, top1 in result.accuracy if top1 >= target), None)
+  """Steps at which the accuracy first reaches `target`; None if it does not.
+
+  Between evaluations it is interpolated linearly; at step 0 a network guesses.
+  """
+  before, low = 0.0, chance(result)
+  if target <= low:
+    return before
+  for step, top1 in result.accuracy:
+    if top1 >= target:
+      return before + (step - before) * (target - low) / (top1 - low)
+    before, low = step, top1
+  return None
+
+
+def interval(result: Result) -> float:
+  """Steps between evaluations."""
+  return result.accuracy[0][0]
+
+
+def count(result: Result) -> float:
+  """How many examples a run is evaluated on."""
+  return max((line["eval/count"] for line in result.lines if "eval/count" in line), default=math.inf)
 
 
 def over_seeds(runs: Sequence[Result], function: Any) -> Spread | None:
@@ -154,12 +187,10 @@ def over_seeds(runs: Sequence[Result], function: Any) -> Spread | None:
   return None if not values or None in values else Spread(values)
 
 
-def baseline_maximum(runs: Sequence[Result]) -> tuple[float, Spread] | None:
-  """Inception's maximum, the mean over seeds, and the steps at which each run came to its own."""
-  accuracy = over_seeds(runs, maximum)
-  if accuracy is None:
-    return None
-  return accuracy.mean, over_seeds(runs, lambda run: steps_to(run, maximum(run)))
+def newest(results: Results) -> str | None:
+  """The date of the newest run, YYYY-MM-DD, as their status says; None if none of them says it."""
+  return max((run.status["time"][:10] for experiments in results.values() for runs in experiments.values()
+              for run in runs if "time" in run.status), default=None)
 
 
 def sigmoid_inputs(result: Result) -> dict[int, list[tuple[float, tuple[float, float, float]]]]:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 import datetime
-import json
 import os
 import pathlib
 from typing import Any
 
-from bn_inception import run_directory
+from bn_inception import paths, run_directory
 from bn_inception.errors import UserError
 from bn_inception.report import tables
 
@@ -23,11 +22,11 @@ def table(folders: Sequence[str], now: datetime.datetime | None = None) -> str:
     now: for "last sign"; None: the present.
 
   Raises:
-    UserError: if there is no run in one of them.
+    UserError: if there is no run in one of them, or it is no path.
   """
   now = now or datetime.datetime.now().astimezone()
   rows = [_COLUMNS]
-  for folder in map(pathlib.Path, folders):
+  for folder in (pathlib.Path(paths.local(folder, "A run")) for folder in folders):
     runs = sorted(path.parent for path in folder.rglob("config.json") if (path.parent / "status.json").exists()
                   or (path.parent / "metrics.jsonl").exists())
     if not runs:
@@ -42,8 +41,8 @@ def table(folders: Sequence[str], now: datetime.datetime | None = None) -> str:
 def _row(run: pathlib.Path, now: datetime.datetime) -> tuple[str, ...]:
   try:
     status, lines = run_directory.read_status(run), run_directory.read_metrics(run)
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    return (str(run), "damaged", "", "", "", "", "", "", f"status.json or metrics.jsonl cannot be read: {error}")
+  except run_directory.DamagedFileError as error:
+    return (str(run), "damaged", "", "", "", "", "", "", str(error))
   step = max(status.get("step", 0), lines[-1]["step"] if lines else 0)
   total = status.get("num_steps")
   speed = status.get("images_per_second") or _last(lines, "train/images_per_second")

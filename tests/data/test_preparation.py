@@ -125,7 +125,6 @@ def drop_a_validation_image(folder: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda folder: (folder / "ILSVRC2012_img_val.tar").unlink(), ["lacks ILSVRC2012_img_val.tar", "image-net.org"]),
     (lambda folder: [path.unlink() for path in folder.iterdir()], ["holds neither", "image-net.org"]),
     (cut, ["damaged or cut off", "image-net.org", "ILSVRC2012_img_train.tar"]),
     (drop_a_validation_image, ["Image 3", "ILSVRC2012_val_00000004.JPEG", "labels would not fit"]),
@@ -193,6 +192,45 @@ def test_a_finished_split_is_kept_and_a_changed_archive_is_not(
   assert "validation: finished by an earlier run, 6 examples" in caplog.text
   assert "train: removing what an interrupted run left" in caplog.text
   assert len(examples(data, "train")) == 4 and len(examples(data, "validation")) == 6
+
+
+@pytest.mark.parametrize("there, absent", [("validation", "train"), ("train", "validation")])
+def test_one_archive_alone_gives_its_split(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, there: str,
+                                           absent: str) -> None:
+  archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
+  names = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
+  missing = (archives / names[absent]).rename(tmp_path / "elsewhere")
+  preparation.prepare(archives, data, "imagenet2012")
+  assert f"{absent}: {names[absent]} is not in {archives}; going on without this split" in caplog.text
+  assert len(examples(data, there)) == {"train": 4, "validation": 5}[there]
+  config = ConfigDict({"name": "imagenet2012:5.*.*", "dir": str(data)})
+  assert open_split(config, there).num_classes == 1000
+  with pytest.raises(DataError, match=f"no split '{absent}': its splits are {there}"):
+    open_split(config, absent)
+  preparation.prepare(archives, data, "imagenet2012")
+  missing.rename(archives / names[absent])  # It is no whole set any more, which is not passed over.
+  with pytest.raises(DataError, match=f"was prepared without {names[absent]} and has no split '{absent}': remove it"):
+    preparation.prepare(archives, data, "imagenet2012")
+
+
+def test_a_finished_split_does_not_need_its_archive_any_more(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
+  prepare_split = preparation._prepare_split  # pylint: disable=protected-access
+
+  def interrupted(source, work, complete, split, count):
+    if split == "train":
+      raise KeyboardInterrupt
+    prepare_split(source, work, complete, split, count)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(preparation, "_prepare_split", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+      preparation.prepare(archives, data, "imagenet2012")
+  (archives / "ILSVRC2012_img_val.tar").unlink()
+  preparation.prepare(archives, data, "imagenet2012")
+  assert len(examples(data, "train")) == 4 and len(examples(data, "validation")) == 5
 
 
 def test_two_at_once_exclude_each_other(tmp_path: pathlib.Path) -> None:

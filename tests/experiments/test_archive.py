@@ -34,3 +34,7 @@ def test_evaluations_are_kept_without_the_paths_of_this_machine(tmp_path):
   assert request["networks"] == [{"path": "cifar10/ensemble/member0", "sha256": "ab"}]
   assert metrics == {"top1_error": 0.123456789, "count": 10_000}
   assert measured.collect(output)["cifar10"]["ensemble"][0].diverged
+
+
+def test_controls_are_kept_with_what_they_control():
+  assert archive.figure_of("controls/inception_8000") == archive.figure_of("inception") == "figure3"

@@ -51,6 +51,6 @@ def test_a_damaged_run_is_a_line_and_a_folder_without_runs_is_named(tmp_path):
   write(tmp_path / "a", [], status="done", step=10, num_steps=10)
   (tmp_path / "a/status.json").write_text("{")
   [(state, row)] = rows(tmp_path / "a")
-  assert state == "damaged" and "cannot be read" in row
+  assert state == "damaged" and "status.json is damaged" in row
   with pytest.raises(UserError, match="holds no run"):
     run_table.table([str(tmp_path / "nowhere")], NOW)
