@@ -28,8 +28,8 @@ def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, st
     ([], ["--config"]),
     ([_TRAIN, "more"], ["'more' is not a flag"]),
     ([_TRAIN, "--workdirs=x"], ["workdirs"]),
-    ([_TRAIN, "--processes=2"], ["--processes and --process_id go with --coordinator"]),
-    ([_TRAIN, "--coordinator=localhost:1"], ["goes with --processes and --process_id"]),
+    ([_TRAIN, "--processes=2"], ["go together: add --coordinator and --process_id"]),
+    ([_TRAIN, "--coordinator=localhost:1"], ["go together: add --processes and --process_id"]),
 ])
 def test_flags(repository, tmp_path, arguments, words):
   workdir = tmp_path / "run"
@@ -56,7 +56,7 @@ def test_configs_and_data(repository, tmp_path, override, words):
 def test_tasks_of_a_slurm_step_that_do_not_know_of_each_other_are_refused(repository, tmp_path, monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
   code, _, error = run(repository, "train", _TRAIN, f"--workdir={tmp_path / 'run'}")
-  assert code == 2 and "one of 4 tasks of a Slurm step" in error and not (tmp_path / "run").exists()
+  assert code == 2 and "one of 4 tasks of a Slurm job step" in error and not (tmp_path / "run").exists()
   # The parts of a plan are made apart; what is wrong here comes later.
   code, _, error = run(repository, "reproduce", "figure3", "--index=3", "--count=2", f"--workdir={tmp_path / 'run'}")
   assert code == 2 and "--index from 0 to 1" in error
