@@ -8,7 +8,7 @@ import shutil
 import jax
 import pytest
 
-from bn_inception import config_checks, evaluate, release, run_directory, train
+from bn_inception import config_checks, config_keys, evaluate, release, run_directory, train
 from bn_inception.data import pipeline
 from bn_inception.experiments import archive, execution, plans
 from bn_inception.release import folder as release_folder
@@ -17,7 +17,7 @@ from bn_inception.configs import mnist, versions
 from bn_inception.configs.versions import Added, Removed, Renamed, VersionError
 
 ARCHIVED = "mnist/mnist_bn/seed0"  # Of 2026-11-22; its config has neither a version nor the four keys that came with 1.
-NEW = Added(versions.VERSION + 1, "model.fictitious.depth", (3, 4), model="mnist_mlp")
+NEW = Added(versions.VERSION + 1, "model.fictitious", (3, 4), model="mnist_mlp")
 
 
 @pytest.fixture(name="archived")
@@ -27,15 +27,16 @@ def fixture_archived(repository: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(name="new_key")
 def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
-  """The code of tomorrow: the next version has a key more, in a section of its own."""
+  """The code of tomorrow: the next version has a key more."""
   get_config = mnist.get_config
 
   def with_key(argument="bn"):
     config = get_config(argument)
-    config.model.fictitious = {"depth": (3, 4)}
+    config.model.fictitious = (3, 4)
     return config
 
   monkeypatch.setattr(versions, "VERSION", NEW.version)
+  monkeypatch.setitem(config_keys._MODEL_KEYS["mnist_mlp"], NEW.key, config_keys.Key(int, least=0, most=9, length=(2, 2)))
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, NEW))
   monkeypatch.setattr(mnist, "get_config", with_key)
 
@@ -85,13 +86,13 @@ def test_an_archived_run_is_the_same_plan_after_a_key_is_added(archived, new_key
   assert json.loads(run_directory.config_path(archived).read_text()).get("version") is None
   assert run_directory.changed_fields(archived, planned()) == []
   config = run_directory.read_config(archived)
-  assert config.version == NEW.version and config.model.fictitious.depth == (3, 4)
+  assert config.version == NEW.version and config.model.fictitious == (3, 4)
   assert (config.data.interpolation, config.eval.statistics) == ("bilinear", ("running", "population", "batch"))
   config_checks.check_config(config, 1)
 
 
 @pytest.mark.parametrize("change, expected", [
-    (lambda config: config["model"].update(fictitious={"depth": [3, 5]}), ["model.fictitious.depth"]),
+    (lambda config: config["model"].update(fictitious=[3, 5]), ["model.fictitious"]),
     (lambda config: config.update(learning_rate=7.0), ["learning_rate"]),
     (lambda config: config["data"].pop("shuffle"), ["data.shuffle"]),
     (lambda config: config["data"].update(surprise=1), ["data.surprise"]),
@@ -146,6 +147,7 @@ def test_a_run_made_before_a_key_resumes_and_is_evaluated_and_released(digits_di
   before = digest()
 
   # Tomorrow a key is added, in a section that every config has.
+  monkeypatch.setitem(config_keys._KEYS, "data.fictitious", config_keys.Key(float, length=(2, 2)))
   monkeypatch.setattr(versions, "VERSION", NEW.version)
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, Added(NEW.version, "data.fictitious", (0.5, 1))))
   assert evaluate.evaluate_run(run, devices=device) == today
@@ -189,11 +191,11 @@ def test_a_run_of_a_later_version_is_not_resumed(digits_dir, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '{"version": "1"}', '{"version": -1}', '{"data": 3}'])
-def test_what_is_no_config_is_a_value_error(tmp_path, content):
+def test_what_is_no_config_is_damaged(tmp_path, content):
   (tmp_path / "config.json").write_text(content)
-  with pytest.raises(ValueError):
+  with pytest.raises(run_directory.DamagedFileError, match="config.json is damaged"):
     run_directory.read_config(tmp_path)
-  with pytest.raises(evaluate.EvaluationError, match="is damaged"):
+  with pytest.raises(run_directory.DamagedFileError, match="config.json is damaged"):
     evaluate.evaluate_run(str(tmp_path))
 
 
