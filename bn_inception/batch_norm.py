@@ -18,17 +18,17 @@ close to the mean, so it keeps its digits when |mean| >> std, and parts of a gro
 variances (Chan et al., 1979), never through E[x^2] - E[x]^2.
 """
 
-from collections.abc import Callable, Sequence
 import functools
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from bn_inception import parameter_names
 from bn_inception.errors import UserError
@@ -62,15 +62,16 @@ def _parts(batch: int, group_size: int | None) -> tuple[int, int]:
   group_size = group_size or batch
   if batch % group_size:
     raise ValueError(
-        f"A batch of {batch} examples does not divide into BN groups of {group_size}: choose a multiple of "
-        f"{group_size}.")
+      f"A batch of {batch} examples does not divide into BN groups of {group_size}: choose a multiple of {group_size}."
+    )
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.manual_axes or mesh.explicit_axes:
     kind = "shard_map or pmap over" if mesh.manual_axes else "the Explicit axes"
     raise ValueError(
-        f"BN groups are of the whole batch, which cannot be seen inside {kind} "
-        f"{', '.join(mesh.manual_axes or mesh.explicit_axes)}: compute them under plain jax.jit, with the batch split "
-        "over a mesh of axis_types=(AxisType.Auto,).")
+      f"BN groups are of the whole batch, which cannot be seen inside {kind} "
+      f"{', '.join(mesh.manual_axes or mesh.explicit_axes)}: compute them under plain jax.jit, with the batch split "
+      "over a mesh of axis_types=(AxisType.Auto,)."
+    )
   devices = 1 if mesh.empty else mesh.size
   # Where groups straddle shares (12 examples a device, groups of 8), results are right and XLA moves what it must.
   spans_devices = batch % devices == 0 and group_size % (batch // devices) == 0
@@ -84,8 +85,9 @@ def _replicate(x: jax.Array) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def _merge(mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int,
-           offset: jax.Array | float = 0.0) -> tuple[jax.Array, ...]:
+def _merge(
+  mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int, offset: jax.Array | float = 0.0
+) -> tuple[jax.Array, ...]:
   """Mean, variance and count of a union from those of its parts along `axis` (Chan et al., 1979).
 
   The parts' means are mean + offset, not added up before: their differences are much smaller than they are, and would
@@ -97,7 +99,7 @@ def _merge(mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int,
   shift = jnp.sum(weight * mean, axis, keepdims=True)
   centred = mean - shift + offset
   shift_offset = jnp.sum(weight * centred, axis, keepdims=True)
-  merged_variance = jnp.sum(weight * (variance + (centred - shift_offset)**2), axis)
+  merged_variance = jnp.sum(weight * (variance + (centred - shift_offset) ** 2), axis)
   return jnp.squeeze(shift + shift_offset, axis), merged_variance, total
 
 
@@ -118,8 +120,9 @@ def _spread(statistic: jax.Array, x: jax.Array) -> jax.Array:
   return per_part.reshape(x.shape[0], *(1,) * (x.ndim - 1 - len(features)), *features)
 
 
-def group_moments(x: jax.Array, *, group_size: int | None = None, mask: jax.Array | None = None,
-                  per_activation: bool = False) -> Moments:
+def group_moments(
+  x: jax.Array, *, group_size: int | None = None, mask: jax.Array | None = None, per_activation: bool = False
+) -> Moments:
   """Mean and biased variance of each group (Algorithm 1, lines 1 and 2).
 
   Args:
@@ -169,8 +172,9 @@ def _part_moments(x: jax.Array, mask: jax.Array | None, parts: int, per_activati
   return _PartMoments(shift, offset, variance, count)
 
 
-def _moments(xs: Sequence[jax.Array], mask: jax.Array | None, group_size: int | None,
-             per_activation: bool) -> list[Moments]:
+def _moments(
+  xs: Sequence[jax.Array], mask: jax.Array | None, group_size: int | None, per_activation: bool
+) -> list[Moments]:
   """`group_moments` of several layers, with one collective for all where groups span devices."""
   groups, parts = _parts(xs[0].shape[0], group_size)
   layers = [_part_moments(x, mask, parts, per_activation) for x in xs]
@@ -196,8 +200,16 @@ def _together(leaves: Sequence[jax.Array], axes: int) -> list[jax.Array]:
   return [piece.reshape(leaf.shape) for piece, leaf in zip(jnp.split(together, widths, axis=-1), leaves)]
 
 
-def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, *, epsilon: float, group_size: int | None = None,
-               mask: jax.Array | None = None, per_activation: bool = False) -> tuple[jax.Array, Moments]:
+def batch_norm(
+  x: jax.Array,
+  gamma: jax.Array,
+  beta: jax.Array,
+  *,
+  epsilon: float,
+  group_size: int | None = None,
+  mask: jax.Array | None = None,
+  per_activation: bool = False,
+) -> tuple[jax.Array, Moments]:
   """Algorithm 1: normalizes every group by its own mean and variance, then scales and shifts.
 
   The gradient flows through the moments as in §3. The returned moments are constants to it. Masked examples are
@@ -216,13 +228,21 @@ def batch_norm(x: jax.Array, gamma: jax.Array, beta: jax.Array, *, epsilon: floa
   Raises:
     ValueError: if group_size does not divide B.
   """
-  return batch_norms((x,), (gamma,), (beta,), epsilon=epsilon, group_size=group_size, mask=mask,
-                     per_activation=per_activation)[0]
+  return batch_norms(
+    (x,), (gamma,), (beta,), epsilon=epsilon, group_size=group_size, mask=mask, per_activation=per_activation
+  )[0]
 
 
-def batch_norms(xs: Sequence[jax.Array], gammas: Sequence[jax.Array], betas: Sequence[jax.Array], *, epsilon: float,
-                group_size: int | None = None, mask: jax.Array | None = None,
-                per_activation: bool = False) -> list[tuple[jax.Array, Moments]]:
+def batch_norms(
+  xs: Sequence[jax.Array],
+  gammas: Sequence[jax.Array],
+  betas: Sequence[jax.Array],
+  *,
+  epsilon: float,
+  group_size: int | None = None,
+  mask: jax.Array | None = None,
+  per_activation: bool = False,
+) -> list[tuple[jax.Array, Moments]]:
   """`batch_norm` of layers that do not depend on each other; where groups span devices they share its collectives.
 
   Args:
@@ -276,16 +296,20 @@ def _batch_norms_backward(epsilon, group_size, per_activation, residuals, cotang
   groups, parts = _parts(xs[0].shape[0], group_size)
   dys = [_in_parts(dy, parts).astype(moments.mean.dtype) for (dy, _), moments in zip(cotangents, all_moments)]
   inverse_stds = [jax.lax.rsqrt(moments.variance + epsilon) for moments in all_moments]
-  xhats = [(_in_parts(x, parts) - _spread(moments.mean, dy)) * _spread(inverse_std, dy)
-           for x, dy, moments, inverse_std in zip(xs, dys, all_moments, inverse_stds)]
+  xhats = [
+    (_in_parts(x, parts) - _spread(moments.mean, dy)) * _spread(inverse_std, dy)
+    for x, dy, moments, inverse_std in zip(xs, dys, all_moments, inverse_stds)
+  ]
 
   all_sums = []
   for dy, xhat in zip(dys, xhats):
     axes = _averaged_axes(dy, per_activation)
     all_sums.append(jnp.stack([jnp.sum(dy, axes), jnp.sum(dy * xhat, axes)]))  # [2, parts, *F]
   if parts != groups:
-    all_sums = [_replicate(jnp.sum(sums.reshape(2, groups, parts // groups, *sums.shape[2:]), axis=2))
-                for sums in _together(all_sums, 2)]
+    all_sums = [
+      _replicate(jnp.sum(sums.reshape(2, groups, parts // groups, *sums.shape[2:]), axis=2))
+      for sums in _together(all_sums, 2)
+    ]
 
   def gradients(x, gamma, beta, moments, dy, xhat, inverse_std, sums):
     count = jnp.maximum(moments.count, 1).reshape(groups, *(1,) * gamma.ndim)
@@ -304,8 +328,9 @@ def _batch_norms_backward(epsilon, group_size, per_activation, residuals, cotang
 _batch_norms.defvjp(_batch_norms_forward, _batch_norms_backward)
 
 
-def normalize_with(x: jax.Array, mean: jax.Array, variance: jax.Array, gamma: jax.Array, beta: jax.Array, *,
-                   epsilon: float) -> jax.Array:
+def normalize_with(
+  x: jax.Array, mean: jax.Array, variance: jax.Array, gamma: jax.Array, beta: jax.Array, *, epsilon: float
+) -> jax.Array:
   """BN with given statistics: one affine map per feature (Algorithm 2, line 11).
 
   Args:
@@ -320,8 +345,16 @@ def normalize_with(x: jax.Array, mean: jax.Array, variance: jax.Array, gamma: ja
   return ((x - mean) * (gamma * jax.lax.rsqrt(variance + epsilon)) + beta).astype(x.dtype)
 
 
-def fold(kernel: jax.Array, bias: jax.Array | None, mean: jax.Array, variance: jax.Array, gamma: jax.Array,
-         beta: jax.Array, *, epsilon: float) -> tuple[jax.Array, jax.Array]:
+def fold(
+  kernel: jax.Array,
+  bias: jax.Array | None,
+  mean: jax.Array,
+  variance: jax.Array,
+  gamma: jax.Array,
+  beta: jax.Array,
+  *,
+  epsilon: float,
+) -> tuple[jax.Array, jax.Array]:
   """Folds BN's affine map (Algorithm 2, line 11) into the convolution or dense layer in front of it.
 
   Args:
@@ -337,8 +370,14 @@ def fold(kernel: jax.Array, bias: jax.Array | None, mean: jax.Array, variance: j
   return kernel * scale, beta + ((0 if bias is None else bias) - mean) * scale
 
 
-def update_running_averages(running: Any, moments: Any, *, momentum: float, step: jax.Array,
-                            start_counts: Callable[[str], bool] = lambda layer: False) -> Any:
+def update_running_averages(
+  running: Any,
+  moments: Any,
+  *,
+  momentum: float,
+  step: jax.Array,
+  start_counts: Callable[[str], bool] = lambda layer: False,
+) -> Any:
   """Moves running averages towards a training step's mean and unbiased variance (§3.1).
 
   The groups of a step are first merged into the moments of all its examples, the variance of their means included.
@@ -363,9 +402,11 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
   mesh = jax.sharding.get_abstract_mesh()
   devices = 1 if mesh.empty else mesh.size
   if devices > 1 and groups > devices and groups % devices == 0:
+
     def merge_own(layer: Moments) -> Moments:
-      own = (leaf.reshape(devices, groups // devices, *leaf.shape[1:])
-             for leaf in (layer.mean, layer.variance, layer.count))
+      own = (
+        leaf.reshape(devices, groups // devices, *leaf.shape[1:]) for leaf in (layer.mean, layer.variance, layer.count)
+      )
       return Moments(*_merge(*own, axis=1))
 
     leaves, layout = jax.tree.flatten(map_layers(lambda layer: {"moments": merge_own(layer)}, moments))
@@ -377,8 +418,10 @@ def update_running_averages(running: Any, moments: Any, *, momentum: float, step
     return _moved_averages(layer, averages, decay["moments"])
 
   decays = jax.tree_util.tree_map_with_path(
-      lambda path, _: momentum if start_counts("/".join(entry.key for entry in path[:-1])) else forgetting, moments,
-      is_leaf=lambda node: isinstance(node, Moments))
+    lambda path, _: momentum if start_counts("/".join(entry.key for entry in path[:-1])) else forgetting,
+    moments,
+    is_leaf=lambda node: isinstance(node, Moments),
+  )
   return replaced(running, map_layers(moved, moments, running, decays))
 
 
@@ -448,8 +491,11 @@ class BatchNorm(nn.Module):
   def variables_for(self, x: jax.Array) -> "Variables":
     """The layer's variables for an input like x; gamma is ones where it is no parameter."""
     features = x.shape[1:] if self.per_activation else x.shape[-1:]
-    gamma = (self.param("gamma", nn.initializers.ones, features) if self.use_gamma
-             else jnp.ones(features, statistics_dtype(x.dtype)))
+    gamma = (
+      self.param("gamma", nn.initializers.ones, features)
+      if self.use_gamma
+      else jnp.ones(features, statistics_dtype(x.dtype))
+    )
     beta = self.param("beta", nn.initializers.zeros, features)
     mean = self.variable("batch_stats", "mean", jnp.zeros, features)
     variance = self.variable("batch_stats", "var", jnp.ones, features)
@@ -471,8 +517,9 @@ class BatchNorm(nn.Module):
         self.put_variable("batch_stats", name, jnp.where(has_examples, moved, kept).astype(kept.dtype))
     else:
       raise ValueError(
-          f"The BN layer {'/'.join(self.path) or type(self).__name__} trains, but may not write its running averages: "
-          "call apply(..., train=True, mutable=['batch_stats']) and keep what it returns, or say train=False.")
+        f"The BN layer {'/'.join(self.path) or type(self).__name__} trains, but may not write its running averages: "
+        "call apply(..., train=True, mutable=['batch_stats']) and keep what it returns, or say train=False."
+      )
 
 
 class SingleValueError(UserError, ValueError):
@@ -488,8 +535,9 @@ class Variables(NamedTuple):
   variance: jax.Array
 
 
-def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, train: bool,
-                     mask: jax.Array | None = None) -> list[jax.Array]:
+def normalize_layers(
+  layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
+) -> list[jax.Array]:
   """Applies layers that do not depend on each other and are configured alike, each to its own input (`batch_norms`).
 
   Args:
@@ -504,11 +552,15 @@ def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, tr
   first = layers[0]
   with_batch = [train and not layer.is_frozen for layer in layers]
   if not all(with_batch):
-    ys = [None if trains else normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
-          for x, own, trains in zip(xs, variables, with_batch)]
+    ys = [
+      None if trains else normalize_with(x, own.mean, own.variance, own.gamma, own.beta, epsilon=first.epsilon)
+      for x, own, trains in zip(xs, variables, with_batch)
+    ]
     rest = [place for place, trains in enumerate(with_batch) if trains]
     if rest:
-      of_rest = normalize_layers([layers[place] for place in rest], [xs[place] for place in rest], train=True, mask=mask)
+      of_rest = normalize_layers(
+        [layers[place] for place in rest], [xs[place] for place in rest], train=True, mask=mask
+      )
       for place, y in zip(rest, of_rest):
         ys[place] = y
     return ys
@@ -516,10 +568,18 @@ def normalize_layers(layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, tr
     values = (layer.group_size or x.shape[0]) * (1 if layer.per_activation else math.prod(x.shape[1:-1]))
     if values == 1 and not layer.is_initializing():
       raise SingleValueError(
-          f"BN in {'/'.join(layer.path)} would normalize a single value, as its groups are of one example and its map "
-          f"is {'x'.join(map(str, x.shape[1:-1])) or 'one value'}: choose a larger batch_norm.group_size or image.")
-  results = batch_norms(xs, [own.gamma for own in variables], [own.beta for own in variables], epsilon=first.epsilon,
-                        group_size=first.group_size, mask=mask, per_activation=first.per_activation)
+        f"BN in {'/'.join(layer.path)} would normalize a single value, as its groups are of one example and its map "
+        f"is {'x'.join(map(str, x.shape[1:-1])) or 'one value'}: choose a larger batch_norm.group_size or image."
+      )
+  results = batch_norms(
+    xs,
+    [own.gamma for own in variables],
+    [own.beta for own in variables],
+    epsilon=first.epsilon,
+    group_size=first.group_size,
+    mask=mask,
+    per_activation=first.per_activation,
+  )
   for layer, (_, moments) in zip(layers, results):
     layer.keep(moments)
   return [y for y, _ in results]

@@ -5,19 +5,19 @@ notices a missing or cut file; the checksum notices a changed one. A checkpoint 
 so that which ones are the best is known later than Orbax asks for it: `retain` removes the others.
 """
 
-from collections.abc import Iterator, Mapping
 import contextlib
 import json
 import logging
-from typing import Any
 import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from etils import epath
 import jax
-from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from bn_inception import hosts
 from bn_inception.errors import StartAgainError, StorageError, UserError
@@ -32,8 +32,10 @@ class CheckpointError(UserError):
 
 def open_manager(workdir: epath.PathLike, *, read_only: bool = True) -> ocp.CheckpointManager:
   """Opens `workdir`/checkpoints."""
-  return ocp.CheckpointManager(epath.Path(workdir).absolute() / "checkpoints", options=ocp.CheckpointManagerOptions(
-      read_only=read_only, cleanup_tmp_directories=not read_only))
+  return ocp.CheckpointManager(
+    epath.Path(workdir).absolute() / "checkpoints",
+    options=ocp.CheckpointManagerOptions(read_only=read_only, cleanup_tmp_directories=not read_only),
+  )
 
 
 def checksum(state: TrainState, description: Mapping[str, Any]) -> int:
@@ -56,9 +58,14 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict, 
   description = {"examples_seen": step * config.batch_size, "seed": config.seed}
   with _writing(manager):
     # With `force`, for the training loop decides when.
-    manager.save(step, force=True, args=ocp.args.Composite(
+    manager.save(
+      step,
+      force=True,
+      args=ocp.args.Composite(
         state=ocp.args.StandardSave(state),
-        description=ocp.args.JsonSave(description | {"checksum": checksum(state, description)})))
+        description=ocp.args.JsonSave(description | {"checksum": checksum(state, description)}),
+      ),
+    )
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
@@ -80,9 +87,9 @@ def check(manager: ocp.CheckpointManager) -> None:
 def retain(manager: ocp.CheckpointManager, config: ConfigDict, top1: Mapping[int, float]) -> None:
   """Removes checkpoints but the `keep_latest` newest and those `keep_best` steps with the best `top1`, {step: top1}."""
   steps = sorted(manager.all_steps())
-  best = sorted((step for step in steps if step in top1), key=lambda step: -top1[step])[:config.keep_best]
+  best = sorted((step for step in steps if step in top1), key=lambda step: -top1[step])[: config.keep_best]
   for step in steps:
-    if step not in (*steps[-config.keep_latest:], *best):
+    if step not in (*steps[-config.keep_latest :], *best):
       with _writing(manager):
         manager.delete(step)
 
@@ -95,13 +102,16 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
   except jax.errors.JaxRuntimeError:  # Another process was lost.
     raise
   except Exception as error:  # They raise many kinds for a full disk.
-    raise StorageError(f"No checkpoint can be written into {manager.directory} ({_reason(error)}): make room or mend "
-                       "it, and give the same command again.") from error
+    raise StorageError(
+      f"No checkpoint can be written into {manager.directory} ({_reason(error)}): make room or mend "
+      "it, and give the same command again."
+    ) from error
 
 
 def _restore_step(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-  restored = manager.restore(step, args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(like), description=ocp.args.JsonRestore()))
+  restored = manager.restore(
+    step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), description=ocp.args.JsonRestore())
+  )
   description = dict(restored.description)
   if "checksum" in description:
     expected = description.pop("checksum")
@@ -139,7 +149,8 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> Trai
     return _restore_step(manager, step, like)[0]
   except Exception as error:  # Orbax and its storage raise many kinds; each means that this checkpoint is of no use.
     raise CheckpointError(
-        f"The checkpoint {manager.directory / str(step)} cannot be used: {_reason(error)}.") from error
+      f"The checkpoint {manager.directory / str(step)} cannot be used: {_reason(error)}."
+    ) from error
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: ConfigDict) -> TrainState | None:
@@ -167,8 +178,10 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: Con
       process, (reason, passes) = next((number, found) for number, found in enumerate(errors) if found)
       if passes or not all(errors):
         where = f" by process {process}" if len(errors) > 1 else ""
-        raise StartAgainError(f"Checkpoint {path} cannot be read{where} now ({reason}): it stays as it is, and the "
-                              "same command tries again.")
+        raise StartAgainError(
+          f"Checkpoint {path} cannot be read{where} now ({reason}): it stays as it is, and the "
+          "same command tries again."
+        )
       _log.error("Checkpoint %s is damaged and is not used: %s.", path, reason)
       damaged.append(step)
       continue
@@ -176,14 +189,16 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: Con
     for name, value in wanted.items():
       if description[name] != value:
         raise CheckpointError(
-            f"The checkpoint {path} was written with another "
-            f"{'batch_size' if name == 'examples_seen' else name}: resume with the run's own, or use a new workdir.")
+          f"The checkpoint {path} was written with another "
+          f"{'batch_size' if name == 'examples_seen' else name}: resume with the run's own, or use a new workdir."
+        )
     _set_aside(manager, damaged)
     return state
   if steps:
     raise CheckpointError(
-        f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, steps))}) can be used, see the "
-        "log: restore one from a backup, or start again in a new workdir.")
+      f"None of the checkpoints in {manager.directory} (steps {', '.join(map(str, steps))}) can be used, see the "
+      "log: restore one from a backup, or start again in a new workdir."
+    )
   return None
 
 

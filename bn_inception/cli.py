@@ -17,8 +17,11 @@ def main() -> None:
   names = sorted(module.name for module in pkgutil.iter_modules(folders))
   name = sys.argv[1] if len(sys.argv) > 1 else ""
   if name not in names:
-    print(f"bn-inception: say which script runs, and its flags: {', '.join(names)}.\n"
-          "bn-inception train --help tells the flags of train.", file=sys.stderr)
+    print(
+      f"bn-inception: say which script runs, and its flags: {', '.join(names)}.\n"
+      "bn-inception train --help tells the flags of train.",
+      file=sys.stderr,
+    )
     sys.exit(2)
   sys.argv[:2] = [f"bn-inception {name}"]
   runpy.run_module(f"bn_inception.scripts.{name}", run_name="__main__")

@@ -5,7 +5,6 @@ number on the node (jax-ml/jax#16788): of 8 GPUs a single task would use the fir
 gave it, and a run on anything else is refused.
 """
 
-from collections.abc import Iterator
 import contextlib
 import importlib.util
 import os
@@ -13,6 +12,7 @@ import re
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -21,8 +21,9 @@ from bn_inception import hosts, status
 from bn_inception.errors import StartAgainError, UserError
 
 
-def arguments(coordinator: str | None, processes: int | None, process_id: int | None, cluster: bool,
-              shares: bool) -> dict[str, Any] | None:
+def arguments(
+  coordinator: str | None, processes: int | None, process_id: int | None, cluster: bool, shares: bool
+) -> dict[str, Any] | None:
   """What `jax.distributed.initialize` is to be called with.
 
   Args:
@@ -40,8 +41,9 @@ def arguments(coordinator: str | None, processes: int | None, process_id: int | 
   missing = [name for name, value in by_hand.items() if value in (None, "")]
   if len(missing) < len(by_hand):
     if cluster:
-      raise UserError("--cluster finds the processes by itself: leave out --coordinator, --processes and --process_id, "
-                      "or --cluster.")
+      raise UserError(
+        "--cluster finds the processes by itself: leave out --coordinator, --processes and --process_id, or --cluster."
+      )
     if missing:
       raise UserError(f"--coordinator, --processes and --process_id go together: add {' and '.join(missing)}.")
     if not 0 <= process_id < processes:
@@ -53,8 +55,10 @@ def arguments(coordinator: str | None, processes: int | None, process_id: int | 
     return {} if (devices := _device_ids()) is None else {"local_device_ids": devices}
   tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
   if tasks != "1" and not shares:
-    raise UserError(f"This is one of {tasks} tasks of a Slurm job step, and each would make the same run: give "
-                    "--cluster, so that they make it together, or start one task (srun --ntasks=1).")
+    raise UserError(
+      f"This is one of {tasks} tasks of a Slurm job step, and each would make the same run: give "
+      "--cluster, so that they make it together, or start one task (srun --ntasks=1)."
+    )
   return None
 
 
@@ -71,24 +75,33 @@ def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> No
     try:
       # JAX's own limit comes later: it is an abort with a stack trace.
       # `hosts` finds a lost process first, and ends the others with a sentence.
-      hosts.join(lambda: jax.distributed.initialize(
-          **arguments, initialization_timeout=2 * start_seconds + 60, heartbeat_timeout_seconds=10 * lost_seconds),
-                 lost_seconds)
+      hosts.join(
+        lambda: jax.distributed.initialize(
+          **arguments, initialization_timeout=2 * start_seconds + 60, heartbeat_timeout_seconds=10 * lost_seconds
+        ),
+        lost_seconds,
+      )
     except Exception as error:  # JAX raises many kinds.
       if sentence := _not_found(error):
         raise UserError(sentence) from error
       reason = next(iter(str(error).splitlines()), type(error).__name__)
-      raise StartAgainError(f"This process could not join the others; the same command tries again. JAX says: "
-                            f"{reason}") from error
+      raise StartAgainError(
+        f"This process could not join the others; the same command tries again. JAX says: {reason}"
+      ) from error
 
 
 @contextlib.contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
   """Ends the program when what is done within takes longer, also while the main thread waits in JAX's C++."""
+
   def end():
-    print(f"\n{os.path.basename(sys.argv[0])}: {socket.gethostname()} waited {seconds} s (--start_seconds) for the "
-          "other processes of this run: one of them has not started, or does not reach process 0. The same command "
-          "tries again.", file=sys.stderr, flush=True)
+    print(
+      f"\n{os.path.basename(sys.argv[0])}: {socket.gethostname()} waited {seconds} s (--start_seconds) for the "
+      "other processes of this run: one of them has not started, or does not reach process 0. The same command "
+      "tries again.",
+      file=sys.stderr,
+      flush=True,
+    )
     os._exit(status.EXIT_START_AGAIN)
 
   timer = threading.Timer(seconds, end)
@@ -114,9 +127,10 @@ def check_devices() -> None:
   if devices[0].platform != "gpu" or len(devices) != expected:
     kind = "GPUs" if devices[0].platform == "gpu" else f"{devices[0].platform} devices"
     raise UserError(
-        f"Slurm gave this task {expected} GPUs (CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}), but JAX "
-        f"runs on {len(devices)} {kind}: install JAX for GPUs (pip install \"jax[cuda13]\"), unset JAX_PLATFORMS, or "
-        "ask Slurm for as many GPUs as the run is to use.")
+      f"Slurm gave this task {expected} GPUs (CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}), but JAX "
+      f'runs on {len(devices)} {kind}: install JAX for GPUs (pip install "jax[cuda13]"), unset JAX_PLATFORMS, or '
+      "ask Slurm for as many GPUs as the run is to use."
+    )
 
 
 def _not_found(error: Exception) -> str | None:
@@ -124,12 +138,16 @@ def _not_found(error: Exception) -> str | None:
   if not (isinstance(error, ValueError) and "coordinator_address" in str(error)):
     return None
   if "KUBERNETES_SERVICE_HOST" in os.environ and not importlib.util.find_spec("kubernetes"):
-    return ("--cluster asks Kubernetes for the other processes, which needs a package that is not installed: "
-            "pip install -e '.[kubernetes]'.")
+    return (
+      "--cluster asks Kubernetes for the other processes, which needs a package that is not installed: "
+      "pip install -e '.[kubernetes]'."
+    )
   if "SLURM_JOB_ID" in os.environ:
     return "--cluster works in a job step of Slurm, and this is the job's own script: start the program with srun."
-  return ("--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of one, or "
-          "give --coordinator, --processes and --process_id.")
+  return (
+    "--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of one, or "
+    "give --coordinator, --processes and --process_id."
+  )
 
 
 def _device_ids() -> list[int] | None:
@@ -144,8 +162,9 @@ def _device_ids() -> list[int] | None:
     return own
   if visible and sorted(chosen.split(",")) != sorted(map(str, own)):
     raise UserError(
-        f"Slurm gave this task {len(own)} GPUs, places {_list(own)} in CUDA_VISIBLE_DEVICES={','.join(visible)}, but "
-        f"JAX_LOCAL_DEVICE_IDS={chosen}: unset it, or ask Slurm for as many GPUs as the run is to use.")
+      f"Slurm gave this task {len(own)} GPUs, places {_list(own)} in CUDA_VISIBLE_DEVICES={','.join(visible)}, but "
+      f"JAX_LOCAL_DEVICE_IDS={chosen}: unset it, or ask Slurm for as many GPUs as the run is to use."
+    )
   return None
 
 
@@ -168,8 +187,10 @@ def _own_gpus(visible: list[str]) -> list[int]:
     return list(range(len(visible)))
   share, rest = divmod(len(visible), tasks)
   if rest:
-    raise UserError(f"The {tasks} tasks of a node cannot share its {len(visible)} GPUs evenly: give "
-                    "--ntasks-per-node=1, which uses them all, or a divisor.")
+    raise UserError(
+      f"The {tasks} tasks of a node cannot share its {len(visible)} GPUs evenly: give "
+      "--ntasks-per-node=1, which uses them all, or a divisor."
+    )
   first = int(os.environ["SLURM_LOCALID"]) * share
   return list(range(first, first + share))
 

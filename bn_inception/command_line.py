@@ -14,20 +14,23 @@ from ml_collections import ConfigDict
 
 from bn_inception import configs, paths, signals, status
 from bn_inception.config_keys import check_keys
-from bn_inception.errors import Stopped, UserError
 from bn_inception.configs.versions import VersionError
+from bn_inception.errors import Stopped, UserError
 
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", None, "host:port of process 0, for several processes without a cluster manager.")
+  "coordinator", None, "host:port of process 0, for several processes without a cluster manager."
+)
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes there are, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, with --coordinator.")
 _CLUSTER = flags.DEFINE_bool(
-    "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself.")
+  "cluster", False, "Join the processes of this Slurm job, TPU pod or Kubernetes job, found by JAX itself."
+)
 _START_SECONDS = flags.DEFINE_integer(
-    "start_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1)
+  "start_seconds", 300, "How long the processes wait for each other at the start.", lower_bound=1
+)
 _LOST_SECONDS = flags.DEFINE_integer(
-    "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.",
-    lower_bound=1)
+  "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.", lower_bound=1
+)
 
 
 class _PathParser(flags.ArgumentParser):
@@ -49,8 +52,9 @@ class _PathParser(flags.ArgumentParser):
     return "comma separated list of paths" if self._several else "path"
 
 
-def define_path(name: str, default: str | None, help: str, *, several: bool = False, hub: bool = False,
-                required: bool = False) -> flags.FlagHolder:
+def define_path(
+  name: str, default: str | None, help: str, *, several: bool = False, hub: bool = False, required: bool = False
+) -> flags.FlagHolder:
   """A flag whose value is a path (a list of them if `several`); a value that is none ends the program.
 
   With `hub` a repository of the Hugging Face Hub, hf://user/name, will do too.
@@ -75,8 +79,9 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: 
   absl_logging.set_verbosity(absl_logging.ERROR)
   handler = logging.StreamHandler(sys.stdout)
   # Whom a terminal shows it to knows the day; a file is read later.
-  handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s",
-                                         "%H:%M:%S" if sys.stdout.isatty() else "%Y-%m-%d %H:%M:%S"))
+  handler.setFormatter(
+    logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S" if sys.stdout.isatty() else "%Y-%m-%d %H:%M:%S")
+  )
   log = logging.getLogger("bn_inception")
   log.addHandler(handler)
   log.setLevel(logging.INFO)
@@ -133,8 +138,10 @@ def _with_shipped_config(word: str) -> str:
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   try:
     # The flag of ml_collections does not expand ~.
-    argv = [f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=")
-            else word for word in argv]
+    argv = [
+      f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=") else word
+      for word in argv
+    ]
     rest = flags.FLAGS(argv)
     if choices and (len(rest) != 2 or rest[1] not in choices):
       fail(f"Say what to do with one word: {', '.join(choices)}.")
@@ -208,16 +215,19 @@ def _on_stop(name: str) -> None:
 
 def _join_processes(handler: logging.Handler) -> None:
   from bn_inception import cluster
+
   shares = "count" in flags.FLAGS and flags.FLAGS["count"].present
   arguments = cluster.arguments(_COORDINATOR.value, _PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value, shares)
   if arguments is None:
     return
   cluster.join(arguments, _START_SECONDS.value, _LOST_SECONDS.value)
   import jax
+
   if jax.process_index():
     # Process 0 speaks for all. What another has to say comes with its number.
-    handler.setFormatter(logging.Formatter(f"%(asctime)s  [process {jax.process_index()}]  %(message)s",
-                                           handler.formatter.datefmt))
+    handler.setFormatter(
+      logging.Formatter(f"%(asctime)s  [process {jax.process_index()}]  %(message)s", handler.formatter.datefmt)
+    )
     handler.setLevel(logging.WARNING)
 
 
@@ -226,5 +236,6 @@ def _sentence(error: Exception) -> str | None:
   if isinstance(error, (UserError, VersionError, FileNotFoundError)):
     return str(error)
   from bn_inception import folder_lock
+
   stored = folder_lock.storage_error(error, os.getcwd())
   return str(stored) if stored else None

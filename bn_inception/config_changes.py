@@ -5,11 +5,30 @@ from collections.abc import Sequence
 from bn_inception.config_checks import ConfigError
 
 # They change no number of the run.
-_FREE = ("data.dir", "data.cache", "eval.batch_size", "steps_per_call", "checkpoint_every", "checkpoint_every_minutes",
-         "keep_latest", "keep_best", "profile_at_step", "stall_minutes", "stall_limit_minutes")
+_FREE = (
+  "data.dir",
+  "data.cache",
+  "eval.batch_size",
+  "steps_per_call",
+  "checkpoint_every",
+  "checkpoint_every_minutes",
+  "keep_latest",
+  "keep_best",
+  "profile_at_step",
+  "stall_minutes",
+  "stall_limit_minutes",
+)
 # They change what the run is from here on: its rate, length, evaluations and how often it writes of itself.
-_ALLOWED = ("learning_rate", "num_steps", "weight_decay", "eval.", "data.eval_split", "eval_every", "log_every",
-            "data.on_error")
+_ALLOWED = (
+  "learning_rate",
+  "num_steps",
+  "weight_decay",
+  "eval.",
+  "data.eval_split",
+  "eval_every",
+  "log_every",
+  "data.on_error",
+)
 
 
 def check(changed: Sequence[str], allowed: bool) -> None:
@@ -24,9 +43,13 @@ def check(changed: Sequence[str], allowed: bool) -> None:
   """
   changed = [name for name in changed if name not in _FREE and name != "version"]
   if fixed := [name for name in changed if not name.startswith(_ALLOWED)]:
-    raise ConfigError(f"The config differs from that of the run so far in {', '.join(fixed)}: resume with the run's "
-                      "own, or use a new --workdir.")
+    raise ConfigError(
+      f"The config differs from that of the run so far in {', '.join(fixed)}: resume with the run's "
+      "own, or use a new --workdir."
+    )
   if changed and not allowed:
-    raise ConfigError(f"The config differs from that of the run so far in {', '.join(changed)}: give "
-                      "--allow_config_change to go on with the new one, resume with the run's own, or use a new "
-                      "--workdir.")
+    raise ConfigError(
+      f"The config differs from that of the run so far in {', '.join(changed)}: give "
+      "--allow_config_change to go on with the new one, resume with the run's own, or use a new "
+      "--workdir."
+    )

@@ -15,8 +15,9 @@ except ModuleNotFoundError:
     """A tree of settings, `config.data.image_size` or `config["data"]["image_size"]`."""
 
     def __init__(self, tree: dict[str, Any] | None = None):
-      super().__init__({name: ConfigDict(value) if isinstance(value, dict) else value
-                        for name, value in (tree or {}).items()})
+      super().__init__(
+        {name: ConfigDict(value) if isinstance(value, dict) else value for name, value in (tree or {}).items()}
+      )
 
     def __getattr__(self, name: str) -> Any:
       if name not in self:
@@ -31,5 +32,6 @@ except ModuleNotFoundError:
 
     def to_json(self) -> str:
       return json.dumps(self)
+
 
 __all__ = ["ConfigDict"]

@@ -8,8 +8,8 @@ With one kind good and another bad, the statistics are at fault and the layers b
 not, and what differs between training and evaluation is something else (data, preprocessing, overfitting).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -85,8 +85,9 @@ class Diagnosis(NamedTuple):
   findings: list[str]
 
 
-def diagnose(evaluate: Evaluate, variables: Mapping[str, Any], batches: Sequence[Batch],
-             evaluation_batches: Sequence[Batch] = ()) -> Diagnosis:
+def diagnose(
+  evaluate: Evaluate, variables: Mapping[str, Any], batches: Sequence[Batch], evaluation_batches: Sequence[Batch] = ()
+) -> Diagnosis:
   """Compares a network's running averages with the statistics of batches.
 
   Args:
@@ -109,19 +110,29 @@ def diagnose(evaluate: Evaluate, variables: Mapping[str, Any], batches: Sequence
   of_batch = [jax.device_get(runs["batch"](variables, {}, batch)) for batch in batches]
   moments = [seen.moments for _, seen in of_batch]
   if not moments[0]:
-    raise DiagnosisError("No BN layer was seen: the network has neither nn.BatchNorm nor BatchNorm, or was jit-compiled "
-                         "before, and then give the function that is not.")
-  statistics = population.population_statistics({path: {"moments": layer} for path, layer in of_one.items()}
-                                                for of_one in moments)
+    raise DiagnosisError(
+      "No BN layer was seen: the network has neither nn.BatchNorm nor BatchNorm, or was jit-compiled "
+      "before, and then give the function that is not."
+    )
+  statistics = population.population_statistics(
+    {path: {"moments": layer} for path, layer in of_one.items()} for of_one in moments
+  )
   values["training"]["batch"] = [metrics for metrics, _ in of_batch]
   for name, some in (("training", batches), ("evaluation", evaluation_batches)):
     for kind in KINDS:
       if some and kind not in values[name]:
         values[name][kind] = [jax.device_get(runs[kind](variables, statistics, batch)[0]) for batch in some]
-  layers = [_layer(path, statistics[path], of_batch[0][1].running[path], [of_one[path] for of_one in moments], trains)
-            for path, trains in of_batch[0][1].trains.items()]
-  metrics = {name: {kind: {metric: float(np.mean([value[metric] for value in of_kind[kind]]))
-                           for metric in of_kind[kind][0]} for kind in KINDS} for name, of_kind in values.items()}
+  layers = [
+    _layer(path, statistics[path], of_batch[0][1].running[path], [of_one[path] for of_one in moments], trains)
+    for path, trains in of_batch[0][1].trains.items()
+  ]
+  metrics = {
+    name: {
+      kind: {metric: float(np.mean([value[metric] for value in of_kind[kind]])) for metric in of_kind[kind][0]}
+      for kind in KINDS
+    }
+    for name, of_kind in values.items()
+  }
   ranked = sorted(layers, key=lambda layer: -layer.distance)
   return Diagnosis(metrics, ranked, [layer.path for layer in layers], _findings(values, ranked))
 
@@ -142,8 +153,9 @@ def _make_run(evaluate: Evaluate, kind: str) -> Callable[[Any, Any, Batch], tupl
   def run(variables: Any, statistics: Any, batch: Batch):
     moments, running = {}, {}
 
-    def statistics_of(path: str, x: jax.Array, mean: jax.Array, variance: jax.Array, group_size: int | None,
-                      per_activation: bool) -> tuple[jax.Array, jax.Array]:
+    def statistics_of(
+      path: str, x: jax.Array, mean: jax.Array, variance: jax.Array, group_size: int | None, per_activation: bool
+    ) -> tuple[jax.Array, jax.Array]:
       trains.setdefault(path, False)
       of_groups = batch_norm.group_moments(x, group_size=group_size, per_activation=per_activation)
       if path in moments:  # A layer that is called twice has both inputs in its averages.
@@ -154,7 +166,8 @@ def _make_run(evaluate: Evaluate, kind: str) -> Callable[[Any, Any, Batch], tupl
       if kind == "batch" or trains.get(path):
         features = of_groups.mean.shape[1:]
         spread = lambda leaf: jnp.repeat(leaf, x.shape[0] // leaf.shape[0], 0).reshape(
-            x.shape[0], *(1,) * (x.ndim - 1 - len(features)), *features)
+          x.shape[0], *(1,) * (x.ndim - 1 - len(features)), *features
+        )
         return spread(of_groups.mean), spread(of_groups.variance)
       if kind == "population":
         return statistics[path]["mean"], statistics[path]["var"]
@@ -169,8 +182,9 @@ def _make_run(evaluate: Evaluate, kind: str) -> Callable[[Any, Any, Batch], tupl
           return None
         result = function(*args, **kwargs)
         if method == "variables_for":
-          mean, variance = statistics_of(path, args[0], result.mean, result.variance, layer.group_size,
-                                         layer.per_activation)
+          mean, variance = statistics_of(
+            path, args[0], result.mean, result.variance, layer.group_size, layer.per_activation
+          )
           result = result._replace(mean=mean, variance=variance)
         return result
       if isinstance(layer, nn.BatchNorm) and method == "__call__":
@@ -187,33 +201,54 @@ def _make_run(evaluate: Evaluate, kind: str) -> Callable[[Any, Any, Batch], tupl
     try:
       metrics, moments, running = compiled(variables, statistics, batch)
     except jax.errors.UnexpectedTracerError as error:
-      raise DiagnosisError("The network is jit-compiled inside `evaluate`, where no other statistics can be put into "
-                           "its layers: give the function that is not.") from error
+      raise DiagnosisError(
+        "The network is jit-compiled inside `evaluate`, where no other statistics can be put into "
+        "its layers: give the function that is not."
+      ) from error
     return metrics, _Seen(moments, running, trains)
 
   return call
 
 
-def _flax_batch_norm(layer: nn.BatchNorm, path: str, trains: dict[str, bool], statistics_of: Callable[..., Any],
-                     x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
-                     ) -> jax.Array:
+def _flax_batch_norm(
+  layer: nn.BatchNorm,
+  path: str,
+  trains: dict[str, bool],
+  statistics_of: Callable[..., Any],
+  x: jax.Array,
+  use_running_average: bool | None = None,
+  *,
+  mask: jax.Array | None = None,
+) -> jax.Array:
   """`nn.BatchNorm.__call__` with other statistics."""
   if layer.axis not in (-1, x.ndim - 1) or mask is not None:
-    raise DiagnosisError(f"The BN layer {path} is over axis {layer.axis} or has a mask, and only one over the last axis "
-                         "without a mask can be diagnosed.")
+    raise DiagnosisError(
+      f"The BN layer {path} is over axis {layer.axis} or has a mask, and only one over the last axis "
+      "without a mask can be diagnosed."
+    )
   trains[path] = not nn.merge_param("use_running_average", layer.use_running_average, use_running_average)
   held = layer.variables
   averages, params = held["batch_stats"], held.get("params", {})
   features = x.shape[-1:]
   mean, variance = statistics_of(path, x, averages["mean"], averages["var"], None, False)
   y = batch_norm.normalize_with(
-      x.astype(batch_norm.statistics_dtype(x.dtype)), mean, variance, params.get("scale", jnp.ones(features)),
-      params.get("bias", jnp.zeros(features)), epsilon=layer.epsilon)
+    x.astype(batch_norm.statistics_dtype(x.dtype)),
+    mean,
+    variance,
+    params.get("scale", jnp.ones(features)),
+    params.get("bias", jnp.zeros(features)),
+    epsilon=layer.epsilon,
+  )
   return y.astype(layer.dtype or x.dtype)
 
 
-def _layer(path: str, statistics: dict[str, np.ndarray], running: dict[str, np.ndarray],
-           moments: Iterable[batch_norm.Moments], own_statistics: bool) -> Layer:
+def _layer(
+  path: str,
+  statistics: dict[str, np.ndarray],
+  running: dict[str, np.ndarray],
+  moments: Iterable[batch_norm.Moments],
+  own_statistics: bool,
+) -> Layer:
   """Compares a layer's running averages with its population statistics, in float64."""
   mean, variance = (np.float64(statistics[name]).ravel() for name in ("mean", "var"))
   running_mean, running_variance = (np.float64(running[name]).ravel() for name in ("mean", "var"))
@@ -227,10 +262,20 @@ def _layer(path: str, statistics: dict[str, np.ndarray], running: dict[str, np.n
   with np.errstate(divide="ignore"):
     logarithms = np.clip(np.log(ratio), -50, 50)  # Of a running variance of 0 too.
   return Layer(
-      path, shift, ratio, rms(shift), rms(logarithms), rms((batch_means - mean)[:, alive] / std),
-      _start_left(np.concatenate([mean[alive], variance[alive] - 1]),
-                  np.concatenate([running_mean[alive], running_variance[alive] - 1])),
-      bool(np.all(running_mean == 0) and np.all(running_variance == 1)), int(np.sum(~alive)), own_statistics)
+    path,
+    shift,
+    ratio,
+    rms(shift),
+    rms(logarithms),
+    rms((batch_means - mean)[:, alive] / std),
+    _start_left(
+      np.concatenate([mean[alive], variance[alive] - 1]),
+      np.concatenate([running_mean[alive], running_variance[alive] - 1]),
+    ),
+    bool(np.all(running_mean == 0) and np.all(running_variance == 1)),
+    int(np.sum(~alive)),
+    own_statistics,
+  )
 
 
 def _start_left(population_part: np.ndarray, running_part: np.ndarray) -> float:
@@ -239,7 +284,7 @@ def _start_left(population_part: np.ndarray, running_part: np.ndarray) -> float:
   if not scale or not np.sum(running_part**2):
     return math.nan
   slope = np.sum(running_part * population_part) / scale
-  explained = 1 - np.sum((running_part - slope * population_part)**2) / np.sum(running_part**2)
+  explained = 1 - np.sum((running_part - slope * population_part) ** 2) / np.sum(running_part**2)
   return float(1 - slope) if explained > 0.9 and 0 <= 1 - slope <= 1 else math.nan
 
 
@@ -261,65 +306,98 @@ def _findings(values: dict[str, dict[str, list[Mapping[str, Any]]]], layers: lis
   names = lambda some: ", ".join(layer.path for layer in some[:5]) + (f" and {len(some) - 5} more" if some[5:] else "")
   if own := [layer for layer in layers if layer.own_statistics]:
     findings.append(
-        f"{len(own)} of {len(layers)} BN layers normalize with the batch's own statistics in evaluation, so a "
-        f"prediction depends on what else is in its batch ({names(own)}): evaluate and export the network in evaluation "
-        "mode.")
+      f"{len(own)} of {len(layers)} BN layers normalize with the batch's own statistics in evaluation, so a "
+      f"prediction depends on what else is in its batch ({names(own)}): evaluate and export the network in evaluation "
+      "mode."
+    )
   if never := [layer for layer in layers if layer.never_updated]:
     findings.append(
-        f"{len(never)} of {len(layers)} BN layers were never updated, their mean is 0 and their variance 1 "
-        f"({names(never)}): train with mutable=['batch_stats'] and keep what it returns, or unfreeze them.")
+      f"{len(never)} of {len(layers)} BN layers were never updated, their mean is 0 and their variance 1 "
+      f"({names(never)}): train with mutable=['batch_stats'] and keep what it returns, or unfreeze them."
+    )
   started = [layer for layer in layers if not layer.never_updated and layer.start_left > _START_LEFT]
   if 2 * len(started) > len(layers):
     share = float(np.median([layer.start_left for layer in started]))
     findings.append(
-        f"The running averages still hold {share:.0%} of their start values, 0 and 1, in {len(started)} of "
-        f"{len(layers)} layers: the momentum is too slow for the number of updates; lower it, train longer, or use "
-        "population statistics.")
+      f"The running averages still hold {share:.0%} of their start values, 0 and 1, in {len(started)} of "
+      f"{len(layers)} layers: the momentum is too slow for the number of updates; lower it, train longer, or use "
+      "population statistics."
+    )
   rest = [layer for layer in layers if not layer.never_updated and layer not in started]
-  differing = [name for name, of_kind in values.items() for metric in of_kind["running"][0]
-               if _differ(of_kind["running"], of_kind["population"], metric)]
+  differing = [
+    name
+    for name, of_kind in values.items()
+    for metric in of_kind["running"][0]
+    if _differ(of_kind["running"], of_kind["population"], metric)
+  ]
   if differing:
     far = [layer for layer in rest if layer.distance > 3 * layer.batch_mean_distance]
     if far:
       findings.append(
-          f"{len(far)} of {len(layers)} BN layers have running averages farther from the population than three times a "
-          f"single batch is ({names(far)}): they are stale, of other weights or of other data.")
+        f"{len(far)} of {len(layers)} BN layers have running averages farther from the population than three times a "
+        f"single batch is ({names(far)}): they are stale, of other weights or of other data."
+      )
     findings.append(
-        f"Running averages and population statistics give different results on {' and '.join(dict.fromkeys(differing))} "
-        "batches: the averages are at fault where the population's result is the better; export with population "
-        "statistics, or run some training batches with the weights frozen.")
+      f"Running averages and population statistics give different results on {' and '.join(dict.fromkeys(differing))} "
+      "batches: the averages are at fault where the population's result is the better; export with population "
+      "statistics, or run some training batches with the weights frozen."
+    )
   if zero := [layer for layer in layers if layer.zero_variance]:
     count = sum(layer.zero_variance for layer in zero)
-    findings.append(f"{count} feature{'s have' if count > 1 else ' has'} no variance at all ({names(zero)}): what they "
-                    "are made of is constant, such as a dead nonlinearity.")
-  between = [name for name, of_kind in values.items() for metric in of_kind["running"][0]
-             if _differ(of_kind["population"], of_kind["batch"], metric)]
+    findings.append(
+      f"{count} feature{'s have' if count > 1 else ' has'} no variance at all ({names(zero)}): what they "
+      "are made of is constant, such as a dead nonlinearity."
+    )
+  between = [
+    name
+    for name, of_kind in values.items()
+    for metric in of_kind["running"][0]
+    if _differ(of_kind["population"], of_kind["batch"], metric)
+  ]
   if between and not own:
     findings.append(
-        f"Population and batch statistics give different results on {' and '.join(dict.fromkeys(between))} batches: "
-        "batches are too small for their statistics, or the batches differ from each other in kind.")
-  return findings or ["Running, population and batch statistics agree (no metric differs by 5% and 3 standard errors): "
-                      "what differs between training and evaluation is not in the BN layers."]
+      f"Population and batch statistics give different results on {' and '.join(dict.fromkeys(between))} batches: "
+      "batches are too small for their statistics, or the batches differ from each other in kind."
+    )
+  return findings or [
+    "Running, population and batch statistics agree (no metric differs by 5% and 3 standard errors): "
+    "what differs between training and evaluation is not in the BN layers."
+  ]
 
 
 def table(found: Diagnosis, rows: int = 20) -> str:
   """The diagnosis as text, with the `rows` farthest layers."""
   metrics = list(next(iter(found.metrics.values()))["running"])
-  lines = [f"  {'statistics':12}" + "".join(f"{f'{name} {metric}':>22}" for name in found.metrics for metric in metrics)]
-  lines += [f"  {kind:12}" + "".join(f"{of_kind[kind][metric]:22.4f}" for of_kind in found.metrics.values()
-                                     for metric in metrics) for kind in KINDS]
+  lines = [
+    f"  {'statistics':12}" + "".join(f"{f'{name} {metric}':>22}" for name in found.metrics for metric in metrics)
+  ]
+  lines += [
+    f"  {kind:12}"
+    + "".join(f"{of_kind[kind][metric]:22.4f}" for of_kind in found.metrics.values() for metric in metrics)
+    for kind in KINDS
+  ]
   width = max(len(layer.path) for layer in found.layers[:rows])
-  lines += ["", "Layers by the distance of their running averages from the population's (mean in standard deviations; "
-            "ln of the ratio of variances; root mean squares over features):",
-            f"  {'layer':{width}}   mean  (of one batch)   variance  remarks"]
+  lines += [
+    "",
+    "Layers by the distance of their running averages from the population's (mean in standard deviations; "
+    "ln of the ratio of variances; root mean squares over features):",
+    f"  {'layer':{width}}   mean  (of one batch)   variance  remarks",
+  ]
   for layer in found.layers[:rows]:
-    remarks = [text for said, text in (
-        (layer.own_statistics, "batch's own in evaluation"), (layer.never_updated, "never updated"),
+    remarks = [
+      text
+      for said, text in (
+        (layer.own_statistics, "batch's own in evaluation"),
+        (layer.never_updated, "never updated"),
         (not layer.never_updated and layer.start_left > _START_LEFT, f"{layer.start_left:.0%} of the start left"),
-        (layer.zero_variance, f"{layer.zero_variance} of {layer.shift.size + layer.zero_variance} without variance"))
-        if said]
-    lines.append(f"  {layer.path:{width}} {layer.mean_distance:6.2f}  {layer.batch_mean_distance:14.2f} "
-                 f"{layer.variance_distance:10.2f}  {', '.join(remarks)}".rstrip())
+        (layer.zero_variance, f"{layer.zero_variance} of {layer.shift.size + layer.zero_variance} without variance"),
+      )
+      if said
+    ]
+    lines.append(
+      f"  {layer.path:{width}} {layer.mean_distance:6.2f}  {layer.batch_mean_distance:14.2f} "
+      f"{layer.variance_distance:10.2f}  {', '.join(remarks)}".rstrip()
+    )
   if len(found.layers) > rows:
     lines.append(f"  ... and {len(found.layers) - rows} that are nearer")
   return "\n".join([*lines, "", *(f"- {finding}" for finding in found.findings)])

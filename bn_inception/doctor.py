@@ -4,7 +4,6 @@ One problem does not hide the others: only speeds are not measured with a config
 with what to do.
 """
 
-from collections.abc import Iterator
 import contextlib
 import importlib.metadata
 import math
@@ -14,16 +13,16 @@ import platform
 import shutil
 import statistics
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
-from bn_inception import config_checks, models, optim, run_directory, sharding, state as state_lib
-from bn_inception import step as step_lib
+from bn_inception import config_checks, models, optim, run_directory, sharding, state as state_lib, step as step_lib
 from bn_inception.data import cores, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.report import contact_sheet
@@ -122,13 +121,16 @@ def _versions(findings: Findings) -> None:
   others = [f"{name} {version} ({wanted[name]})" for name, version in found.items() if version != wanted[name]]
   if others:
     findings.warnings.append(
-        f"Versions differ from requirements.txt (which is what was tested): {', '.join(others)}; install it again.")
+      f"Versions differ from requirements.txt (which is what was tested): {', '.join(others)}; install it again."
+    )
 
 
 def _devices(findings: Findings, mesh: Mesh) -> None:
   device = mesh.devices.flat[0]
-  _row("Devices", f"{mesh.size} x {device.device_kind}, {jax.process_count()} processes, {cores.available()} cores for "
-       "this one")
+  _row(
+    "Devices",
+    f"{mesh.size} x {device.device_kind}, {jax.process_count()} processes, {cores.available()} cores for this one",
+  )
   if device.platform == "cpu":
     findings.warnings.append("No accelerator is in use: if this host has one, install jax for it (requirements.txt).")
 
@@ -141,8 +143,11 @@ def _data(config: ConfigDict, *, decode: bool) -> pipeline.Source:
     config_checks.check_data(config, sources[-1].split)
   train, evaluation = (source.split for source in sources)
   files = f"{len(train.files)} and {len(evaluation.files)} files of {train.file_format}"
-  _row("Data", f"{train.name}: {train.num_examples:,} {train.split}, {evaluation.num_examples:,} "
-       f"{evaluation.split}, {train.num_classes:,} classes, {files}")
+  _row(
+    "Data",
+    f"{train.name}: {train.num_examples:,} {train.split}, {evaluation.num_examples:,} "
+    f"{evaluation.split}, {train.num_classes:,} classes, {files}",
+  )
   if decode:
     next(pipeline.eval_batches(config.data, sources[1], batch_size=1))
   return sources[0]
@@ -166,13 +171,20 @@ def _input(findings: Findings, config: ConfigDict, source: pipeline.Source, pict
     while (elapsed := time.monotonic() - start) < _MEASURE_SECONDS:
       count += next(batches)["label"].size
   speed = count / elapsed
-  _row("Input", f"{speed:,.0f} images/s on this host, {speed / cores.available():,.0f} on each core, nothing else "
-       "running")
+  _row(
+    "Input", f"{speed:,.0f} images/s on this host, {speed / cores.available():,.0f} on each core, nothing else running"
+  )
   return speed * jax.process_count()
 
 
-def _samples(findings: Findings, config: ConfigDict, images: np.ndarray, names: list[str], positions: np.ndarray,
-             picture: pathlib.Path) -> None:
+def _samples(
+  findings: Findings,
+  config: ConfigDict,
+  images: np.ndarray,
+  names: list[str],
+  positions: np.ndarray,
+  picture: pathlib.Path,
+) -> None:
   try:
     contact_sheet.draw_labelled(contact_sheet.distorted(config, images, positions), names, picture)
     _row("Samples", f"{len(names)} training images with their labels: {picture}")
@@ -193,11 +205,14 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
   shapes = step_lib.train_batch_shapes(config, image_shape, steps=steps)
   batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
   batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
-  batch = {name: jax.make_array_from_callback(array.shape, sharding.micro_batches(mesh), array.__getitem__)
-           for name, array in batch.items()}
+  batch = {
+    name: jax.make_array_from_callback(array.shape, sharding.micro_batches(mesh), array.__getitem__)
+    for name, array in batch.items()
+  }
   state = jax.jit(initialize, out_shardings=replicated)()
   train_step = step_lib.make_train_step(model, optimizer, config)
   train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
+
   def seconds() -> float:
     nonlocal state
     start = time.monotonic()
@@ -210,8 +225,10 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
   calls = int(multihost_utils.broadcast_one_to_all(np.int64(calls)))
   times = [seconds() for _ in range(calls)]
   speed = steps * config.batch_size / statistics.median(times)
-  _row("Steps", f"{speed:,.1f} images/s in steps of {config.batch_size} (median of {calls}), compiled in "
-       f"{compilation:.0f} s")
+  _row(
+    "Steps",
+    f"{speed:,.1f} images/s in steps of {config.batch_size} (median of {calls}), compiled in {compilation:.0f} s",
+  )
   return speed
 
 
@@ -224,13 +241,18 @@ def _disk(findings: Findings, config: ConfigDict, state: state_lib.TrainState, w
   kept = config.keep_latest + config.keep_best
   needed = (kept + 1) * size  # One more while it is written.
   free = shutil.disk_usage(place).free
-  _row("Disk", f"{needed / 1e6:,.0f} MB for checkpoints of {size / 1e6:,.0f} MB, {kept} kept and one being written; "
-       f"{free / 1e9:,.1f} GB free in {place}")
+  _row(
+    "Disk",
+    f"{needed / 1e6:,.0f} MB for checkpoints of {size / 1e6:,.0f} MB, {kept} kept and one being written; "
+    f"{free / 1e9:,.1f} GB free in {place}",
+  )
   if not os.access(place, os.W_OK):
     findings.stops.append(f"{place} cannot be written to: give another --workdir.")
   if free < needed:
-    findings.stops.append(f"{place} has {free / 1e6:,.0f} MB free, and checkpoints need {needed / 1e6:,.0f} MB: make "
-                          "room, lower keep_latest or keep_best, or give another --workdir.")
+    findings.stops.append(
+      f"{place} has {free / 1e6:,.0f} MB free, and checkpoints need {needed / 1e6:,.0f} MB: make "
+      "room, lower keep_latest or keep_best, or give another --workdir."
+    )
 
 
 def _compare(findings: Findings, input_speed: float, step_speed: float) -> None:
@@ -240,5 +262,6 @@ def _compare(findings: Findings, input_speed: float, step_speed: float) -> None:
     return
   _row("Balance", f"input-bound by {1 / ratio:.1f}x")
   findings.warnings.append(
-      f"The steps could be {1 / ratio:.1f}x as fast as the input feeds them: give the host more cores, or prepare the "
-      "data with smaller images.")
+    f"The steps could be {1 / ratio:.1f}x as fast as the input feeds them: give the host more cores, or prepare the "
+    "data with smaller images."
+  )

@@ -1,6 +1,5 @@
 """Evaluation of what was trained: a checkpoint of a run in all its statistics, or any networks on any data set."""
 
-from collections.abc import Sequence
 import contextlib
 import hashlib
 import json
@@ -8,26 +7,43 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
+from ml_collections import ConfigDict
 
-from bn_inception import config_checks, folder_lock, hosts, paths as path_checks, release, restore, run_data
-from bn_inception import run_directory, sharding
+from bn_inception import (
+  config_checks,
+  folder_lock,
+  hosts,
+  paths as path_checks,
+  release,
+  restore,
+  run_data,
+  run_directory,
+  sharding,
+)
+from bn_inception.configs import versions
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
 from bn_inception.report import tables
-from bn_inception.configs import versions
 
 _PROGRESS_SECONDS = 10
 
 _log = logging.getLogger(__name__)
 
 
-def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None = None, batch_size: int | None = None,
-                 population_batches: int | None = None, devices: list[jax.Device] | None = None) -> dict[str, float]:
+def evaluate_run(
+  workdir: str,
+  step: int | None = None,
+  *,
+  data_dir: str | None = None,
+  batch_size: int | None = None,
+  population_batches: int | None = None,
+  devices: list[jax.Device] | None = None,
+) -> dict[str, float]:
   """Evaluates a checkpoint with running, population and batch statistics; writes nothing.
 
   Args:
@@ -73,10 +89,20 @@ def evaluate_run(workdir: str, step: int | None = None, *, data_dir: str | None 
   return {"step": step} | metrics
 
 
-def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, data_dir: str | None = None,
-                         dataset: str | None = None, split: str | None = None, crops: int = 1,
-                         batch_size: int | None = None, statistics: str = "running", folded: bool = False,
-                         on_error: str = "fail", devices: list[jax.Device] | None = None) -> dict[str, float]:
+def evaluate_checkpoints(
+  paths: Sequence[str],
+  output: str | None = None,
+  *,
+  data_dir: str | None = None,
+  dataset: str | None = None,
+  split: str | None = None,
+  crops: int = 1,
+  batch_size: int | None = None,
+  statistics: str = "running",
+  folded: bool = False,
+  on_error: str = "fail",
+  devices: list[jax.Device] | None = None,
+) -> dict[str, float]:
   """Evaluates a network, or the ensemble of several, and writes the prediction of every example.
 
   Class probabilities are averaged over crops and networks (§4.2.3). Evaluation that was killed continues where it
@@ -112,14 +138,23 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
   source = pipeline.open_source(data, split or _split_name(data, dataset))
   opened = source.split
   if source.records is None:
-    raise datasets.DataError("The data set 'fake' is noise for training and has no records to read: choose another "
-                             "data set.")
+    raise datasets.DataError(
+      "The data set 'fake' is noise for training and has no records to read: choose another data set."
+    )
   networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
   request = {
-      "networks": [{"path": path, "sha256": _digest(one, network.program)}
-                   for path, one, network in zip(paths, releases, networks)],
-      "data": opened.name, "data_digest": opened.digest, "split": opened.split, "examples": opened.num_examples, "crops": crops,
-      "image_size": data.image_size, "folded": folded, "statistics": statistics}
+    "networks": [
+      {"path": path, "sha256": _digest(one, network.program)} for path, one, network in zip(paths, releases, networks)
+    ],
+    "data": opened.name,
+    "data_digest": opened.digest,
+    "split": opened.split,
+    "examples": opened.num_examples,
+    "crops": crops,
+    "image_size": data.image_size,
+    "folded": folded,
+    "statistics": statistics,
+  }
   folder = pathlib.Path(path_checks.local(output, "--output") if output else _default_output(paths, opened, crops))
   writes = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
@@ -128,15 +163,30 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
       lock = stack.enter_context(folder_lock.hold(folder))
       stack.enter_context(hosts.before_exit(lock.release))
     done = hosts.of_first(predictions_file.resume(folder, request) if writes else None)
-    _log.info("%s: %s images of %s %s, %d crop%s, %d network%s%s.", folder, f"{opened.num_examples:,}", opened.name,
-              opened.split, crops, "s"[:crops > 1], len(networks), "s"[:len(networks) > 1],
-              f", {done:,} images are done already" if done else "")
+    _log.info(
+      "%s: %s images of %s %s, %d crop%s, %d network%s%s.",
+      folder,
+      f"{opened.num_examples:,}",
+      opened.name,
+      opened.split,
+      crops,
+      "s"[: crops > 1],
+      len(networks),
+      "s"[: len(networks) > 1],
+      f", {done:,} images are done already" if done else "",
+    )
 
     batch_size = batch_size or 64 * mesh.size
     local_images = prediction.images_per_batch(batch_size, crops)
     batches = pipeline.crop_batches(
-        data, source, crops=crops, batch_size=local_images * jax.process_count(), first=done,
-        process_index=jax.process_index(), process_count=jax.process_count())
+      data,
+      source,
+      crops=crops,
+      batch_size=local_images * jax.process_count(),
+      first=done,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
     names = [release.human_name(name) for name in opened.label_names]
     progress = _Progress(done, opened.num_examples)
     # Float32 is what it says, on accelerators too.
@@ -145,8 +195,8 @@ def evaluate_checkpoints(paths: Sequence[str], output: str | None = None, *, dat
       for predicted in prediction.predict(networks, batches, mesh, batch_size):
         indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
         if writes:
-          mask = predicted.mask[:len(indices)]
-          append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[:len(indices)], mask)
+          mask = predicted.mask[: len(indices)]
+          append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[: len(indices)], mask)
         done += len(indices)
         progress.report(done)
     if not writes:
@@ -163,16 +213,18 @@ def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:
   return release.read(path)
 
 
-def _common_data(paths: Sequence[str], releases: Sequence[release.Release], data_dir: str | None,
-                 dataset: str | None) -> ConfigDict:
+def _common_data(
+  paths: Sequence[str], releases: Sequence[release.Release], data_dir: str | None, dataset: str | None
+) -> ConfigDict:
   """The `config.data` that all networks can share."""
   first = releases[0].config.data
   for path, other in zip(paths, releases):
     for name in ("image_size", "eval_resize", *([] if dataset else ["name"])):
       if other.config.data[name] != first[name]:
         raise EvaluationError(
-            f"{paths[0]} and {path} do not see the same images, their data.{name} are {first[name]} and "
-            f"{other.config.data[name]}: " + ("give --dataset." if name == "name" else "evaluate them apart."))
+          f"{paths[0]} and {path} do not see the same images, their data.{name} are {first[name]} and "
+          f"{other.config.data[name]}: " + ("give --dataset." if name == "name" else "evaluate them apart.")
+        )
   data = first.copy_and_resolve_references()
   data.name, data.dir = dataset or data.name, data_dir or data.dir
   return data
@@ -183,8 +235,9 @@ def _split_name(data: ConfigDict, dataset: str | None) -> str:
   wanted = ("validation", "test") if dataset else (data.eval_split,)
   found = next((name for name in wanted if name in names), None)
   if dataset and found is None:
-    raise EvaluationError(f"{dataset} has no split that is called validation or test: give --split as one of "
-                          f"{', '.join(names)}.")
+    raise EvaluationError(
+      f"{dataset} has no split that is called validation or test: give --split as one of {', '.join(names)}."
+    )
   return found or data.eval_split
 
 
@@ -195,13 +248,16 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   except ValueError as error:
     raise EvaluationError(f"{path}: {error}") from error
   columns = output_columns(path, one, split)
-  image = jax.ShapeDtypeStruct((1, one.config.data.image_size, one.config.data.image_size, split.image_channels),
-                               np.uint8)
+  image = jax.ShapeDtypeStruct(
+    (1, one.config.data.image_size, one.config.data.image_size, split.image_channels), np.uint8
+  )
   try:
     jax.eval_shape(lambda images: model.apply(variables, preprocess(images), train=False), image)
   except Exception as error:  # Whatever the layers raise, the images do not fit them.
-    raise EvaluationError(f"{path} does not take the images of {split.name}, which have {split.image_channels} "
-                          f"channel{'s'[:split.image_channels > 1]}: choose another data set.") from error
+    raise EvaluationError(
+      f"{path} does not take the images of {split.name}, which have {split.image_channels} "
+      f"channel{'s'[: split.image_channels > 1]}: choose another data set."
+    ) from error
   settings = ConfigDict({name: one.config[name] for name in ("model", "batch_norm", "data", "dtype")})
   settings = settings.copy_and_resolve_references()
   settings.data.dir = ""  # Where the data lie changes no program and no result.
@@ -215,12 +271,16 @@ def output_columns(path: str, one: release.Release, split: datasets.Split) -> np
   if one.labels:
     outputs = {name: output for output, name in enumerate(one.labels)}
     if missing := [name for name in split.label_names if name not in outputs]:
-      raise EvaluationError(f"{path} has no output for {missing[0]} of {split.name} ({len(missing)} of "
-                            f"{split.num_classes} classes are not among its own): choose a data set of its classes.")
+      raise EvaluationError(
+        f"{path} has no output for {missing[0]} of {split.name} ({len(missing)} of "
+        f"{split.num_classes} classes are not among its own): choose a data set of its classes."
+      )
     return np.array([outputs[name] for name in split.label_names])
   if one.config.data.num_classes != split.num_classes:
-    raise EvaluationError(f"{path} has {one.config.data.num_classes} outputs, whose names it does not tell, and "
-                          f"{split.name} has {split.num_classes} classes: import it with --labels.")
+    raise EvaluationError(
+      f"{path} has {one.config.data.num_classes} outputs, whose names it does not tell, and "
+      f"{split.name} has {split.num_classes} classes: import it with --labels."
+    )
   _log.warning("%s does not tell the names of its outputs; they are taken to be in the order of %s.", path, split.name)
   return np.arange(split.num_classes)
 
@@ -236,8 +296,10 @@ def _digest(one: release.Release, program: str) -> str:
 def _default_output(paths: Sequence[str], split: datasets.Split, crops: int) -> str:
   names = [os.path.basename(os.path.normpath(path)).removesuffix(".xz") for path in paths]
   name = names[0] if len(names) == 1 else f"{len(names)}-networks"
-  return os.path.join("evaluations", f"{name}-{split.name.replace('/', '-').replace(':', '-')}-{split.split}-"
-                                     f"{crops}-crop{'s'[:crops > 1]}")
+  return os.path.join(
+    "evaluations",
+    f"{name}-{split.name.replace('/', '-').replace(':', '-')}-{split.split}-{crops}-crop{'s'[: crops > 1]}",
+  )
 
 
 class _Progress:
@@ -253,5 +315,10 @@ class _Progress:
       return
     self._last = now
     speed = (done - self._first) / (now - self._start)
-    _log.info("%s/%s images  %.1f images/s  %s left", f"{done:,}", f"{self._total:,}", speed,
-              tables.duration((self._total - done) / speed))
+    _log.info(
+      "%s/%s images  %.1f images/s  %s left",
+      f"{done:,}",
+      f"{self._total:,}",
+      speed,
+      tables.duration((self._total - done) / speed),
+    )

@@ -7,7 +7,6 @@ and counts a heartbeat up in it, which is all that another host may see. So a lo
 - else, when its heartbeat stands still for LEASE_SECONDS. Clocks of two hosts are never compared.
 """
 
-from collections.abc import Callable, Iterator
 import contextlib
 import errno
 import fcntl
@@ -18,8 +17,9 @@ import pathlib
 import socket
 import threading
 import time
-from typing import Any, NamedTuple
 import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from bn_inception.errors import StorageError, UserError
 
@@ -58,8 +58,14 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _open(path)
   token, lost, ended = uuid.uuid4().hex, threading.Event(), threading.Event()
-  holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid()), "job": _job(),
-            "token": token, "beat": 0}
+  holder = {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "started": _started(os.getpid()),
+    "job": _job(),
+    "token": token,
+    "beat": 0,
+  }
   try:
     if (other := _read(path)) and not _is_over(path, other, holder):
       _wait_for_lease(path, other)
@@ -81,6 +87,7 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
         _write(descriptor, holder)
 
   thread = threading.Thread(target=beat, name="folder_lock", daemon=True)
+
   def release() -> None:
     ended.set()
     thread.join()
@@ -107,8 +114,10 @@ def writable(folder: pathlib.Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise StorageError(f"{folder} cannot be written to ({error.strerror or error}): make room or mend it, and give the "
-                       "same command again, or name another folder.") from error
+    raise StorageError(
+      f"{folder} cannot be written to ({error.strerror or error}): make room or mend it, and give the "
+      "same command again, or name another folder."
+    ) from error
 
 
 def storage_error(error: BaseException, folder: pathlib.Path) -> StorageError | None:
@@ -118,8 +127,9 @@ def storage_error(error: BaseException, folder: pathlib.Path) -> StorageError | 
     if full or os.strerror(errno.ENOSPC) in str(error):
       reason = error.strerror if full else os.strerror(errno.ENOSPC)
       place = getattr(error, "filename", None) or folder
-      return StorageError(f"{place} cannot be written ({reason}): make room or mend it, and give the same command "
-                          "again.")
+      return StorageError(
+        f"{place} cannot be written ({reason}): make room or mend it, and give the same command again."
+      )
     error = error.__cause__ or error.__context__
   return None
 
@@ -157,8 +167,9 @@ def _is_over(path: pathlib.Path, other: dict[str, Any], own: dict[str, Any]) -> 
 
 
 def _wait_for_lease(path: pathlib.Path, other: dict[str, Any]) -> None:
-  _log.warning("%s: waiting up to %.0f s for a sign of %s, which held it last.", path.parent, LEASE_SECONDS,
-               _who(other))
+  _log.warning(
+    "%s: waiting up to %.0f s for a sign of %s, which held it last.", path.parent, LEASE_SECONDS, _who(other)
+  )
   end = time.monotonic() + LEASE_SECONDS
   while time.monotonic() < end:
     time.sleep(min(1.0, LEASE_SECONDS / 10))
@@ -167,8 +178,9 @@ def _wait_for_lease(path: pathlib.Path, other: dict[str, Any]) -> None:
 
 
 def _refuse(path: pathlib.Path, other: dict[str, Any] | None) -> None:
-  raise FolderInUseError(f"{path.parent} is written to by {_who(other or {})}: wait for its end, or give another "
-                         "folder.")
+  raise FolderInUseError(
+    f"{path.parent} is written to by {_who(other or {})}: wait for its end, or give another folder."
+  )
 
 
 def _who(holder: dict[str, Any]) -> str:

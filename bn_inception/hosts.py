@@ -13,7 +13,6 @@ They speak through the key-value store of JAX's coordination service, which proc
 is off: its answer depends on a counter, and Orbax polls it with another one than a training loop.
 """
 
-from collections.abc import Callable, Iterator
 import contextlib
 import ctypes
 import json
@@ -26,8 +25,9 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, NamedTuple
 import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 from jax._src import distributed  # There is no other way to the key-value store.
@@ -178,8 +178,12 @@ def leave(code: int, sentence: str) -> None:
   """Ends this process because of an error, and tells the others, which end with the same sentence and code."""
   if _state.listener:
     with contextlib.suppress(Exception):
-      _state.store.key_value_set(f"{_KEYS}/news/end/{jax.process_index()}", json.dumps({
-          "code": code, "sentence": f"Process {jax.process_index()} on {socket.gethostname()} ended: {sentence}"}))
+      _state.store.key_value_set(
+        f"{_KEYS}/news/end/{jax.process_index()}",
+        json.dumps(
+          {"code": code, "sentence": f"Process {jax.process_index()} on {socket.gethostname()} ended: {sentence}"}
+        ),
+      )
     _exit(code)
 
 
@@ -232,8 +236,10 @@ def gather(value: Any) -> list[Any]:
   try:
     store.wait_at_barrier(name, int(10 * _state.lost_after * 1000))
   except jax.errors.JaxRuntimeError as error:
-    raise StartAgainError(f"Not all of the {jax.process_count()} processes came to the same place in time: see the log "
-                          "of each; the same command starts again.") from error
+    raise StartAgainError(
+      f"Not all of the {jax.process_count()} processes came to the same place in time: see the log "
+      "of each; the same command starts again."
+    ) from error
   found = {key.rpartition("/")[2]: text for key, text in store.key_value_dir_get(name)}
   return [json.loads(found[str(process)]) for process in range(jax.process_count())]
 
@@ -254,8 +260,10 @@ def check_alike(values: dict[str, str]) -> None:
   for process, (host, others) in enumerate(everywhere):
     for name in sorted(first.keys() | others.keys()):
       if first.get(name) != others.get(name):
-        raise HostsDifferError(f"Process {process} on {host} has {name} {others.get(name)}, but process 0 on "
-                               f"{everywhere[0][0]} has {first.get(name)}: start all processes with the same.")
+        raise HostsDifferError(
+          f"Process {process} on {host} has {name} {others.get(name)}, but process 0 on "
+          f"{everywhere[0][0]} has {first.get(name)}: start all processes with the same."
+        )
 
 
 def check_shared(folder: pathlib.Path) -> None:
@@ -281,8 +289,10 @@ def check_shared(folder: pathlib.Path) -> None:
     path.unlink(missing_ok=True)
   for process, (host, seen) in enumerate(everywhere):
     if not seen:
-      raise HostsDifferError(f"Process {process} on {host} does not see what process 0 writes into {folder}: give a "
-                             "--workdir on a file system that all hosts share.")
+      raise HostsDifferError(
+        f"Process {process} on {host} does not see what process 0 writes into {folder}: give a "
+        "--workdir on a file system that all hosts share."
+      )
 
 
 def end_together(error: BaseException) -> None:
@@ -334,7 +344,8 @@ def _end_instead_of_abort() -> None:
   """
   global _abort_handler
   _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
-      lambda _: _lost("Process 0, whose service all others need, was lost"))
+    lambda _: _lost("Process 0, whose service all others need, was lost")
+  )
   ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
 
 
@@ -380,10 +391,13 @@ def _check_beats(beats: dict[str, tuple[str, float]]) -> None:
   for process, (_, since) in beats.items():
     if now - since > _state.lost_after:
       host = dict(_state.store.key_value_dir_get(f"{_KEYS}/host")).get(f"{_KEYS}/host/{process}", "")
-      sentence = (f"Process {process} on {host} has given no sign for {_state.lost_after:.0f} s: all end, and the same "
-                  "command goes on from the newest checkpoint.")
-      _state.store.key_value_set(f"{_KEYS}/news/end/0", json.dumps({
-          "code": status.EXIT_START_AGAIN, "sentence": sentence}))
+      sentence = (
+        f"Process {process} on {host} has given no sign for {_state.lost_after:.0f} s: all end, and the same "
+        "command goes on from the newest checkpoint."
+      )
+      _state.store.key_value_set(
+        f"{_KEYS}/news/end/0", json.dumps({"code": status.EXIT_START_AGAIN, "sentence": sentence})
+      )
       _log.error("%s", sentence)
       _exit(status.EXIT_START_AGAIN, missing=1)
 

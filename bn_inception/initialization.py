@@ -1,7 +1,8 @@
 """Starting from a trained network (`config.init`): fine-tuning.
 
-Architecture and preprocessing are those of the checkpoint, which a config must not contradict; configs/finetune.py takes
-them from there. What begins anew (`init.skip`, and the logits where the classes are others) has the values of a new run.
+Architecture and preprocessing are those of the checkpoint, which a config must not contradict; configs/finetune.py
+takes them from there. What begins anew (`init.skip`, and the logits where the classes are others) has the values of a
+new run.
 """
 
 import hashlib
@@ -73,29 +74,40 @@ def read(config: ConfigDict, params: Any, split: "Split") -> Start:
   if others:
     _log.info("The classes of %s are not those of %s: the logits begin anew.", config.init.checkpoint, split.name)
   elif not source.labels:
-    _log.warning("%s does not tell the names of its %d classes; they are taken to be those of %s.",
-                 config.init.checkpoint, split.num_classes, split.name)
+    _log.warning(
+      "%s does not tell the names of its %d classes; they are taken to be those of %s.",
+      config.init.checkpoint,
+      split.num_classes,
+      split.name,
+    )
   anew = [name for name in parameter_names.names(params) if not parameter_names.is_loaded(name, skip)]
   if frozen := [name for name in anew if parameter_names.matches(name, config.init.freeze)]:
-    raise ConfigError(f"init.freeze keeps {frozen[0]} at its value, but it begins anew, and would stay random: take it "
-                      "out of init.freeze or of init.skip.")
+    raise ConfigError(
+      f"init.freeze keeps {frozen[0]} at its value, but it begins anew, and would stay random: take it "
+      "out of init.freeze or of init.skip."
+    )
   record = {"checkpoint": config.init.checkpoint, "sha256": _digest(source.variables), "skip": list(skip)}
   return Start(source.variables, skip, record)
 
 
 def apply(start: Start, state: TrainState) -> TrainState:
   """The state before the first step, with the values of the checkpoint."""
+
   def loaded(collection: str, tree: Any) -> Any:
     flat = flax.traverse_util.flatten_dict(start.variables.get(collection, {}), sep="/")
     # Placed as what they replace: on every device.
     is_loaded = lambda name: parameter_names.is_loaded(name, start.skip)
     return parameter_names.map_named(
-        lambda name, leaf: jax.device_put(flat[name], leaf.sharding) if is_loaded(name) else leaf, tree)
+      lambda name, leaf: jax.device_put(flat[name], leaf.sharding) if is_loaded(name) else leaf, tree
+    )
 
   params = loaded("params", state.params)
-  return state.replace(params=params, batch_stats=loaded("batch_stats", state.batch_stats),
-                       # Copies: the step takes the memory of both.
-                       ema_params=None if state.ema_params is None else loaded("params", state.ema_params))
+  return state.replace(
+    params=params,
+    batch_stats=loaded("batch_stats", state.batch_stats),
+    # Copies: the step takes the memory of both.
+    ema_params=None if state.ema_params is None else loaded("params", state.ema_params),
+  )
 
 
 def check_patterns(config: ConfigDict, params: Any) -> None:
@@ -106,13 +118,17 @@ def check_patterns(config: ConfigDict, params: Any) -> None:
   """
   names = parameter_names.names(params)
   factors = [parameter_names.factor(entry)[0] for entry in config.learning_rate_factors]
-  for key, patterns in (("init.skip", config.init.skip), ("init.freeze", config.init.freeze),
-                        ("learning_rate_factors", factors)):
+  for key, patterns in (
+    ("init.skip", config.init.skip),
+    ("init.freeze", config.init.freeze),
+    ("learning_rate_factors", factors),
+  ):
     for pattern in patterns:
       if not any(parameter_names.matches(name, (pattern,)) for name in names):
         modules = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
-        raise ConfigError(f"{key} has {pattern!r}, which is of no parameter: they are in {modules}, and one is called "
-                          f"{names[0]}.")
+        raise ConfigError(
+          f"{key} has {pattern!r}, which is of no parameter: they are in {modules}, and one is called {names[0]}."
+        )
   if all(parameter_names.matches(name, config.init.freeze) for name in names):
     raise ConfigError("init.freeze keeps every parameter, so that nothing is left to train: leave some out.")
 
@@ -124,8 +140,10 @@ def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -
     different = ["model.name"]
   if different:
     wanted = " ".join(f'--config.{name}="{theirs[name]}"' for name in different)
-    raise ConfigError(f"The config contradicts {checkpoint}, whose architecture and preprocessing it has to follow, in "
-                      f"{', '.join(different)}: give --config=finetune:{checkpoint}, or {wanted}.")
+    raise ConfigError(
+      f"The config contradicts {checkpoint}, whose architecture and preprocessing it has to follow, in "
+      f"{', '.join(different)}: give --config=finetune:{checkpoint}, or {wanted}."
+    )
 
 
 def _digest(variables: dict[str, Any]) -> str:

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
+from ml_collections import ConfigDict
 
 from bn_inception import parameter_names
 
@@ -26,8 +26,9 @@ def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Sched
   """
   epoch = num_examples / config.batch_size
   factor = config.batch_size / PAPER_BATCH if config.learning_rate_scaling == "linear" else 1.0
-  decay = optax.exponential_decay(factor * config.learning_rate, config.learning_rate_decay_epochs * epoch,
-                                  config.learning_rate_decay, staircase=True)
+  decay = optax.exponential_decay(
+    factor * config.learning_rate, config.learning_rate_decay_epochs * epoch, config.learning_rate_decay, staircase=True
+  )
   if not (warmup := config.learning_rate_warmup_epochs * epoch):
     return decay
   start = PAPER_BATCH / config.batch_size
@@ -48,10 +49,13 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
   """SGD with momentum on loss + weight_decay / 2 * |w|^2.
 
   The order is that of the formulas: L2 is part of the gradient, so it passes through the momentum. The rate of a
-  parameter is multiplied by the first of `learning_rate_factors` whose pattern is its; frozen ones (`init.freeze`) stay.
+  parameter is multiplied by the first of `learning_rate_factors` whose pattern is its; frozen ones (`init.freeze`)
+  stay.
   """
-  transforms = [optax.add_decayed_weights(config.weight_decay, mask=has_weight_decay),
-                optax.sgd(schedule, momentum=config.momentum or None)]
+  transforms = [
+    optax.add_decayed_weights(config.weight_decay, mask=has_weight_decay),
+    optax.sgd(schedule, momentum=config.momentum or None),
+  ]
   if config.init.freeze:  # What is multiplied by nothing is not computed either.
     is_frozen = lambda name: parameter_names.matches(name, config.init.freeze)
     transforms.insert(1, _by_name(lambda name, gradient: jnp.zeros_like(gradient) if is_frozen(name) else gradient))

@@ -1,12 +1,12 @@
 """Parameters chosen by patterns of their names, in `init.freeze`, `init.skip` and `learning_rate_factors`.
 
-A name is a path, "inception_3a/1x1/bn/gamma". A pattern is that of a file (`*`, `?`, `[ab]`) for the name or for what it
-begins with: "inception_3*" are all parameters of 3a, 3b and 3c, "*/bn" those of every BN layer. BN statistics have such
-names too ("inception_3a/1x1/bn/mean").
+A name is a path, "inception_3a/1x1/bn/gamma". A pattern is that of a file (`*`, `?`, `[ab]`) for the name or for what
+it begins with: "inception_3*" are all parameters of 3a, 3b and 3c, "*/bn" those of every BN layer. BN statistics have
+such names too ("inception_3a/1x1/bn/mean").
 """
 
-from collections.abc import Callable, Sequence
 import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +27,8 @@ def is_loaded(name: str, skip: Sequence[str]) -> bool:
 def map_named(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   """f(name, leaf, ...) of every leaf of nested dicts, as such a tree."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, *leaves: f("/".join(entry.key for entry in path), *leaves), tree, *rest)
+    lambda path, *leaves: f("/".join(entry.key for entry in path), *leaves), tree, *rest
+  )
 
 
 def names(tree: Any) -> list[str]:

@@ -27,8 +27,9 @@ def local(path: str | os.PathLike, name: str) -> str:
     raise PathError(f"{name} {path!r} holds a null character: give a path without.")
   # As TensorFlow, fsspec and gcloud write them; libraries here would take one as the name of a local folder.
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
-    raise PathError(f"{name} '{path}' is a URL and not a path: mount the bucket or file system (e.g. with gcsfuse) "
-                    "and give the path.")
+    raise PathError(
+      f"{name} '{path}' is a URL and not a path: mount the bucket or file system (e.g. with gcsfuse) and give the path."
+    )
   expanded = os.path.expanduser(path)
   if expanded.startswith("~") and not os.path.exists(expanded):
     raise PathError(f"{name} '{path}' is of a user that this machine does not know: write the path out.")

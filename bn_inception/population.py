@@ -1,13 +1,13 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
-from collections.abc import Callable, Iterable, Iterator
 import typing
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from bn_inception import batch_norm, models, sharding, step
 from bn_inception.state import Sums
@@ -23,8 +23,9 @@ def batch_statistics_step(config: ConfigDict, mesh: Mesh) -> BatchStatisticsStep
   statistics_config = config.copy_and_resolve_references()
   statistics_config.batch_norm.group_size = config.batch_norm.group_size or config.batch_size
   # Results are on every device, so that every process can read them.
-  return jax.jit(step.make_batch_statistics_step(models.build(statistics_config), config),
-                 out_shardings=sharding.replicated(mesh))
+  return jax.jit(
+    step.make_batch_statistics_step(models.build(statistics_config), config), out_shardings=sharding.replicated(mesh)
+  )
 
 
 def training_batches(config: ConfigDict, mesh: Mesh, source: "pipeline.Source") -> "device.DeviceBatches":
@@ -38,19 +39,28 @@ def training_batches(config: ConfigDict, mesh: Mesh, source: "pipeline.Source") 
     DataError: if it cannot be trained on; later, if it cannot be read.
   """
   from bn_inception.data import device, pipeline, stream
+
   share = dict(batch_size=config.batch_size, process_index=jax.process_index(), process_count=jax.process_count())
   batches = pipeline.train_batches(config.data, source, seed=config.seed, **share)
-  positions = (stream.local_positions(step, **share)[0].astype(np.uint32)
-               for step in range(config.eval.population_batches))
+  positions = (
+    stream.local_positions(step, **share)[0].astype(np.uint32) for step in range(config.eval.population_batches)
+  )
   # No example is padding: where one was skipped, another stands in.
-  local = ({name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
-           for at, batch in zip(positions, batches))
+  local = (
+    {name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
+    for at, batch in zip(positions, batches)
+  )
   return device.to_device(local, sharding.examples(mesh))
 
 
-def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch_stats: Any,
-                          batches: Iterable[dict[str, jax.Array]], mesh: Mesh,
-                          between_batches: Callable[[], None] = lambda: None) -> Any:
+def over_training_batches(
+  compiled_step: BatchStatisticsStep,
+  params: Any,
+  batch_stats: Any,
+  batches: Iterable[dict[str, jax.Array]],
+  mesh: Mesh,
+  between_batches: Callable[[], None] = lambda: None,
+) -> Any:
   """Population statistics over training batches.
 
   Args:
@@ -66,6 +76,7 @@ def over_training_batches(compiled_step: BatchStatisticsStep, params: Any, batch
   Raises:
     DataError: if the training data cannot be read.
   """
+
   def moments() -> Iterator[Any]:
     for batch in batches:
       between_batches()
@@ -106,6 +117,8 @@ def population_statistics(moments: Iterable[Any]) -> Any:
 
 def _sums(layer: batch_norm.Moments) -> dict[str, np.ndarray]:
   count = layer.count.reshape(-1, *(1,) * (layer.mean.ndim - 1)).astype(np.float64)
-  return {"mean": layer.mean.sum(0, dtype=np.float64),
-          "unbiased": (layer.variance * (count / np.maximum(count - 1, 1))).sum(0),
-          "groups": np.sum(layer.count > 0)}  # One of padding only has mean and variance 0, and is no mini-batch.
+  return {
+    "mean": layer.mean.sum(0, dtype=np.float64),
+    "unbiased": (layer.variance * (count / np.maximum(count - 1, 1))).sum(0),
+    "groups": np.sum(layer.count > 0),
+  }  # One of padding only has mean and variance 0, and is no mini-batch.

@@ -1,6 +1,5 @@
 """What a network makes of image files: its likeliest classes and its features, in a table."""
 
-from collections.abc import Iterator, Sequence
 import concurrent.futures
 import csv
 import json
@@ -8,6 +7,7 @@ import logging
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,8 +50,9 @@ class Table(NamedTuple):
   skipped: int
 
 
-def predict_files(checkpoint: str | os.PathLike, images: Sequence[str | os.PathLike], *, top: int = 5,
-                  features: str | None = None) -> Table:
+def predict_files(
+  checkpoint: str | os.PathLike, images: Sequence[str | os.PathLike], *, top: int = 5, features: str | None = None
+) -> Table:
   """Predicts image files as evaluation does: the centre crop, upright, with the network's own preprocessing.
 
   Args:
@@ -89,28 +90,41 @@ def predict_files(checkpoint: str | os.PathLike, images: Sequence[str | os.PathL
   with jax.default_matmul_precision("highest"):
     for names, pixels in _batches(files, shape[0], data):
       padded = np.zeros(shape, np.uint8)
-      padded[:len(pixels)] = pixels
+      padded[: len(pixels)] = pixels
       of_batch, found = jax.device_get(compiled(variables, padded))
       read += names
-      probabilities.append(of_batch[:len(names)])
+      probabilities.append(of_batch[: len(names)])
       if features:
-        activations.append(found[:len(names)].astype(np.float32))
+        activations.append(found[: len(names)].astype(np.float32))
   if not read:
     raise PredictError(f"None of the {len(files)} images can be read: give others as --images.")
   probabilities = np.concatenate(probabilities)
   likeliest = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
-  return Table(read, class_names[likeliest], human_names[likeliest], np.take_along_axis(probabilities, likeliest, 1),
-               np.concatenate(activations) if features else None, len(files) - len(read))
+  return Table(
+    read,
+    class_names[likeliest],
+    human_names[likeliest],
+    np.take_along_axis(probabilities, likeliest, 1),
+    np.concatenate(activations) if features else None,
+    len(files) - len(read),
+  )
 
 
-def write_predictions(checkpoint: str | os.PathLike, images: Sequence[str | os.PathLike], output: str | os.PathLike, *,
-                      top: int = 5, features: str | None = None) -> int:
+def write_predictions(
+  checkpoint: str | os.PathLike,
+  images: Sequence[str | os.PathLike],
+  output: str | os.PathLike,
+  *,
+  top: int = 5,
+  features: str | None = None,
+) -> int:
   """Writes what `predict_files` gives: whole, or not at all.
 
   Args:
     checkpoint, images, top, features: as there.
-    output: .csv (a line an image: image, class_1, name_1, probability_1, ..., feature_0, ...), .jsonl (an object a line:
-      image, classes, names, probabilities, features) or .npz (arrays: images, classes, names, probabilities, features).
+    output: .csv (a line an image: image, class_1, name_1, probability_1, ..., feature_0, ...), .jsonl (an object a
+      line: image, classes, names, probabilities, features) or .npz (arrays: images, classes, names, probabilities,
+      features).
 
   Returns:
     How many images could not be read, and were skipped.
@@ -129,9 +143,11 @@ def write_predictions(checkpoint: str | os.PathLike, images: Sequence[str | os.P
     raise PredictError(f"The folder of --output={output} does not exist: make it first.")
   table = predict_files(checkpoint, images, top=top, features=features)
   if kind == "csv" and table.features is not None and table.features.ndim != 2:
-    raise PredictError(f"A .csv holds features that are vectors, and {features} is "
-                       f"{'x'.join(map(str, table.features.shape[1:]))} for each image: give an --output in .jsonl or "
-                       ".npz.")
+    raise PredictError(
+      f"A .csv holds features that are vectors, and {features} is "
+      f"{'x'.join(map(str, table.features.shape[1:]))} for each image: give an --output in .jsonl or "
+      ".npz."
+    )
   try:
     with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as folder:
       partial = pathlib.Path(folder, output.name)
@@ -141,8 +157,12 @@ def write_predictions(checkpoint: str | os.PathLike, images: Sequence[str | os.P
     raise StorageError(f"{output} cannot be written: {error.strerror or error}.") from error
   for image, names, probabilities in list(zip(table.images, table.names, table.probabilities))[:10]:
     _log.info("%s: %s", image, ", ".join(f"{name} {p:.1%}" for name, p in zip(names, probabilities)))
-  _log.info("%s: %d images%s.", output, len(table.images),
-            f", {table.skipped} more could not be read and were skipped" if table.skipped else "")
+  _log.info(
+    "%s: %d images%s.",
+    output,
+    len(table.images),
+    f", {table.skipped} more could not be read and were skipped" if table.skipped else "",
+  )
   return table.skipped
 
 
@@ -151,11 +171,16 @@ def _files(images: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
   for given in images:
     path = pathlib.Path(paths.local(given, "A path of --images"))
     if path.is_dir():
-      inside = sorted(file for file in path.rglob("*")
-                      if file.suffix.lower() in photographs.SUFFIXES and not file.name.startswith("."))
+      inside = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in photographs.SUFFIXES and not file.name.startswith(".")
+      )
       if not inside:
-        raise PredictError(f"The folder {path} of --images holds no file that ends in "
-                           f"{', '.join(photographs.SUFFIXES)}: give another one, or the files themselves.")
+        raise PredictError(
+          f"The folder {path} of --images holds no file that ends in "
+          f"{', '.join(photographs.SUFFIXES)}: give another one, or the files themselves."
+        )
       files += inside
     elif path.exists():
       files.append(path)
@@ -166,11 +191,13 @@ def _files(images: Sequence[str | os.PathLike]) -> list[pathlib.Path]:
 
 def _batches(files: list[pathlib.Path], batch: int, data: Any) -> Iterator[tuple[list[str], np.ndarray]]:
   """Paths and pixels, uint8 [n, H, W, C], of the images that can be read; names the others."""
+
   def load(path: pathlib.Path) -> np.ndarray | None:
     try:
       encoded = tf.constant(photographs.read(path).encoded)
       return evaluation_crops.centre_crop(
-          encoded, size=data.image_size, resize=data.eval_resize, channels=len(data.mean)).numpy()
+        encoded, size=data.image_size, resize=data.eval_resize, channels=len(data.mean)
+      ).numpy()
     except photographs.PhotographError as error:
       _log.warning("Skipped: %s.", error)
     except tf.errors.OpError:
@@ -178,7 +205,7 @@ def _batches(files: list[pathlib.Path], batch: int, data: Any) -> Iterator[tuple
 
   with concurrent.futures.ThreadPoolExecutor(cores.available()) as pool:
     for start in range(0, len(files), batch):
-      part = files[start:start + batch]
+      part = files[start : start + batch]
       loaded = [(str(path), pixels) for path, pixels in zip(part, pool.map(load, part)) if pixels is not None]
       if loaded:
         yield [path for path, _ in loaded], np.stack([pixels for _, pixels in loaded])
@@ -193,15 +220,20 @@ def _write_csv(table: Table, path: pathlib.Path) -> None:
     writer.writerow(header + [f"feature_{number}" for number in range(width)])
     for row, image in enumerate(table.images):
       found = zip(table.classes[row], table.names[row], table.probabilities[row])
-      writer.writerow([image, *(value for triple in found for value in triple),
-                       *(table.features[row] if width else ())])
+      writer.writerow(
+        [image, *(value for triple in found for value in triple), *(table.features[row] if width else ())]
+      )
 
 
 def _write_jsonl(table: Table, path: pathlib.Path) -> None:
   with path.open("w") as file:
     for row, image in enumerate(table.images):
-      line = {"image": image, "classes": table.classes[row].tolist(), "names": table.names[row].tolist(),
-              "probabilities": table.probabilities[row].tolist()}
+      line = {
+        "image": image,
+        "classes": table.classes[row].tolist(),
+        "names": table.names[row].tolist(),
+        "probabilities": table.probabilities[row].tolist(),
+      }
       if table.features is not None:
         line["features"] = table.features[row].tolist()
       file.write(json.dumps(line) + "\n")
@@ -209,5 +241,11 @@ def _write_jsonl(table: Table, path: pathlib.Path) -> None:
 
 def _write_npz(table: Table, path: pathlib.Path) -> None:
   features = {} if table.features is None else {"features": table.features}
-  np.savez(path, images=np.array(table.images), classes=table.classes, names=table.names,
-           probabilities=table.probabilities, **features)
+  np.savez(
+    path,
+    images=np.array(table.images),
+    classes=table.classes,
+    names=table.names,
+    probabilities=table.probabilities,
+    **features,
+  )

@@ -24,7 +24,8 @@ def restore(workdir: str | os.PathLike, config: ConfigDict, mesh: Mesh, step: in
   # The number of examples shapes the schedule, but nothing that is stored.
   optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, num_examples=1))
   image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  like = state_lib.abstract(lambda: state_lib.create(models.build(config), optimizer, config, image_shape),
-                            sharding.replicated(mesh))
+  like = state_lib.abstract(
+    lambda: state_lib.create(models.build(config), optimizer, config, image_shape), sharding.replicated(mesh)
+  )
   with checkpoint.open_manager(workdir) as manager:
     return checkpoint.restore(manager, like, checkpoint.newest_step(manager) if step is None else step)

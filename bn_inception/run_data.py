@@ -11,7 +11,6 @@ from bn_inception.data.datasets import Split
 from bn_inception.errors import DataError
 
 
-
 def held(data: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   """`data` with the version that the run in `workdir` found for its `name`, whatever newer ones there are by now.
 
@@ -42,17 +41,19 @@ def check(data: ConfigDict, workdir: pathlib.Path, **splits: Split) -> None:
     same_request = (record.get("asked"), before.get("split")) == (data.name, split.split)
     if same_request and before["digest"] != split.digest:
       raise DataError(
-          f"The {split.name} {split.split} found is not the {before['name']} that the run in {workdir} was made with "
-          f"({before['examples']:,} examples, digest {before['digest'][:12]}; now {split.num_examples:,}, "
-          f"{split.digest[:12]}): give the data.dir of the run's own data; other data are for a new --workdir, or for "
-          "scripts/evaluate.py --checkpoint.")
+        f"The {split.name} {split.split} found is not the {before['name']} that the run in {workdir} was made with "
+        f"({before['examples']:,} examples, digest {before['digest'][:12]}; now {split.num_examples:,}, "
+        f"{split.digest[:12]}): give the data.dir of the run's own data; other data are for a new --workdir, or for "
+        "scripts/evaluate.py --checkpoint."
+      )
 
 
 def write(data: ConfigDict, workdir: pathlib.Path, **splits: Split) -> None:
   """Records what was opened; arguments as of `check`."""
   record = {"asked": data.name} | {
-      field: {"name": split.name, "split": split.split, "examples": split.num_examples, "digest": split.digest}
-      for field, split in splits.items()}
+    field: {"name": split.name, "split": split.split, "examples": split.num_examples, "digest": split.digest}
+    for field, split in splits.items()
+  }
   run_directory.replace_file(_path(workdir), json.dumps(record, indent=2) + "\n")
 
 

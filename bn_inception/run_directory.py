@@ -90,8 +90,9 @@ def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
     return []
   old = versions.flatten(read_config_tree(config_path(workdir)))
   new = versions.flatten(json.loads(config.to_json()))
-  return sorted(name for name in old.keys() | new.keys()
-                if name not in old or name not in new or old[name] != new[name])
+  return sorted(
+    name for name in old.keys() | new.keys() if name not in old or name not in new or old[name] != new[name]
+  )
 
 
 def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
@@ -120,10 +121,13 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     VersionError: if it is of a later version.
     DamagedFileError: if it is damaged.
   """
+
   def as_config(tree: dict[str, Any]) -> dict[str, Any]:
     # JSON has lists where the config has tuples.
-    return {name: as_config(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
-            for name, value in tree.items()}
+    return {
+      name: as_config(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+      for name, value in tree.items()
+    }
 
   path = config_path(workdir)
   if not path.exists():
@@ -154,8 +158,9 @@ class Status:
   Process 0 writes it; on the others `write` does nothing.
   """
 
-  def __init__(self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None,
-               init: dict[str, Any] | None):
+  def __init__(
+    self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None, init: dict[str, Any] | None
+  ):
     """Of a run that is at `step`, and has saved step `saved`. What the code is is what it is now.
 
     `init` is what is known of the checkpoint that the run started from, see `initialization.Start`.
@@ -164,26 +169,43 @@ class Status:
     self.workdir, self._config = workdir, config
     self.step, self.saved_step, self.images_per_second = step, saved, None
     self._facts = {
-        "git_revision": git_revision(), "packages": packages(),
-        "devices": f"{len(devices)} {devices[0].device_kind}", "processes": jax.process_count(),
-        **({"init": init} if init else {})}
+      "git_revision": git_revision(),
+      "packages": packages(),
+      "devices": f"{len(devices)} {devices[0].device_kind}",
+      "processes": jax.process_count(),
+      **({"init": init} if init else {}),
+    }
 
   def write(self, status: str, **details: Any) -> None:
     """Writes it: `status` is one of those in status.py, `details` what else there is to say."""
     if jax.process_index():
       return
-    replace_file(self.workdir / "status.json", json.dumps({
-        "status": status, "step": self.step, "num_steps": self._config.num_steps,
-        "paper_steps": self.step * self._config.batch_size / 32, "saved_step": self.saved_step,
-        "images_per_second": self.images_per_second, **details,
-        "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), **self._facts}, indent=2) + "\n")
+    replace_file(
+      self.workdir / "status.json",
+      json.dumps(
+        {
+          "status": status,
+          "step": self.step,
+          "num_steps": self._config.num_steps,
+          "paper_steps": self.step * self._config.batch_size / 32,
+          "saved_step": self.saved_step,
+          "images_per_second": self.images_per_second,
+          **details,
+          "time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+          **self._facts,
+        },
+        indent=2,
+      )
+      + "\n",
+    )
 
 
 def fingerprint(config: ConfigDict) -> dict[str, str]:
   """What must be the same on all hosts of a run, by a name for each."""
   values = versions.flatten(json.loads(config.to_json()))
-  return {name: json.dumps(value) for name, value in values.items()} | packages() | {
-      "code revision": str(git_revision())}
+  return (
+    {name: json.dumps(value) for name, value in values.items()} | packages() | {"code revision": str(git_revision())}
+  )
 
 
 def packages() -> dict[str, str]:
@@ -193,6 +215,7 @@ def packages() -> dict[str, str]:
 
 def git_revision() -> str | None:
   """The commit of this code, with "+changes" if its files differ from it; None outside a git checkout."""
+
   def git(*arguments: str) -> str:
     here = pathlib.Path(__file__).parent
     return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
@@ -219,8 +242,10 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
   Raises:
     DamagedFileError: naming a line before others that cannot be read.
   """
-  return [{name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
-          for line in _metrics_lines(workdir)]
+  return [
+    {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
+    for line in _metrics_lines(workdir)
+  ]
 
 
 def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
@@ -257,6 +282,7 @@ def whole_lines(path: pathlib.Path, is_sound: Callable[[Any], bool]) -> list[str
   Raises:
     DamagedFileError: naming a line before others that is not JSON, or not sound.
   """
+
   def readable(line: str) -> bool:
     try:
       return bool(line.encode()) and is_sound(json.loads(line))
@@ -268,6 +294,7 @@ def whole_lines(path: pathlib.Path, is_sound: Callable[[Any], bool]) -> list[str
     lines.pop()
   for number, line in enumerate(lines, 1):
     if not readable(line):
-      raise DamagedFileError(f"{path} is damaged in line {number} of {len(lines)}, which reads {line[:40]!r}: correct or "
-                             "remove that line.")
+      raise DamagedFileError(
+        f"{path} is damaged in line {number} of {len(lines)}, which reads {line[:40]!r}: correct or remove that line."
+      )
   return lines

@@ -7,8 +7,8 @@ single device with a global batch, and XLA places the communication.
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bn_inception import cluster
 

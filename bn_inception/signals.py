@@ -4,12 +4,12 @@ Python runs its handlers between two of its own instructions, which may be minut
 signal's number into a pipe at once; a thread reads it there.
 """
 
-from collections.abc import Callable
 import faulthandler
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 

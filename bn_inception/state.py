@@ -1,14 +1,14 @@
 """What a training run is at one step: everything that the next step depends on but the config and the data."""
 
-from typing import Any
 from collections.abc import Callable
+from typing import Any
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
+from ml_collections import ConfigDict
 
 
 @flax.struct.dataclass
@@ -29,8 +29,9 @@ class Sums:
     return jax.tree.map(jnp.add, self, other)
 
 
-def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None,
-                        skipped: jax.Array | None = None) -> Sums:
+def classification_sums(
+  logits: jax.Array, labels: jax.Array, mask: jax.Array | None = None, skipped: jax.Array | None = None
+) -> Sums:
   """Cross-entropy, top-1 and top-5 summed over the examples.
 
   A label's rank is the number of classes with a larger logit, plus those with an equal one before it: ties are settled
@@ -48,9 +49,13 @@ def classification_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array | 
   before = jnp.arange(logits.shape[1]) < labels[:, None]
   rank = jnp.sum((logits > label_logits) | ((logits == label_logits) & before), axis=1)
   rank = jnp.where(jnp.isnan(logits).any(axis=1), logits.shape[1], rank)
-  return Sums(jnp.sum(jnp.where(mask, losses, 0)), jnp.sum((rank < 1) & mask, dtype=jnp.int32),
-              jnp.sum((rank < 5) & mask, dtype=jnp.int32), jnp.sum(mask, dtype=jnp.int32),
-              jnp.sum(jnp.zeros((), bool) if skipped is None else skipped, dtype=jnp.int32))
+  return Sums(
+    jnp.sum(jnp.where(mask, losses, 0)),
+    jnp.sum((rank < 1) & mask, dtype=jnp.int32),
+    jnp.sum((rank < 5) & mask, dtype=jnp.int32),
+    jnp.sum(mask, dtype=jnp.int32),
+    jnp.sum(jnp.zeros((), bool) if skipped is None else skipped, dtype=jnp.int32),
+  )
 
 
 @flax.struct.dataclass
@@ -79,18 +84,25 @@ class TrainState:
     return self.params if self.ema_params is None else self.ema_params
 
 
-def create(model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict,
-           image_shape: tuple[int, int, int]) -> TrainState:
+def create(
+  model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, image_shape: tuple[int, int, int]
+) -> TrainState:
   """The state before the first step; depends on `config.seed` alone."""
   # XLA's CPU compiler takes seconds for the default generator at each shape of parameter, and nothing for this one.
   variables = model.init(jax.random.key(config.seed, impl="rbg"), jnp.zeros((1, *image_shape)), train=False)
   params = variables["params"]
   return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get("batch_stats", {}),
-      opt_state=optimizer.init(params), ema_params=params if config.ema_decay else None, sums=Sums.zeros())
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    batch_stats=variables.get("batch_stats", {}),
+    opt_state=optimizer.init(params),
+    ema_params=params if config.ema_decay else None,
+    sums=Sums.zeros(),
+  )
 
 
 def abstract(initialize: Callable[[], TrainState], sharding: jax.sharding.Sharding) -> TrainState:
   """Shapes and types of the state that `initialize` makes, all with one sharding; nothing is computed."""
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                      jax.eval_shape(initialize))
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(initialize)
+  )

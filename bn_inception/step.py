@@ -1,14 +1,14 @@
 """The training step and the two evaluation steps: pure functions of state and batch, no I/O."""
 
 import functools
-from typing import Any
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
+from ml_collections import ConfigDict
 
 from bn_inception import batch_norm, parameter_names
 from bn_inception.data import color_distortions
@@ -21,22 +21,25 @@ Batch = dict[str, jax.Array]
 def preprocess_for_training(config: ConfigDict, images: jax.Array, positions: jax.Array) -> jax.Array:
   """uint8 [B, H, W, C] at `positions` (uint32 [B]) of the training stream to input with photometric distortions."""
   if config.data.photometric_strength:
-    images = color_distortions.distort(
-        images, positions, seed=config.seed, strength=config.data.photometric_strength)
+    images = color_distortions.distort(images, positions, seed=config.seed, strength=config.data.photometric_strength)
   return preprocess(config, images)
 
 
-def train_batch_shapes(config: ConfigDict, image_shape: tuple[int, int, int], *, steps: int,
-                       sharding: jax.sharding.Sharding | None = None) -> dict[str, jax.ShapeDtypeStruct]:
+def train_batch_shapes(
+  config: ConfigDict, image_shape: tuple[int, int, int], *, steps: int, sharding: jax.sharding.Sharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of the batch of `make_train_step` (steps=1) or `make_train_call` (steps=config.steps_per_call)."""
   micro_batches = (steps * config.gradient_accumulation, config.batch_size // config.gradient_accumulation)
   leaves = {"image": (image_shape, jnp.uint8), "label": ((), jnp.int32), "skipped": ((), jnp.bool_)}
-  return {name: jax.ShapeDtypeStruct((*micro_batches, *shape), dtype, sharding=sharding)
-          for name, (shape, dtype) in leaves.items()}
+  return {
+    name: jax.ShapeDtypeStruct((*micro_batches, *shape), dtype, sharding=sharding)
+    for name, (shape, dtype) in leaves.items()
+  }
 
 
-def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
-                    config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
+def make_train_step(
+  model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> Callable[[TrainState, Batch], TrainState]:
   """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
 
   Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A], "skipped": bool [A, B / A] (only
@@ -49,8 +52,9 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
   def loss_and_aux(params: Any, state: TrainState, inputs: jax.Array, batch: Batch, key: jax.Array):
     labels = batch["label"]
     variables = {"params": params, "batch_stats": state.batch_stats}
-    logits, updates = model.apply(variables, inputs, train=True, rngs={"dropout": key},
-                                  mutable=["batch_moments", "auxiliary"])
+    logits, updates = model.apply(
+      variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_moments", "auxiliary"]
+    )
     cross_entropy = lambda logits: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
     auxiliary = sum(cross_entropy(logits) for logits in jax.tree.leaves(updates.get("auxiliary", {})))
     loss = cross_entropy(logits) + config.auxiliary_loss_weight * auxiliary
@@ -72,14 +76,14 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
     if micro_batches == 1:
       grads, moments, sums = gradients(jnp.zeros((), jnp.int32), jax.tree.map(lambda x: x[0], batch))
     else:
+
       def accumulate(carry, micro_batch):
         grads, moments, sums = gradients(*micro_batch)
         total, total_sums = carry
         return (jax.tree.map(jnp.add, total, grads), total_sums + sums), moments
 
       start = (jax.tree.map(jnp.zeros_like, state.params), Sums.zeros())
-      (grads, sums), moments = jax.lax.scan(
-          accumulate, start, (jnp.arange(micro_batches), batch))
+      (grads, sums), moments = jax.lax.scan(accumulate, start, (jnp.arange(micro_batches), batch))
       grads = jax.tree.map(lambda g: g / micro_batches, grads)
       # [A, G, ...] to all groups of the step, those of one device together.
       moments = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), moments)
@@ -87,29 +91,44 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation,
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     kept = lambda old, new: new  # Frozen parameters keep every bit.
     if config.init.freeze:
-      kept = functools.partial(parameter_names.map_named, lambda name, old, new: (
-          old if parameter_names.matches(name, config.init.freeze) else new))
+      kept = functools.partial(
+        parameter_names.map_named,
+        lambda name, old, new: old if parameter_names.matches(name, config.init.freeze) else new,
+      )
     params = kept(state.params, optax.apply_updates(state.params, updates))
     batch_stats = state.batch_stats
     if has_batch_norm:
       batch_stats = batch_norm.update_running_averages(
-          batch_stats, moments, momentum=config.batch_norm.momentum, step=state.step,
-          start_counts=lambda layer: bool(config.init.checkpoint) and parameter_names.is_loaded(
-              f"{layer}/mean", config.init.skip))
+        batch_stats,
+        moments,
+        momentum=config.batch_norm.momentum,
+        step=state.step,
+        start_counts=lambda layer: (
+          bool(config.init.checkpoint) and parameter_names.is_loaded(f"{layer}/mean", config.init.skip)
+        ),
+      )
     ema_params = state.ema_params
     if config.ema_decay:
       # As tf.train.ExponentialMovingAverage: the start value is forgotten quickly.
       decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = kept(ema_params, jax.tree.map(
-          lambda average, new: decay * average + (1 - decay) * new, ema_params, params))
-    return state.replace(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state,
-                         ema_params=ema_params, sums=state.sums + sums)
+      ema_params = kept(
+        ema_params, jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
+      )
+    return state.replace(
+      step=state.step + 1,
+      params=params,
+      batch_stats=batch_stats,
+      opt_state=opt_state,
+      ema_params=ema_params,
+      sums=state.sums + sums,
+    )
 
   return train_step
 
 
-def make_train_call(train_step: Callable[[TrainState, Batch], TrainState],
-                    config: ConfigDict) -> Callable[[TrainState, Batch], TrainState]:
+def make_train_call(
+  train_step: Callable[[TrainState, Batch], TrainState], config: ConfigDict
+) -> Callable[[TrainState, Batch], TrainState]:
   """Makes `steps_per_call` steps one program, so that a small network does not wait for Python between its steps.
 
   The batches of S steps come as one, whose leaves begin with [S * A, B / A] (see `make_train_step`).
@@ -130,30 +149,38 @@ def make_eval_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, 
   Its arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B],
   "skipped": bool [B]}.
   """
+
   def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Sums:
-    logits = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]),
-                         train=False)
+    logits = model.apply(
+      {"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]), train=False
+    )
     return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"])
 
   return eval_step
 
 
-def make_batch_statistics_step(model: nn.Module,
-                               config: ConfigDict) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
+def make_batch_statistics_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
   """Makes the forward pass with the batch's own statistics and without dropout, weights frozen.
 
   Its arguments are those of the evaluation step (the running averages are passed but not used). A batch with a
   "position" (uint32 [B]) is of the training stream, and distorted as in training. It returns the sums and
   `batch_moments`, whose groups hold unmasked examples only.
   """
+
   def batch_statistics_step(params: Any, batch_stats: Any, batch: Batch) -> tuple[Sums, Any]:
     if "position" in batch:
       inputs = preprocess_for_training(config, batch["image"], batch["position"])
     else:
       inputs = preprocess(config, batch["image"])
-    logits, updates = model.apply({"params": params, "batch_stats": batch_stats}, inputs, train=True,
-                                  mask=batch["mask"], mutable=["batch_moments", "auxiliary"])
+    logits, updates = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      inputs,
+      train=True,
+      mask=batch["mask"],
+      mutable=["batch_moments", "auxiliary"],
+    )
     return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"]), updates.get(
-        "batch_moments", {})
+      "batch_moments", {}
+    )
 
   return batch_statistics_step

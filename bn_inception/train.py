@@ -8,14 +8,29 @@ import statistics
 import time
 from typing import Any
 
-from clu import metric_writers, parameter_overview, periodic_actions
 import jax
-from ml_collections import ConfigDict
 import optax
+from clu import metric_writers, parameter_overview, periodic_actions
+from ml_collections import ConfigDict
 
-from bn_inception import checkpoint, config_changes, config_checks, folder_lock, hosts, initialization, models, optim
-from bn_inception import paths, run_data, run_directory, sharding, state as state_lib, status as status_lib
-from bn_inception import step as step_lib, watchdog
+from bn_inception import (
+  checkpoint,
+  config_changes,
+  config_checks,
+  folder_lock,
+  hosts,
+  initialization,
+  models,
+  optim,
+  paths,
+  run_data,
+  run_directory,
+  sharding,
+  state as state_lib,
+  status as status_lib,
+  step as step_lib,
+  watchdog,
+)
 from bn_inception.data import device, pipeline
 from bn_inception.errors import Stopped
 from bn_inception.evaluators import classification, sigmoid_inputs
@@ -26,8 +41,9 @@ _HEARTBEAT_SECONDS = 30.0  # Between two times that status.json says where the r
 _log = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Device] | None = None, *,
-                       allow_config_change: bool = False) -> dict[str, Any]:
+def train_and_evaluate(
+  config: ConfigDict, workdir: str, devices: list[jax.Device] | None = None, *, allow_config_change: bool = False
+) -> dict[str, Any]:
   """Trains from where the run directory stands to `config.num_steps`.
 
   Args:
@@ -54,22 +70,31 @@ def train_and_evaluate(config: ConfigDict, workdir: str, devices: list[jax.Devic
     return _train_and_evaluate(config, workdir, mesh, cleanup, allow_config_change)
 
 
-def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh,
-                        cleanup: contextlib.ExitStack, allow_config_change: bool) -> dict[str, Any]:
+def _train_and_evaluate(
+  config: ConfigDict,
+  workdir: pathlib.Path,
+  mesh: jax.sharding.Mesh,
+  cleanup: contextlib.ExitStack,
+  allow_config_change: bool,
+) -> dict[str, Any]:
   # What can be wrong is found first.
   config_checks.check_config(config, mesh.size)
   data = run_data.held(config.data, workdir)
-  train_source, eval_source = (pipeline.open_source(data, name)
-                               for name in (config.data.train_split, config.data.eval_split))
+  train_source, eval_source = (
+    pipeline.open_source(data, name) for name in (config.data.train_split, config.data.eval_split)
+  )
   train_split, eval_split = train_source.split, eval_source.split
   for split in (train_split, eval_split):
     config_checks.check_data(config, split)
-  hosts.check_alike(run_directory.fingerprint(config) | {
-      "data of training": train_split.digest, "data of evaluation": eval_split.digest})
+  hosts.check_alike(
+    run_directory.fingerprint(config)
+    | {"data of training": train_split.digest, "data of evaluation": eval_split.digest}
+  )
   run_data.check(config.data, workdir, train_split=train_split, eval_split=eval_split)
   writes = jax.process_index() == 0
   before, changed = hosts.of_first(
-      writes and (run_directory.read_status(workdir), run_directory.changed_fields(workdir, config)))
+    writes and (run_directory.read_status(workdir), run_directory.changed_fields(workdir, config))
+  )
   config_changes.check(changed, allow_config_change)
   # A run that has ended says so, with or without its checkpoints.
   if before.get("status") == status_lib.DONE and before["step"] >= config.num_steps:
@@ -100,8 +125,9 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   if is_new:
     if saved is not None:
       raise checkpoint.CheckpointError(
-          f"{workdir} records a checkpoint of step {saved}, but {manager.directory} holds none: restore or mount that "
-          "folder, or start again in a new --workdir.")
+        f"{workdir} records a checkpoint of step {saved}, but {manager.directory} holds none: restore or mount that "
+        "folder, or start again in a new --workdir."
+      )
     start = initialization.read(config, like.params, train_split) if config.init.checkpoint else None
     state = jax.jit(initialize, out_shardings=replicated)()
     if start:
@@ -111,8 +137,9 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   step = first_step = int(state.step)
   if step % config.steps_per_call:
     raise config_checks.ConfigError(
-        f"The run stands at step {step}, which is no multiple of steps_per_call={config.steps_per_call}: resume with "
-        "steps_per_call=1 or another divisor.")
+      f"The run stands at step {step}, which is no multiple of steps_per_call={config.steps_per_call}: resume with "
+      "steps_per_call=1 or another divisor."
+    )
   evaluated = {int(at): top1 for at, top1 in evaluated.items() if int(at) <= step}
   record = run_directory.Status(workdir, config, step, None if is_new else step, init)
   cleanup.enter_context(_recorded(record))
@@ -131,11 +158,17 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
   # To the input several steps are one long step of as many micro-batches more.
   batches = device.to_device(
-      pipeline.train_batches(config.data, train_source, seed=config.seed,
-                             batch_size=config.steps_per_call * config.batch_size,
-                             micro_batches=config.steps_per_call * config.gradient_accumulation,
-                             start_step=step // config.steps_per_call, **process),
-      sharding.micro_batches(mesh))
+    pipeline.train_batches(
+      config.data,
+      train_source,
+      seed=config.seed,
+      batch_size=config.steps_per_call * config.batch_size,
+      micro_batches=config.steps_per_call * config.gradient_accumulation,
+      start_step=step // config.steps_per_call,
+      **process,
+    ),
+    sharding.micro_batches(mesh),
+  )
   cleanup.callback(batches.close)
   if is_new:
     checkpoint.save(manager, state, config, {})
@@ -143,23 +176,31 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   # Compile, then say what will run.
   train_step = step_lib.make_train_step(model, optimizer, config)
   train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
-  batch_shapes = step_lib.train_batch_shapes(config, image_shape, steps=config.steps_per_call,
-                                             sharding=sharding.micro_batches(mesh))
+  batch_shapes = step_lib.train_batch_shapes(
+    config, image_shape, steps=config.steps_per_call, sharding=sharding.micro_batches(mesh)
+  )
   start = time.monotonic()
   lowered = train_call.lower(state, batch_shapes)
   train_call = lowered.compile()
   _log.info("Compiled the training step in %.0f s.", time.monotonic() - start)
   if writes and optim.keeps_a_small_rate(config):
-    _log.warning("learning_rate=%g is used as it is with batches of %d: a rate that was chosen for batches of 32 is "
-                 "too small for them. --config.learning_rate_scaling=linear scales it; docs/clusters/README.md has more.",
-                 config.learning_rate, config.batch_size)
+    _log.warning(
+      "learning_rate=%g is used as it is with batches of %d: a rate that was chosen for batches of 32 is "
+      "too small for them. --config.learning_rate_scaling=linear scales it; docs/clusters/README.md has more.",
+      config.learning_rate,
+      config.batch_size,
+    )
   if writes:
     _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
     _log.info("%s", tables.plan(config, mesh, state, lowered, train_call, train_split, eval_split, first_step))
 
-  watch = cleanup.enter_context(watchdog.watching(
-      60 * config.stall_minutes, 60 * config.stall_limit_minutes,
-      lambda sentence: hosts.leave(status_lib.EXIT_START_AGAIN, sentence)))
+  watch = cleanup.enter_context(
+    watchdog.watching(
+      60 * config.stall_minutes,
+      60 * config.stall_limit_minutes,
+      lambda sentence: hosts.leave(status_lib.EXIT_START_AGAIN, sentence),
+    )
+  )
   save_is_due = False
   beaten = asked_to_save = time.monotonic()
 
@@ -182,8 +223,10 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
     if poll().stop:
       raise Stopped
 
-  evaluators = [classification.make_evaluator(config, mesh, train_source, eval_source, between_batches),
-                sigmoid_inputs.make_evaluator(config, mesh, eval_source, between_batches)]
+  evaluators = [
+    classification.make_evaluator(config, mesh, train_source, eval_source, between_batches),
+    sigmoid_inputs.make_evaluator(config, mesh, eval_source, between_batches),
+  ]
   for evaluator in evaluators:
     evaluator.compile(state)
   eval_inputs = cleanup.enter_context(contextlib.ExitStack())
@@ -191,8 +234,9 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
   zero_sums = jax.jit(state_lib.Sums.zeros, out_shardings=replicated)
   writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if writes else [])
   cleanup.callback(_try, writer.close)
-  profile = periodic_actions.Profile(logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5,
-                                     profile_duration_ms=None, every_secs=None)
+  profile = periodic_actions.Profile(
+    logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5, profile_duration_ms=None, every_secs=None
+  )
 
   def write(metrics: dict[str, float]) -> None:
     writer.write_scalars(step, metrics | {"paper_steps": step * config.batch_size / 32})
@@ -271,9 +315,13 @@ def _train_and_evaluate(config: ConfigDict, workdir: pathlib.Path, mesh: jax.sha
       if logs or diverged:
         record.images_per_second = (step - clock_step) * config.batch_size / (time.monotonic() - clock)
         train_metrics = {
-            "train/loss": sums.loss.item() / sums.count.item(), "train/top1": sums.top1.item() / sums.count.item(),
-            "train/learning_rate": float(schedule(step - 1)), "train/parameter_norm": norm,
-            "train/images_per_second": record.images_per_second, "train/skipped_examples": sums.skipped.item()}
+          "train/loss": sums.loss.item() / sums.count.item(),
+          "train/top1": sums.top1.item() / sums.count.item(),
+          "train/learning_rate": float(schedule(step - 1)),
+          "train/parameter_norm": norm,
+          "train/images_per_second": record.images_per_second,
+          "train/skipped_examples": sums.skipped.item(),
+        }
         train_metrics |= {f"time/{name}": seconds for name, seconds in watch.take().items()}
         write(train_metrics)
         _log.info("%s", tables.progress(config, step, train_metrics))
@@ -320,8 +368,11 @@ def _summary(workdir: pathlib.Path, status: str, step: int, record: run_director
 
 def _evaluated(workdir: pathlib.Path) -> dict[int, float]:
   """The accuracy of the steps that the run has evaluated."""
-  return {line["step"]: line["eval/running/top1"] for line in run_directory.read_metrics(workdir)
-          if "eval/running/top1" in line}
+  return {
+    line["step"]: line["eval/running/top1"]
+    for line in run_directory.read_metrics(workdir)
+    if "eval/running/top1" in line
+  }
 
 
 @contextlib.contextmanager
@@ -332,8 +383,10 @@ def _recorded(record: run_directory.Status):
   except BaseException as error:
     error = folder_lock.storage_error(error, record.workdir) or error
     with contextlib.suppress(OSError):  # The disk may be what is full.
-      record.write(status_lib.PREEMPTED if isinstance(error, Stopped) else status_lib.FAILED,
-                   error=f"{type(error).__name__}: {error}")
+      record.write(
+        status_lib.PREEMPTED if isinstance(error, Stopped) else status_lib.FAILED,
+        error=f"{type(error).__name__}: {error}",
+      )
     hosts.end_together(error)
     raise error
 

@@ -1,20 +1,21 @@
 """What a run waits for: where its time goes, and a word about it when nothing moves for long."""
 
-from collections.abc import Callable, Iterator
 import contextlib
 import faulthandler
 import logging
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 # What a run does, and what it waits for meanwhile.
 INPUT, STEP, EVALUATION, CHECKPOINT = "input", "step", "evaluation", "checkpoint"
 _WAITS_FOR = {
-    INPUT: "the next training batch: does the file system of the data answer?",
-    STEP: "a training step: do all devices and all other processes go on?",
-    EVALUATION: "an evaluation batch: do its data, all devices and all other processes go on?",
-    CHECKPOINT: "a checkpoint to be written: does the file system of the run directory answer?"}
+  INPUT: "the next training batch: does the file system of the data answer?",
+  STEP: "a training step: do all devices and all other processes go on?",
+  EVALUATION: "an evaluation batch: do its data, all devices and all other processes go on?",
+  CHECKPOINT: "a checkpoint to be written: does the file system of the run directory answer?",
+}
 
 _log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from bn_inception.configs import versions
 
-# cifar10 is a quick trial, in which all networks have the same steps. At cifar10_full each has as many as its own recipe
-# needs: as in the paper the networks of the lower rate have 5 times the steps, 31e6 to 6e6.
+# cifar10 is a quick trial, in which all networks have the same steps. At cifar10_full each has as many as its own
+# recipe needs: as in the paper the networks of the lower rate have 5 times the steps, 31e6 to 6e6.
 # gpu8 and pod are imagenet with the batches of a machine with 8 GPUs, and of a cluster or pod.
 LARGE_BATCHES = {"gpu8": 512, "pod": 1024}
 SCALES = ("imagenet", *LARGE_BATCHES, "cifar10", "cifar10_full", "quickstart")
@@ -152,7 +152,7 @@ def inception(scale: str) -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.name = "inception"
-  # An eighth [choice]: a step takes half the time that it does with a quarter, so runs of the same time are twice as long.
+  # cifar10_full: an eighth [choice], whose step takes half the time of a quarter's, so that runs are twice as long.
   config.model.width = {"imagenet": 1.0, "cifar10": 0.25, "cifar10_full": 0.125, "quickstart": 0.25}[scale]
   config.model.stem = "separable" if scale == "imagenet" else "small"  # separable | plain | small (for small images).
   config.model.pool_proj_4cd = 96  # 96: 576 channels as Figure 5 states; 128: its literal widths, 608 channels.
@@ -185,10 +185,10 @@ def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
   """Sets `num_steps` and what happens every so many steps; `paper_steps` is the length at the imagenet scale."""
   full = _SMALL_STEPS["cifar10_full"] * round(paper_steps / 6_000_000)
   steps, log_every, eval_every = {
-      "imagenet": (paper_steps, 100, 20_000),
-      "cifar10": (_SMALL_STEPS["cifar10"], 20, 100),
-      "cifar10_full": (full, 100, max(500, full // 40)),
-      "quickstart": (_SMALL_STEPS["quickstart"], 20, 200),
+    "imagenet": (paper_steps, 100, 20_000),
+    "cifar10": (_SMALL_STEPS["cifar10"], 20, 100),
+    "cifar10_full": (full, 100, max(500, full // 40)),
+    "quickstart": (_SMALL_STEPS["quickstart"], 20, 200),
   }["imagenet" if scale in LARGE_BATCHES else scale]
   batch_size = config.get_ref("batch_size")
   config.num_steps = (steps * 32 - 1) // batch_size + 1  # Rounded up.

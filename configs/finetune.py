@@ -11,8 +11,10 @@ from bn_inception.configs import common
 
 def get_config(argument: str = ""):
   if not argument:
-    raise ValueError("finetune needs the network to start from: give --config=finetune:CHECKPOINT, with a run "
-                     "directory, a release folder or a peer's file.")
+    raise ValueError(
+      "finetune needs the network to start from: give --config=finetune:CHECKPOINT, with a run "
+      "directory, a release folder or a peer's file."
+    )
   from bn_inception import initialization  # Of all configs this one alone reads a file, for which it needs JAX.
   from bn_inception.configs import versions
   from bn_inception.errors import UserError

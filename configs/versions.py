@@ -47,20 +47,20 @@ class Removed(NamedTuple):
 
 VERSION = 2  # Configs without a version have the number 0.
 CHANGES: tuple[Added | Renamed | Removed, ...] = (
-    Added(1, "data.on_error", "fail"),
-    Added(1, "data.interpolation", "bilinear"),
-    Added(1, "data.photometric_strength", 0.0),
-    Added(1, "eval.statistics", ("running", "population", "batch")),
-    Added(2, "checkpoint_every_minutes", 0.0),
-    Added(2, "stall_minutes", 10.0),
-    Added(2, "stall_limit_minutes", 60.0),
-    Added(2, "learning_rate_scaling", "none"),
-    Added(2, "learning_rate_warmup_epochs", 0.0),
-    Added(2, "learning_rate_factors", ()),
-    Added(2, "init.checkpoint", ""),
-    Added(2, "init.skip", ()),
-    Added(2, "init.freeze", ()),
-    Added(2, "init.freeze_statistics", False),
+  Added(1, "data.on_error", "fail"),
+  Added(1, "data.interpolation", "bilinear"),
+  Added(1, "data.photometric_strength", 0.0),
+  Added(1, "eval.statistics", ("running", "population", "batch")),
+  Added(2, "checkpoint_every_minutes", 0.0),
+  Added(2, "stall_minutes", 10.0),
+  Added(2, "stall_limit_minutes", 60.0),
+  Added(2, "learning_rate_scaling", "none"),
+  Added(2, "learning_rate_warmup_epochs", 0.0),
+  Added(2, "learning_rate_factors", ()),
+  Added(2, "init.checkpoint", ""),
+  Added(2, "init.skip", ()),
+  Added(2, "init.freeze", ()),
+  Added(2, "init.freeze_statistics", False),
 )
 
 
@@ -81,8 +81,10 @@ def upgrade(config: dict[str, Any], name: str) -> dict[str, Any]:
   if type(version) is not int or version < 0:
     raise ValueError(f"its version is {version!r}")
   if version > VERSION:
-    raise VersionError(f"{name} has the config version {version}, and this code knows none after {VERSION}: use the "
-                       "code that the run or release was made with, or a later one.")
+    raise VersionError(
+      f"{name} has the config version {version}, and this code knows none after {VERSION}: use the "
+      "code that the run or release was made with, or a later one."
+    )
   values = flatten(config)
   for change in CHANGES:
     if change.version <= version:
@@ -97,8 +99,10 @@ def upgrade(config: dict[str, Any], name: str) -> dict[str, Any]:
       case Removed():
         value = values.pop(change.key, _as_json(change.value))
         if value != _as_json(change.value):
-          raise VersionError(f"{name} has {change.key}={value!r}, but this code can only do what {change.value!r} was: "
-                             "use the code of its time.")
+          raise VersionError(
+            f"{name} has {change.key}={value!r}, but this code can only do what {change.value!r} was: "
+            "use the code of its time."
+          )
   return _nested({"version": VERSION} | values | {"version": VERSION})
 
 
@@ -107,10 +111,12 @@ def without_added_defaults(config: dict[str, Any]) -> dict[str, Any]:
 
   A digest of this is the same before and after a key is added.
   """
-  defaults = {change.key: _as_json(change.default) for change in CHANGES
-              if isinstance(change, Added) and change.version > 1}
-  return _nested({key: value for key, value in flatten(config).items()
-                  if key not in defaults or value != defaults[key]})
+  defaults = {
+    change.key: _as_json(change.default) for change in CHANGES if isinstance(change, Added) and change.version > 1
+  }
+  return _nested(
+    {key: value for key, value in flatten(config).items() if key not in defaults or value != defaults[key]}
+  )
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,14 +4,16 @@ from absl import flags
 
 from bn_inception import command_line
 
-_CHECKPOINT = command_line.define_path("checkpoint", None, "Run directory, release folder or the file of a peer.",
-                                  hub=True, required=True)
+_CHECKPOINT = command_line.define_path(
+  "checkpoint", None, "Run directory, release folder or the file of a peer.", hub=True, required=True
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Images at a time.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 50, "Batches that each of the two classifies, in turn.", lower_bound=1)
 
 
 def main() -> None:
   from bn_inception.release import speed
+
   print(speed.folded_and_unfolded(_CHECKPOINT.value, _BATCH_SIZE.value, _ROUNDS.value).table())
 
 

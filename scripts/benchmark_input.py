@@ -13,6 +13,7 @@ _JSON = command_line.define_path("json", None, "File for the result.")
 
 def main() -> None:
   from bn_inception.report.benchmark_input import benchmark
+
   config = inception.get_config("imagenet")
   config.data.dir, config.data.shuffle = _DATA_DIR.value, "global"
   benchmark(config, max_records=_RECORDS.value, batch_size=_BATCH_SIZE.value, json_path=_JSON.value)

@@ -18,8 +18,10 @@ _OUTPUT = command_line.define_path("output", None, "Picture to write, a .png.")
 
 def main() -> None:
   from bn_inception.report import diagnosis
-  diagnosis.diagnose_checkpoint(_CHECKPOINT.value, _OUTPUT.value, data_dir=_DATA_DIR.value, dataset=_DATASET.value,
-                                batches=_BATCHES.value)
+
+  diagnosis.diagnose_checkpoint(
+    _CHECKPOINT.value, _OUTPUT.value, data_dir=_DATA_DIR.value, dataset=_DATASET.value, batches=_BATCHES.value
+  )
 
 
 if __name__ == "__main__":

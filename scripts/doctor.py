@@ -15,6 +15,7 @@ flags.mark_flags_as_required(["config"])
 
 def main() -> int:
   from bn_inception import doctor
+
   workdir = pathlib.Path(_WORKDIR.value)
   picture = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "samples.png"
   return 0 if doctor.examine(_CONFIG.value, workdir, picture) else 2

@@ -15,15 +15,20 @@ from bn_inception import command_line
 _WORKDIR = command_line.define_path("workdir", None, "Run directory.")
 _STEP = flags.DEFINE_integer("step", None, "With --workdir: step of the checkpoint; the newest by default.")
 _POPULATION_BATCHES = flags.DEFINE_integer(
-    "population_batches", None, "With --workdir: in place of the run's eval.population_batches.", lower_bound=1)
+  "population_batches", None, "With --workdir: in place of the run's eval.population_batches.", lower_bound=1
+)
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir, in place of the network's own data.dir.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images that pass a network at a time.", lower_bound=1)
 
-_CHECKPOINT = command_line.define_path("checkpoint", None, "Networks, of more than one the ensemble.", several=True,
-                                       hub=True)
+_CHECKPOINT = command_line.define_path(
+  "checkpoint", None, "Networks, of more than one the ensemble.", several=True, hub=True
+)
 _DATASET = flags.DEFINE_string(
-    "dataset", None, "NAME[/CONFIG][:VERSION] in TFDS: imagenet2012, imagenet_v2, imagenet2012_real, ...; by default "
-    "the one that the networks were made for.")
+  "dataset",
+  None,
+  "NAME[/CONFIG][:VERSION] in TFDS: imagenet2012, imagenet_v2, imagenet2012_real, ...; by default "
+  "the one that the networks were made for.",
+)
 _SPLIT = flags.DEFINE_string("split", None, "By default validation or test.")
 _CROPS = flags.DEFINE_enum("crops", "1", ["1", "10", "144"], "Crops of each image.")
 _STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of run directories.")
@@ -36,15 +41,29 @@ _OF_WORKDIR = ("step", "population_batches")
 
 def main() -> None:
   from bn_inception import evaluate
+
   command_line.one_of("workdir", _OF_WORKDIR, "checkpoint", _OF_CHECKPOINT)
   if _CHECKPOINT.value is None:
-    evaluate.evaluate_run(_WORKDIR.value, _STEP.value, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value,
-                          population_batches=_POPULATION_BATCHES.value)
+    evaluate.evaluate_run(
+      _WORKDIR.value,
+      _STEP.value,
+      data_dir=_DATA_DIR.value,
+      batch_size=_BATCH_SIZE.value,
+      population_batches=_POPULATION_BATCHES.value,
+    )
   else:
     evaluate.evaluate_checkpoints(
-        _CHECKPOINT.value, _OUTPUT.value, data_dir=_DATA_DIR.value, dataset=_DATASET.value, split=_SPLIT.value,
-        crops=int(_CROPS.value), batch_size=_BATCH_SIZE.value, statistics=_STATISTICS.value, folded=_FOLDED.value,
-        on_error=_ON_ERROR.value)
+      _CHECKPOINT.value,
+      _OUTPUT.value,
+      data_dir=_DATA_DIR.value,
+      dataset=_DATASET.value,
+      split=_SPLIT.value,
+      crops=int(_CROPS.value),
+      batch_size=_BATCH_SIZE.value,
+      statistics=_STATISTICS.value,
+      folded=_FOLDED.value,
+      on_error=_ON_ERROR.value,
+    )
 
 
 if __name__ == "__main__":

@@ -15,31 +15,41 @@ _STEP = flags.DEFINE_integer("step", None, "Step of the run's checkpoint; the ne
 _STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of the run to take.")
 _DATA_DIR = command_line.define_path("data_dir", None, "In place of the run's data.dir.")
 _CHECKPOINT = command_line.define_path(
-    "checkpoint", None, "In place of --workdir: a release folder or the file of a peer.", hub=True)
+  "checkpoint", None, "In place of --workdir: a release folder or the file of a peer.", hub=True
+)
 _SYMBOL = command_line.define_path("symbol", None, "MXNet's -symbol.json; by default the one beside --checkpoint.")
 _FORMAT = flags.DEFINE_enum(
-    "format", "release", ["release", "torch", "bninception", "stablehlo", "savedmodel", "onnx"],
-    "release: a folder. torch: a state dict, of pretrained-models.pytorch's bninception where that holds the network, "
-    "else with torch_module.py and its config beside it. bninception: this or nothing. stablehlo: for jax.export. "
-    "savedmodel: a folder for TensorFlow. onnx: needs pip install -e '.[onnx]'.")
+  "format",
+  "release",
+  ["release", "torch", "bninception", "stablehlo", "savedmodel", "onnx"],
+  "release: a folder. torch: a state dict, of pretrained-models.pytorch's bninception where that holds the network, "
+  "else with torch_module.py and its config beside it. bninception: this or nothing. stablehlo: for jax.export. "
+  "savedmodel: a folder for TensorFlow. onnx: needs pip install -e '.[onnx]'.",
+)
 _OUTPUT = command_line.define_path("output", None, "Folder or .pth file to write.", required=True)
 flags.mark_flags_as_mutual_exclusive(["workdir", "checkpoint"], required=True)
 flags.register_multi_flags_validator(
-    ["checkpoint", "step", "statistics", "data_dir"],
-    lambda values: not values["checkpoint"] or (values["step"], values["statistics"], values["data_dir"]) == (
-        None, "running", None), "--step, --statistics and --data_dir choose from a run: give them with --workdir.")
+  ["checkpoint", "step", "statistics", "data_dir"],
+  lambda values: (
+    not values["checkpoint"] or (values["step"], values["statistics"], values["data_dir"]) == (None, "running", None)
+  ),
+  "--step, --statistics and --data_dir choose from a run: give them with --workdir.",
+)
 
 
 def main() -> None:
   from bn_inception import release
+
   release.check_free(_OUTPUT.value)  # Before anything that takes long.
   if _WORKDIR.value:
     exported = release.from_run(_WORKDIR.value, _STEP.value, _STATISTICS.value, data_dir=_DATA_DIR.value)
   else:
     exported = release.read(_CHECKPOINT.value, _SYMBOL.value)
   release.FORMATS[_FORMAT.value](exported, pathlib.Path(_OUTPUT.value))
-  print(f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "
-        f"{exported.config.release.statistics} statistics")
+  print(
+    f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "
+    f"{exported.config.release.statistics} statistics"
+  )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ _OUTPUT = command_line.define_path("output", None, "Table to write: .csv, .jsonl
 
 def main() -> int:
   from bn_inception import predict
-  skipped = predict.write_predictions(_CHECKPOINT.value, _IMAGES.value, _OUTPUT.value, top=_TOP.value,
-                                      features=_FEATURES.value)
+
+  skipped = predict.write_predictions(
+    _CHECKPOINT.value, _IMAGES.value, _OUTPUT.value, top=_TOP.value, features=_FEATURES.value
+  )
   return status.EXIT_BAD_INPUT if skipped else status.EXIT_DONE
 
 

@@ -14,24 +14,39 @@ from absl import flags
 from bn_inception import command_line
 
 _SOURCE = command_line.define_path(
-    "source", None, "Folder with the ILSVRC2012 archives (that for validation is enough for evaluation), a TFDS data_dir "
-    "with TFRecord files, or a folder of images.", required=True)
+  "source",
+  None,
+  "Folder with the ILSVRC2012 archives (that for validation is enough for evaluation), a TFDS data_dir "
+  "with TFRecord files, or a folder of images.",
+  required=True,
+)
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir for the result.", required=True)
 _NAME = flags.DEFINE_string("name", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
 _HOLDOUT = flags.DEFINE_float(
-    "holdout", None, "Part of each class of a folder without splits that is for validation; 0.2 by default.",
-    lower_bound=1e-6, upper_bound=1 - 1e-6)
+  "holdout",
+  None,
+  "Part of each class of a folder without splits that is for validation; 0.2 by default.",
+  lower_bound=1e-6,
+  upper_bound=1 - 1e-6,
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the choice of these.", lower_bound=0)
 _ON_ERROR = flags.DEFINE_enum("on_error", "fail", ["fail", "skip"], "What to do with images that cannot be read.")
 
 
 def main() -> int:
   from bn_inception.data import preparation
+
   # As Ctrl-C: what is half written is removed.
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
-    preparation.prepare(pathlib.Path(_SOURCE.value), pathlib.Path(_DATA_DIR.value), _NAME.value,
-                        holdout=_HOLDOUT.value, seed=_SEED.value, on_error=_ON_ERROR.value)
+    preparation.prepare(
+      pathlib.Path(_SOURCE.value),
+      pathlib.Path(_DATA_DIR.value),
+      _NAME.value,
+      holdout=_HOLDOUT.value,
+      seed=_SEED.value,
+      on_error=_ON_ERROR.value,
+    )
   except KeyboardInterrupt:
     print("\nInterrupted. What is finished is kept: the same command goes on.", file=sys.stderr)
     return 130

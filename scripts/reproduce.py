@@ -18,9 +18,11 @@ from bn_inception import command_line, status
 
 _WORKDIR = command_line.define_path("workdir", None, "Where the runs are.", required=True)
 _SCALE = flags.DEFINE_string(
-    "scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist.")
+  "scale", None, "imagenet, cifar10, cifar10_full, cifar10_long or quickstart; for figure1 mnist."
+)
 _DATA_DIR = command_line.define_path(
-    "data_dir", None, "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.")
+  "data_dir", None, "TFDS data_dir; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."
+)
 _SEEDS = flags.DEFINE_integer("seeds", None, "Runs of each experiment.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "In place of the configs' lengths.", lower_bound=1)
 _INDEX = flags.DEFINE_integer("index", 0, "Which part of the runs, with --count.", lower_bound=0)
@@ -34,16 +36,27 @@ WHAT = ("figure1", "figure2", "figure3", "figure4", "ablation", "sweep", "archiv
 def main(what: str) -> int:
   if what == "report":
     from bn_inception.report import page
+
     print(page.write(_WORKDIR.value, _OUTPUT.value or _WORKDIR.value))
     return 0
   if what == "archive":
     from bn_inception.experiments import archive
+
     print("\n".join(archive.archive(_WORKDIR.value, _OUTPUT.value or "results")))
     return 0
   from bn_inception.experiments import execution
+
   result = execution.reproduce(
-      what, _WORKDIR.value, scale=_SCALE.value, data_dir=_DATA_DIR.value or "", seeds=_SEEDS.value,
-      num_steps=_NUM_STEPS.value, index=_INDEX.value, count=_COUNT.value, dry_run=_DRY_RUN.value)
+    what,
+    _WORKDIR.value,
+    scale=_SCALE.value,
+    data_dir=_DATA_DIR.value or "",
+    seeds=_SEEDS.value,
+    num_steps=_NUM_STEPS.value,
+    index=_INDEX.value,
+    count=_COUNT.value,
+    dry_run=_DRY_RUN.value,
+  )
   return status.OF_STATUS.get(result, 0)
 
 

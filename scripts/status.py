@@ -13,6 +13,7 @@ if __name__ == "__main__":
 
   from bn_inception.errors import UserError
   from bn_inception.report import run_table
+
   try:
     print(run_table.table(runs))
   except UserError as error:

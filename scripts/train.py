@@ -8,12 +8,14 @@ from bn_inception import command_line, status
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its scale: configs/bn_x5.py:imagenet.")
 _WORKDIR = command_line.define_path("workdir", None, "Run directory; the same one resumes a run.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-    "allow_config_change", False, "Resume with another learning rate, length or evaluation than the run so far.")
+  "allow_config_change", False, "Resume with another learning rate, length or evaluation than the run so far."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> int:
   from bn_inception.train import train_and_evaluate
+
   summary = train_and_evaluate(_CONFIG.value, _WORKDIR.value, allow_config_change=_ALLOW_CONFIG_CHANGE.value)
   return status.OF_STATUS[summary["status"]]
 

@@ -19,10 +19,18 @@ import time
 from bn_inception.data import digits
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
-_CONFIG = ["--config=configs/mnist.py:bn,quickstart", "--config.steps_per_call=10", "--config.batch_size=64",
-           "--config.batch_norm.group_size=32", "--config.eval.batch_size=64", "--config.num_steps=4000",
-           "--config.log_every=10", "--config.eval_every=2000", "--config.checkpoint_every=1000",
-           "--config.eval.population_batches=200"]
+_CONFIG = [
+  "--config=configs/mnist.py:bn,quickstart",
+  "--config.steps_per_call=10",
+  "--config.batch_size=64",
+  "--config.batch_norm.group_size=32",
+  "--config.eval.batch_size=64",
+  "--config.num_steps=4000",
+  "--config.log_every=10",
+  "--config.eval_every=2000",
+  "--config.checkpoint_every=1000",
+  "--config.eval.population_batches=200",
+]
 _ENDS_BY = {-signal.SIGKILL: "killed"}
 
 
@@ -32,31 +40,54 @@ def _logged(pattern: str):
 
 # Each with what shows that it has begun.
 PHASES = {
-    "imports": lambda output, workdir: True,
-    "compilation": lambda output, workdir: (workdir / "status.json").exists(),
-    "steps": _logged(r"step [1-9]\d\d/"),
-    "saving": _logged(r"Saving the checkpoint of step 1,?000"),
-    "evaluation": _logged(r"Saving the checkpoint of step 2,?000"),
-    "last evaluation": _logged(r"Saving the checkpoint of step 4,?000"),
+  "imports": lambda output, workdir: True,
+  "compilation": lambda output, workdir: (workdir / "status.json").exists(),
+  "steps": _logged(r"step [1-9]\d\d/"),
+  "saving": _logged(r"Saving the checkpoint of step 1,?000"),
+  "evaluation": _logged(r"Saving the checkpoint of step 2,?000"),
+  "last evaluation": _logged(r"Saving the checkpoint of step 4,?000"),
 }
-SIGNALS = {"SIGTERM": [signal.SIGTERM], "SIGINT": [signal.SIGINT], "SIGTERM twice": [signal.SIGTERM] * 2,
-           "SIGKILL": [signal.SIGKILL]}
+SIGNALS = {
+  "SIGTERM": [signal.SIGTERM],
+  "SIGINT": [signal.SIGINT],
+  "SIGTERM twice": [signal.SIGTERM] * 2,
+  "SIGKILL": [signal.SIGKILL],
+}
 
 
 def start(workdir: pathlib.Path, data: str, processes: int, *extra: str) -> list[subprocess.Popen]:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
-  environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-                              "PYTHONUNBUFFERED": "1"}
+  environment = os.environ | {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    "PYTHONUNBUFFERED": "1",
+  }
   started = []
   for process in range(processes):
-    together = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process_id={process}",
-                "--lost_seconds=10"] if processes > 1 else []
-    started.append(subprocess.Popen(
-        [sys.executable, "scripts/train.py", *_CONFIG, f"--config.data.dir={data}", f"--workdir={workdir}", *together,
-         *extra], cwd=REPOSITORY, env=environment, stdout=(workdir.parent / f"log{process}").open("a"),
-        stderr=subprocess.STDOUT))
+    together = (
+      [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process_id={process}", "--lost_seconds=10"]
+      if processes > 1
+      else []
+    )
+    started.append(
+      subprocess.Popen(
+        [
+          sys.executable,
+          "scripts/train.py",
+          *_CONFIG,
+          f"--config.data.dir={data}",
+          f"--workdir={workdir}",
+          *together,
+          *extra,
+        ],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=(workdir.parent / f"log{process}").open("a"),
+        stderr=subprocess.STDOUT,
+      )
+    )
   return started
 
 

@@ -5,18 +5,22 @@ import re
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from bn_inception import batch_norm, sharding
 
 EPSILON = 1e-3
 BATCH = 16
 # x.shape[1:], per_activation
-LAYERS = {"conv": ((3, 2, 4), False), "dense": ((5,), False), "conv per activation": ((3, 2, 4), True),
-          "dense per activation": ((5,), True)}
+LAYERS = {
+  "conv": ((3, 2, 4), False),
+  "dense": ((5,), False),
+  "conv per activation": ((3, 2, 4), True),
+  "dense per activation": ((5,), True),
+}
 # Keeps examples of every group of 4, of some groups all.
 MASK = np.array([1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0], bool)
 
@@ -43,12 +47,12 @@ def paper_transform(x, gamma, beta, dy, *, group_size, mask=None, per_activation
     m = len(seen) * (1 if per_activation else int(np.prod(x.shape[1:-1])))
 
     mu = seen.sum(axes) / m if m else np.zeros_like(gamma)
-    var = ((seen - mu)**2).sum(axes) / m if m else np.zeros_like(gamma)
+    var = ((seen - mu) ** 2).sum(axes) / m if m else np.zeros_like(gamma)
     xhat = (x_i - mu) / np.sqrt(var + epsilon)
     y = gamma * xhat + beta
 
     d_xhat = dy_i * gamma
-    d_var = (d_xhat * (x_i - mu)).sum(axes) * -1 / 2 * (var + epsilon)**(-3 / 2)
+    d_var = (d_xhat * (x_i - mu)).sum(axes) * -1 / 2 * (var + epsilon) ** (-3 / 2)
     d_mu = d_xhat.sum(axes) * -1 / np.sqrt(var + epsilon) + (d_var * (-2 * (seen - mu)).sum(axes) / m if m else 0)
     d_x = d_xhat / np.sqrt(var + epsilon)
     if m:
@@ -57,8 +61,15 @@ def paper_transform(x, gamma, beta, dy, *, group_size, mask=None, per_activation
     dbeta += dy_i.sum(axes)
     for name, value in zip(out, (y, d_x, mu, var, m)):
       out[name].append(value)
-  return {"y": np.concatenate(out["y"]), "dx": np.concatenate(out["dx"]), "dgamma": dgamma, "dbeta": dbeta,
-          "mean": np.stack(out["mean"]), "variance": np.stack(out["variance"]), "count": np.array(out["count"])}
+  return {
+    "y": np.concatenate(out["y"]),
+    "dx": np.concatenate(out["dx"]),
+    "dgamma": dgamma,
+    "dbeta": dbeta,
+    "mean": np.stack(out["mean"]),
+    "variance": np.stack(out["variance"]),
+    "count": np.array(out["count"]),
+  }
 
 
 def transform(x, gamma, beta, dy, mask=None, **options):
@@ -66,8 +77,15 @@ def transform(x, gamma, beta, dy, mask=None, **options):
   f = functools.partial(batch_norm.batch_norm, epsilon=EPSILON, mask=mask, **options)
   y, pullback, moments = jax.vjp(f, x, gamma, beta, has_aux=True)
   dx, dgamma, dbeta = pullback(dy)
-  return {"y": y, "dx": dx, "dgamma": dgamma, "dbeta": dbeta,
-          "mean": moments.mean, "variance": moments.variance, "count": moments.count}
+  return {
+    "y": y,
+    "dx": dx,
+    "dgamma": dgamma,
+    "dbeta": dbeta,
+    "mean": moments.mean,
+    "variance": moments.variance,
+    "count": moments.count,
+  }
 
 
 # Compiled once for all tests that ask for the same.
@@ -91,16 +109,22 @@ def assert_close(actual, expected, tolerance):
   assert actual.keys() == expected.keys()
   for name, value in expected.items():
     assert np.shape(actual[name]) == np.shape(value), name
-    np.testing.assert_allclose(np.asarray(actual[name], np.float64), value, rtol=0,
-                               atol=tolerance * max(np.abs(value).max(), 1e-30), err_msg=name)
+    np.testing.assert_allclose(
+      np.asarray(actual[name], np.float64),
+      value,
+      rtol=0,
+      atol=tolerance * max(np.abs(value).max(), 1e-30),
+      err_msg=name,
+    )
 
 
 # --- Algorithm 1 and its gradient ---------------------------------------------------------------------------------
 
 
 @layers()
-@pytest.mark.parametrize("group_size, mask", [(4, None), (BATCH, None), (4, MASK), (None, MASK)],
-                         ids=["4", "all", "4 masked", "None masked"])
+@pytest.mark.parametrize(
+  "group_size, mask", [(4, None), (BATCH, None), (4, MASK), (None, MASK)], ids=["4", "all", "4 masked", "None masked"]
+)
 def test_transform_and_gradients_are_the_papers(layer, group_size, mask):
   """y, moments and every gradient of §3, each group on its own, to float64 rounding."""
   with jax.enable_x64(True):
@@ -150,7 +174,7 @@ def test_groups_do_not_see_each_other():
   """Changing one group changes neither the activations nor the gradients of another."""
   x, gamma, beta, dy = inputs(LAYERS["conv"])
   before = jax.device_get(transform_jit(x, gamma, beta, dy, group_size=4))  # Before x changes.
-  x[4:8] = 100 * x[4:8]**2
+  x[4:8] = 100 * x[4:8] ** 2
   dy[4:8] = -7
   after = transform_jit(x, gamma, beta, dy, group_size=4)
   for name in ("y", "dx"):
@@ -190,16 +214,19 @@ def test_rematerialization_and_second_derivatives():
     second = jax.jit(jax.grad(lambda x: jnp.sum(direction * dx(y)(x))))(x)
     paper_dx = lambda x: paper_transform(x, gamma, beta, dy, group_size=4)["dx"]
     h = 1e-5  # The Hessian is symmetric: its product with `direction` is the derivative of dx along it.
-    np.testing.assert_allclose(second, (paper_dx(x + h * direction) - paper_dx(x - h * direction)) / (2 * h),
-                               rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+      second, (paper_dx(x + h * direction) - paper_dx(x - h * direction)) / (2 * h), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_group_size_that_does_not_divide_is_a_sentence():
   """The error says what to do, and it is the same from the function and from the layer."""
   x = jnp.zeros((10, 3))
-  for f in (lambda: batch_norm.group_moments(x, group_size=4),
-            lambda: batch_norm.batch_norm(x, jnp.ones(3), jnp.zeros(3), epsilon=EPSILON, group_size=4),
-            lambda: batch_norm.BatchNorm(epsilon=EPSILON, group_size=4).init(jax.random.key(0), x, train=True)):
+  for f in (
+    lambda: batch_norm.group_moments(x, group_size=4),
+    lambda: batch_norm.batch_norm(x, jnp.ones(3), jnp.zeros(3), epsilon=EPSILON, group_size=4),
+    lambda: batch_norm.BatchNorm(epsilon=EPSILON, group_size=4).init(jax.random.key(0), x, train=True),
+  ):
     with pytest.raises(ValueError) as error:
       f()
     assert str(error.value) == "A batch of 10 examples does not divide into BN groups of 4: choose a multiple of 4."
@@ -238,11 +265,13 @@ def test_masks_of_every_type(dtype):
   arguments = inputs(LAYERS["conv"])
   mask = jnp.asarray(MASK, dtype)
   with jax.enable_x64(True):
-    assert_close(transform_jit(*arguments, mask, group_size=8),
-                 paper_transform(*arguments, group_size=8, mask=MASK), 1e-12)
+    assert_close(
+      transform_jit(*arguments, mask, group_size=8), paper_transform(*arguments, group_size=8, mask=MASK), 1e-12
+    )
     x, gamma, beta, dy = arguments
     loss = lambda x, mask: jnp.sum(
-        dy * batch_norm.batch_norm(x, gamma, beta, epsilon=EPSILON, group_size=8, mask=mask)[0])
+      dy * batch_norm.batch_norm(x, gamma, beta, epsilon=EPSILON, group_size=8, mask=mask)[0]
+    )
     dmask = jax.jit(jax.grad(loss, argnums=1, allow_int=True))(x, mask)
     assert dmask.shape == mask.shape
     assert dmask.dtype == (mask.dtype if jnp.issubdtype(mask.dtype, jnp.floating) else jax.dtypes.float0)
@@ -270,8 +299,9 @@ def hard_batch(kind):
 
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-@pytest.mark.parametrize("kind", ["usual", "sorted", "first example is an outlier",
-                                  "first of every share is an outlier"])
+@pytest.mark.parametrize(
+  "kind", ["usual", "sorted", "first example is an outlier", "first of every share is an outlier"]
+)
 def test_variance_keeps_its_digits(kind, masked, devices):
   """Float32 variance is within 1e-4 of float64's where |mean| is 1e5 std: E[x^2] - E[x]^2 would be off 1e3-fold.
 
@@ -284,10 +314,13 @@ def test_variance_keeps_its_digits(kind, masked, devices):
   mesh = sharding.make_mesh(jax.devices()[:devices])
   with jax.set_mesh(mesh):
     for group_size in (32, 64):
-      moments = moments_jit(jax.device_put(x, sharding.examples(mesh)), mask=kept if masked else None,
-                            group_size=group_size)
-      groups = [np.float64(x[start:start + group_size][kept[start:start + group_size]]).reshape(-1, 6)
-                for start in range(0, 64, group_size)]
+      moments = moments_jit(
+        jax.device_put(x, sharding.examples(mesh)), mask=kept if masked else None, group_size=group_size
+      )
+      groups = [
+        np.float64(x[start : start + group_size][kept[start : start + group_size]]).reshape(-1, 6)
+        for start in range(0, 64, group_size)
+      ]
       mean, variance = (np.stack([f(group, axis=0) for group in groups]) for f in (np.mean, np.var))
       np.testing.assert_allclose(moments.variance[:, :5], variance[:, :5], rtol=1e-4 if "outlier" in kind else 1e-5)
       np.testing.assert_allclose(moments.variance[:, 5], 0, atol=1e-12)  # Of 7.1, whose square has an ulp of 4e-6.
@@ -311,8 +344,14 @@ def test_half_precision(dtype):
   gamma, beta = jnp.float32(gamma), jnp.float32(beta)
   actual = transform_jit(x, gamma, beta, dy, group_size=16)
   assert {name: value.dtype for name, value in actual.items()} == {
-      "y": dtype, "dx": dtype, "dgamma": jnp.float32, "dbeta": jnp.float32, "mean": jnp.float32,
-      "variance": jnp.float32, "count": jnp.float32}
+    "y": dtype,
+    "dx": dtype,
+    "dgamma": jnp.float32,
+    "dbeta": jnp.float32,
+    "mean": jnp.float32,
+    "variance": jnp.float32,
+    "count": jnp.float32,
+  }
   expected = paper_transform(x, gamma, beta, dy, group_size=16)
   for name in ("y", "dx"):
     np.testing.assert_allclose(np.float64(actual.pop(name)), expected.pop(name), rtol=jnp.finfo(dtype).eps, atol=1e-5)
@@ -372,8 +411,10 @@ def test_groups_that_straddle_shares(batch, group_size, devices):
     assert_close(actual, paper_transform(*arguments, group_size=group_size), 3e-6)
 
 
-@pytest.mark.parametrize("devices, group_size, masked", [
-    (2, 4, False), (2, 8, True), (8, 2, False), (2, 16, False), (8, 4, True), (8, None, False)])
+@pytest.mark.parametrize(
+  "devices, group_size, masked",
+  [(2, 4, False), (2, 8, True), (8, 2, False), (2, 16, False), (8, 4, True), (8, None, False)],
+)
 def test_collectives_are_few(devices, group_size, masked):
   """Groups inside a device need none but for gamma and beta; others one forward and one more backward, all told."""
   mesh, placed = on_mesh(devices, *inputs(LAYERS["conv"]), MASK if masked else None)
@@ -382,7 +423,8 @@ def test_collectives_are_few(devices, group_size, masked):
   with jax.set_mesh(mesh):
     both = functools.partial(transform, group_size=group_size)
     forward = lambda x, gamma, beta, dy, mask=None: batch_norm.batch_norm(
-        x, gamma, beta, epsilon=EPSILON, group_size=group_size, mask=mask)
+      x, gamma, beta, epsilon=EPSILON, group_size=group_size, mask=mask
+    )
     assert collectives(forward, *placed) == (0 if inside else 1)
     assert collectives(x_only(both), *placed) == (0 if inside else 2)
     assert collectives(both, *placed) == (1 if inside else 2)
@@ -426,7 +468,8 @@ def test_running_averages_of_all_layers_are_one_collective(group_size):
     assert moments["layer0"]["moments"].mean.sharding.is_fully_replicated == (group_size is None)
     running = {name: {"mean": np.zeros(4), "var": np.ones(4)} for name in names}
     update = lambda running, moments, step: batch_norm.update_running_averages(
-        running, moments, momentum=0.9, step=step)
+      running, moments, momentum=0.9, step=step
+    )
     assert collectives(update, running, moments, jnp.int32(3)) == (1 if group_size else 0)
 
 
@@ -453,8 +496,7 @@ def test_running_averages_weigh_groups_by_their_examples():
   x, *_ = inputs(LAYERS["conv"])
   for mask in (MASK, np.arange(BATCH) < 6):
     moments = moments_jit(x.astype(np.float32), group_size=4, mask=mask)
-    new = update_jit(
-        {"mean": np.zeros(4), "var": np.ones(4)}, {"moments": moments}, momentum=0.9, step=0)
+    new = update_jit({"mean": np.zeros(4), "var": np.ones(4)}, {"moments": moments}, momentum=0.9, step=0)
     np.testing.assert_allclose(new["mean"], x[mask].mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(new["var"], x[mask].var((0, 1, 2), ddof=1), rtol=1e-5)
 
@@ -486,17 +528,21 @@ def test_running_averages_of_nested_layers_and_micro_batches():
   per_activation = inputs(LAYERS["conv per activation"], seed=2)[0]
 
   def moments(x, **options):
-    micro_batches = [moments_jit(part.astype(np.float32), group_size=4, **options)
-                     for part in np.split(x, 2)]
+    micro_batches = [moments_jit(part.astype(np.float32), group_size=4, **options) for part in np.split(x, 2)]
     return {"moments": jax.tree.map(lambda *parts: jnp.concatenate(parts), *micro_batches)}
 
-  tree = {"stem": {"bn": moments(conv)}, "block": {"z": {"bn": moments(per_activation, per_activation=True)},
-                                                   "a": moments(dense)}}
+  tree = {
+    "stem": {"bn": moments(conv)},
+    "block": {"z": {"bn": moments(per_activation, per_activation=True)}, "a": moments(dense)},
+  }
   start = batch_norm.map_layers(lambda m: {"mean": m.mean[0] * 0, "var": m.mean[0] * 0 + 1}, tree)
   new = update_jit(start, tree, momentum=0.9, step=0)
   assert jax.tree.structure(new) == jax.tree.structure(start)
-  for actual, x, axes in ((new["stem"]["bn"], conv, (0, 1, 2)), (new["block"]["z"]["bn"], per_activation, 0),
-                          (new["block"]["a"], dense, 0)):
+  for actual, x, axes in (
+    (new["stem"]["bn"], conv, (0, 1, 2)),
+    (new["block"]["z"]["bn"], per_activation, 0),
+    (new["block"]["a"], dense, 0),
+  ):
     np.testing.assert_allclose(actual["mean"], x.mean(axes), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(actual["var"], x.var(axes, ddof=1), rtol=1e-5)
   assert batch_norm.update_running_averages({}, {}, momentum=0.9, step=0) == {}  # A network without BN.
@@ -516,8 +562,9 @@ def test_inference_is_the_papers_affine_map(layer):
   with jax.enable_x64(True):
     y = batch_norm.normalize_with(x, mean, variance, gamma, beta, epsilon=EPSILON)
     np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
-  half = batch_norm.normalize_with(jnp.bfloat16(x), jnp.float32(mean), jnp.float32(variance), jnp.float32(gamma),
-                                   jnp.float32(beta), epsilon=EPSILON)
+  half = batch_norm.normalize_with(
+    jnp.bfloat16(x), jnp.float32(mean), jnp.float32(variance), jnp.float32(gamma), jnp.float32(beta), epsilon=EPSILON
+  )
   assert half.dtype == jnp.bfloat16
   exact = expected + scale * (np.float64(jnp.bfloat16(x)) - x)
   np.testing.assert_allclose(np.float64(half), exact, rtol=2**-8, atol=1e-5)
@@ -534,8 +581,9 @@ def test_folding(kind, with_bias):
   with jax.enable_x64(True):
     if kind == "conv":
       u, kernel = jnp.asarray(rng.normal(size=(2, 5, 5, 3))), rng.normal(size=(3, 3, 3, 6))
-      apply = lambda kernel: np.asarray(lax.conv_general_dilated(
-          u, jnp.asarray(kernel), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+      apply = lambda kernel: np.asarray(
+        lax.conv_general_dilated(u, jnp.asarray(kernel), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      )
     else:
       u, kernel = rng.normal(size=(4, 3)), rng.normal(size=(3, 6))
       apply = lambda kernel: u @ np.asarray(kernel)
@@ -557,8 +605,10 @@ def test_layer_variables(layer, use_gamma):
   features = shape if per_activation else shape[-1:]
   module = batch_norm.BatchNorm(epsilon=EPSILON, per_activation=per_activation, use_gamma=use_gamma)
   variables = module.init(jax.random.key(0), jnp.zeros((4, *shape), jnp.bfloat16), train=False)
-  expected = {"params": {"gamma": jnp.ones(features), "beta": jnp.zeros(features)},
-              "batch_stats": {"mean": jnp.zeros(features), "var": jnp.ones(features)}}
+  expected = {
+    "params": {"gamma": jnp.ones(features), "beta": jnp.zeros(features)},
+    "batch_stats": {"mean": jnp.zeros(features), "var": jnp.ones(features)},
+  }
   if not use_gamma:
     del expected["params"]["gamma"]
   assert jax.tree.structure(variables) == jax.tree.structure(expected)
@@ -575,8 +625,10 @@ def test_layer_in_training_and_at_inference(layer, use_gamma):
   mean, variance = rng.normal(size=gamma.shape), rng.uniform(0.1, 3, gamma.shape)
   gamma = gamma if use_gamma else np.ones_like(gamma)
   module = batch_norm.BatchNorm(epsilon=EPSILON, group_size=8, per_activation=layer[1], use_gamma=use_gamma)
-  variables = {"params": {"gamma": gamma, "beta": beta} if use_gamma else {"beta": beta},
-               "batch_stats": {"mean": mean, "var": variance}}
+  variables = {
+    "params": {"gamma": gamma, "beta": beta} if use_gamma else {"beta": beta},
+    "batch_stats": {"mean": mean, "var": variance},
+  }
   with jax.enable_x64(True):
     expected = paper_transform(x, gamma, beta, dy, group_size=8, mask=MASK, per_activation=layer[1])
     train = functools.partial(module.apply, variables, x, train=True, mask=MASK)
@@ -611,6 +663,7 @@ def test_training_does_not_read_running_averages_nor_differentiate_moments():
 
 def test_layers_in_a_network_keep_their_moments_apart():
   """Two layers of one network write `batch_moments` under the names under which `batch_stats` has them."""
+
   class Network(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):

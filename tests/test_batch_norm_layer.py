@@ -1,16 +1,16 @@
 """`BatchNorm` in networks and training loops of other people: Flax's convention, meshes of every kind, NNX."""
 
-from collections.abc import Callable
 import contextlib
 import functools
+from collections.abc import Callable
 
-from flax import nnx
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bn_inception import batch_norm
 
@@ -44,9 +44,10 @@ def batches(seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def train_step(model, params, batch_stats, x):
   """One step of a training loop as in Flax's documentation."""
+
   def loss(params):
     y, updates = model.apply({"params": params, "batch_stats": batch_stats}, x, mutable=["batch_stats"])
-    return jnp.mean((y - jnp.mean(x, (1, 2, 3))[:, None])**2), updates
+    return jnp.mean((y - jnp.mean(x, (1, 2, 3))[:, None]) ** 2), updates
 
   gradients, updates = jax.grad(loss, has_aux=True)(params)
   return jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients), updates["batch_stats"]
@@ -76,7 +77,7 @@ def flax_averages():
 
 
 def mesh_of(shape, names, kind):
-  return jax.make_mesh(shape, names, axis_types=(kind,) * len(names), devices=jax.devices()[:np.prod(shape)])
+  return jax.make_mesh(shape, names, axis_types=(kind,) * len(names), devices=jax.devices()[: np.prod(shape)])
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -87,11 +88,15 @@ def test_flax_training_loop_gives_the_averages_of_flax(flax_averages, devices):
   assert_averages_are_those_of_flax(batch_stats, flax_averages)
 
 
-@pytest.mark.parametrize("shape, names, kind, split", [
+@pytest.mark.parametrize(
+  "shape, names, kind, split",
+  [
     ((4, 2), ("data", "model"), AxisType.Auto, ("data",)),
     ((4, 2), ("data", "model"), AxisType.Auto, ("data", None, None, "model")),
     ((8,), ("data",), AxisType.Explicit, ("data",)),
-    ((4, 2), ("data", "model"), AxisType.Explicit, ("data",))])
+    ((4, 2), ("data", "model"), AxisType.Explicit, ("data",)),
+  ],
+)
 @pytest.mark.parametrize("group_size", [2, 8, None])
 def test_meshes_of_every_kind(shape, names, kind, split, group_size):
   """Activations, gradients and averages are those of one device, split like the input."""
@@ -101,8 +106,11 @@ def test_meshes_of_every_kind(shape, names, kind, split, group_size):
 
   def run(variables, x, dy):
     y, pullback, updates = jax.vjp(
-        lambda params, x: layer.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"]),
-        variables["params"], x, has_aux=True)
+      lambda params, x: layer.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"]),
+      variables["params"],
+      x,
+      has_aux=True,
+    )
     return y, pullback(dy), updates
 
   expected = jax.jit(run)(variables, x, dy)
@@ -115,17 +123,30 @@ def test_meshes_of_every_kind(shape, names, kind, split, group_size):
     assert actual[0].sharding.is_equivalent_to(where, x.ndim) or kind is AxisType.Auto
 
 
-@pytest.mark.parametrize("mapped", [
+@pytest.mark.parametrize(
+  "mapped",
+  [
     lambda f, mesh: jax.shard_map(f, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")),
-    lambda f, mesh: jax.shard_map(f, mesh=mesh, in_specs=PartitionSpec(None, None, None, "model"),
-                                  out_specs=PartitionSpec(None, None, None, "model"), axis_names={"model"}),
-    lambda f, mesh: lambda x: jax.pmap(f)(x.reshape(8, 2, *x.shape[1:])).reshape(x.shape)],
-                         ids=["data", "model", "pmap"])
+    lambda f, mesh: jax.shard_map(
+      f,
+      mesh=mesh,
+      in_specs=PartitionSpec(None, None, None, "model"),
+      out_specs=PartitionSpec(None, None, None, "model"),
+      axis_names={"model"},
+    ),
+    lambda f, mesh: lambda x: jax.pmap(f)(x.reshape(8, 2, *x.shape[1:])).reshape(x.shape),
+  ],
+  ids=["data", "model", "pmap"],
+)
 def test_shares_of_one_device_are_refused_in_training_only(mapped):
   """A device's share of the batch is no group, and its averages would be other ones on each device."""
   x, mesh = batches()[0], mesh_of((4, 2), ("data", "model"), AxisType.Auto)
-  run = lambda x, **kwargs: OURS(use_gamma=False).bind({"params": {"beta": jnp.ones(x.shape[-1])}, "batch_stats": {
-      "mean": jnp.full(x.shape[-1], 2.), "var": jnp.full(x.shape[-1], 4.)}})(x, **kwargs)
+  run = lambda x, **kwargs: OURS(use_gamma=False).bind(
+    {
+      "params": {"beta": jnp.ones(x.shape[-1])},
+      "batch_stats": {"mean": jnp.full(x.shape[-1], 2.0), "var": jnp.full(x.shape[-1], 4.0)},
+    }
+  )(x, **kwargs)
   y = jax.jit(mapped(functools.partial(run, train=False), mesh))(x)
   np.testing.assert_allclose(y, (x - 2) / np.sqrt(4 + EPSILON) + 1, rtol=1e-5, atol=1e-5)
   with pytest.raises(ValueError, match="whole batch, which cannot be seen inside shard_map or pmap over .*: compute"):
@@ -152,8 +173,11 @@ def test_initializing_in_training_mode_is_initializing():
   jax.tree.map(np.testing.assert_array_equal, variables, OURS().init(jax.random.key(0), x, train=False))
 
 
-@pytest.mark.parametrize("mutable", ["batch_stats", ["batch_stats"], True, nn.DenyList("intermediates")],
-                         ids=["name", "names", "True", "DenyList"])
+@pytest.mark.parametrize(
+  "mutable",
+  ["batch_stats", ["batch_stats"], True, nn.DenyList("intermediates")],
+  ids=["name", "names", "True", "DenyList"],
+)
 def test_every_way_to_make_batch_stats_mutable_moves_them(mutable):
   x = batches()[0]
   variables = OURS().init(jax.random.key(0), x, train=True)
@@ -173,13 +197,15 @@ def test_collected_moments_make_the_same_averages():
 
 def test_rematerialized_and_scanned_layers_move_their_averages():
   """Inside `nn.remat` and `nn.scan`, which pass collections on by lists of their own."""
+
   class Block(nn.Module):
     @nn.compact
     def __call__(self, x, _):
       return OURS()(2 * x, train=True), ()
 
-  stacked = nn.scan(nn.remat(Block), variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True},
-                    length=2)()
+  stacked = nn.scan(
+    nn.remat(Block), variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2
+  )()
   x = batches()[0]
   variables = stacked.init(jax.random.key(0), x, None)
   _, updates = stacked.apply(variables, x, None, mutable=["batch_stats"])
@@ -199,14 +225,17 @@ def test_averages_keep_their_type():
   """Else a loop in jax.lax.scan, whose state may not change its type, would not take them."""
   with jax.enable_x64(True):
     x = np.float64(batches()[0])
-    variables = {"params": {"gamma": np.ones(2), "beta": np.zeros(2)},
-                 "batch_stats": {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32)}}
+    variables = {
+      "params": {"gamma": np.ones(2), "beta": np.zeros(2)},
+      "batch_stats": {"mean": np.zeros(2, np.float32), "var": np.ones(2, np.float32)},
+    }
     _, updates = OURS().apply(variables, x, train=True, mutable=["batch_stats"])
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {np.dtype(np.float32)}
 
 
 def test_in_nnx():
   """The layer in an NNX module by `nnx.bridge.ToNNX`, under `nnx.jit` and `nnx.grad`."""
+
   class Model(nnx.Module):
     def __init__(self, rngs):
       self.dense = nnx.Linear(3, 2, rngs=rngs)
@@ -219,7 +248,7 @@ def test_in_nnx():
 
   @nnx.jit
   def gradients(model, x):
-    return nnx.grad(lambda model: jnp.sum(model(x, train=True)**3))(model)
+    return nnx.grad(lambda model: jnp.sum(model(x, train=True) ** 3))(model)
 
   moved = gradients(model, x)
   hidden = np.float64(x @ model.dense.kernel[...] + model.dense.bias[...])

@@ -3,16 +3,16 @@
 import json
 import pathlib
 
-from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
+from bn_inception.configs import inception
 from bn_inception.data import datasets
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import open_records
 from bn_inception.report import benchmark_input
-from bn_inception.configs import inception
 from tests.data.conftest import Pictures
 
 
@@ -26,14 +26,15 @@ def fixture_config(tmp_path_factory: pytest.TempPathFactory) -> ConfigDict:
     files.append(folder / f"{number}.jpg")
     Image.fromarray(random.integers(0, 256, (40, 48, 3), np.uint8)).save(files[-1])
   Pictures(files=files, labels=[number % 3 for number in range(40)], data_dir=folder).download_and_prepare(
-      file_format="array_record")
+    file_format="array_record"
+  )
   config = inception.get_config("imagenet")
   config.data.update({"name": "pictures", "dir": str(folder), "image_size": 16, "num_classes": 3})
   return config
 
 
 def test_result_holds_every_pipeline(
-    config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  config: ConfigDict, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   monkeypatch.setattr(benchmark_input, "_ROUNDS", 2)
   monkeypatch.setattr(benchmark_input, "_SECONDS", 0.05)
@@ -57,7 +58,9 @@ def test_flax_style_batches_are_normalized_floats(config: ConfigDict) -> None:
   assert images.shape == (8, 16, 16, 3) and images.dtype == np.float32
   assert images.min() < -1 and images.max() > 1 and abs(images.mean()) < 1
   decoded = next(benchmark_input._decode_only(split, serialized, 40)).numpy()  # A pixel of each, in stored order.
-  encoded = [tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature([], tf.string)})["image"]
-             for record in serialized]
+  encoded = [
+    tf.io.parse_single_example(record, {"image": tf.io.FixedLenFeature([], tf.string)})["image"]
+    for record in serialized
+  ]
   expected = [tf.io.decode_jpeg(image, dct_method="INTEGER_ACCURATE")[0, 0].numpy() for image in encoded]
   np.testing.assert_array_equal(decoded, expected)

@@ -12,12 +12,15 @@ _TRAIN = "--config=configs/bn_x5.py:quickstart"
 
 
 def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, str, str]:
-  result = subprocess.run([sys.executable, f"scripts/{script}.py", *arguments], cwd=repository, capture_output=True,
-                          text=True, check=False)
+  result = subprocess.run(
+    [sys.executable, f"scripts/{script}.py", *arguments], cwd=repository, capture_output=True, text=True, check=False
+  )
   return result.returncode, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("arguments, words", [
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
     ([_TRAIN, "--config.bach_size=64"], ["bach_size", "did you mean --config.batch_size?"]),
     ([_TRAIN, "--config.model.widht=0.5"], ["model.widht", "did you mean --config.model.width?"]),
     ([_TRAIN, "--config.batch_size=many"], ["--config.batch_size=many"]),
@@ -30,7 +33,8 @@ def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, st
     ([_TRAIN, "--workdirs=x"], ["workdirs"]),
     ([_TRAIN, "--processes=2"], ["go together: add --coordinator and --process_id"]),
     ([_TRAIN, "--coordinator=localhost:1"], ["go together: add --processes and --process_id"]),
-])
+  ],
+)
 def test_flags(repository, tmp_path, arguments, words):
   workdir = tmp_path / "run"
   code, output, error = run(repository, "train", *arguments, f"--workdir={workdir}")
@@ -40,14 +44,18 @@ def test_flags(repository, tmp_path, arguments, words):
   assert all(word in sentence[0] for word in words), error
 
 
-@pytest.mark.parametrize("override, words", [
+@pytest.mark.parametrize(
+  "override, words",
+  [
     ("--config.batch_norm.group_size=24", ["batch_size of 32", "BN groups of 24"]),
     ("--config.data.name=cifar10", ["cifar10", "tfds build cifar10"]),
-])
+  ],
+)
 def test_configs_and_data(repository, tmp_path, override, words):
   workdir = tmp_path / "run"
-  code, output, error = run(repository, "train", _TRAIN, f"--config.data.dir={tmp_path}", override,
-                            f"--workdir={workdir}")
+  code, output, error = run(
+    repository, "train", _TRAIN, f"--config.data.dir={tmp_path}", override, f"--workdir={workdir}"
+  )
   assert code == 2 and not output and not workdir.exists()
   assert "Traceback" not in error
   assert all(word in error.strip().splitlines()[-1] for word in words), error
@@ -67,13 +75,16 @@ def test_tasks_of_a_slurm_step_that_do_not_know_of_each_other_are_refused(reposi
 def test_a_signal_ends_a_script_at_once_out_of_what_python_cannot_interrupt(repository, tmp_path, number, expected):
   """The main thread holds still in C, as in a compilation; SIGUSR1 shows where."""
   script = tmp_path / "script.py"
-  script.write_text("import threading\nfrom bn_inception import command_line\n"
-                    "def main():\n  print('begun', flush=True)\n  lock = threading.Lock()\n  lock.acquire()\n"
-                    "  lock.acquire()\n"
-                    "command_line.run(main, stops=True)\n")
+  script.write_text(
+    "import threading\nfrom bn_inception import command_line\n"
+    "def main():\n  print('begun', flush=True)\n  lock = threading.Lock()\n  lock.acquire()\n"
+    "  lock.acquire()\n"
+    "command_line.run(main, stops=True)\n"
+  )
   environment = os.environ | {"PYTHONPATH": str(repository)}
-  with subprocess.Popen([sys.executable, str(script)], env=environment, text=True, stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE) as process:
+  with subprocess.Popen(
+    [sys.executable, str(script)], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+  ) as process:
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGUSR1)
     while "in main" not in process.stderr.readline():
@@ -88,12 +99,19 @@ def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):
   assert code == 2 and "is not a run directory" in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ([], ["figure1", "ablation", "report"]), (["figure5"], ["figure1", "sweep"]),
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    ([], ["figure1", "ablation", "report"]),
+    (["figure5"], ["figure1", "sweep"]),
     (["figure1", "figure2"], ["one word"]),
     (["figure1", "--scale=imagenet"], ["figure1 has no scale 'imagenet'", "mnist, quickstart"]),
-    (["figure3", "--count=2", "--index=2"], ["--index from 0 to 1"]), (["sweep", "--seeds=0"], ["seeds"]),
-    (["figure3", "--data_dir=nowhere"], ["cifar10", "tfds build cifar10"]), (["report"], ["no folder"])])
+    (["figure3", "--count=2", "--index=2"], ["--index from 0 to 1"]),
+    (["sweep", "--seeds=0"], ["seeds"]),
+    (["figure3", "--data_dir=nowhere"], ["cifar10", "tfds build cifar10"]),
+    (["report"], ["no folder"]),
+  ],
+)
 def test_reproduce(repository, tmp_path, arguments, words):
   workdir = tmp_path / "runs"
   code, output, error = run(repository, "reproduce", *arguments, f"--workdir={workdir}")
@@ -102,20 +120,27 @@ def test_reproduce(repository, tmp_path, arguments, words):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's huge pages are of Linux")
-@pytest.mark.parametrize("given, expected", [
-    (None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1"),
-    ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0")])  # The user's own choice stays.
+@pytest.mark.parametrize(
+  "given, expected",
+  [
+    (None, "glibc.malloc.hugetlb=1"),
+    ("glibc.malloc.perturb=0", "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1"),
+    ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+  ],
+)  # The user's own choice stays.
 def test_a_script_starts_again_as_the_same_process_with_huge_pages(repository, tmp_path, given, expected):
   script = tmp_path / "script.py"
   # /proc tells what the process began with, which is what glibc reads.
   script.write_text(
-      "import os, sys\nfrom bn_inception import command_line\n"
-      "began_so = lambda: 'glibc.malloc.hugetlb=' in open('/proc/self/environ').read()\n"
-      "command_line.run(lambda: print(os.environ['GLIBC_TUNABLES'], began_so(), os.getpid(), sys.argv[1]))\n")
+    "import os, sys\nfrom bn_inception import command_line\n"
+    "began_so = lambda: 'glibc.malloc.hugetlb=' in open('/proc/self/environ').read()\n"
+    "command_line.run(lambda: print(os.environ['GLIBC_TUNABLES'], began_so(), os.getpid(), sys.argv[1]))\n"
+  )
   others = ("GLIBC_TUNABLES", "PYTEST_CURRENT_TEST")  # The latter holds this test's parameters.
   environment = {name: value for name, value in os.environ.items() if name not in others}
   environment |= {"PYTHONPATH": str(repository)} | ({"GLIBC_TUNABLES": given} if given else {})
-  with subprocess.Popen([sys.executable, str(script), "--coordinator="], env=environment, text=True,
-                        stdout=subprocess.PIPE) as process:
+  with subprocess.Popen(
+    [sys.executable, str(script), "--coordinator="], env=environment, text=True, stdout=subprocess.PIPE
+  ) as process:
     output, _ = process.communicate()
   assert output.split() == [expected, "True", str(process.pid), "--coordinator="]

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from bn_inception import config_checks, optim
-from bn_inception.data import datasets
 from bn_inception.configs import common, ensemble, mnist
+from bn_inception.data import datasets
 
 # §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
 PAPER = """
@@ -22,9 +22,11 @@ inception_x5              0.0075   no  yes     0.4   2e-4        8              
 inception_sigmoid         0.0015   no  yes     0.4   2e-4        8                sigmoid     none            full
 """.strip().splitlines()[1:]
 ROWS = [line.split()[0] for line in PAPER]
-EVERY = ([(name, scale) for name in ROWS for scale in common.SCALES]
-         + [("ensemble", f"imagenet,{member}") for member in range(6)]
-         + [("mnist", argument) for argument in ("bn", "plain", "bn,quickstart", "plain,quickstart")])
+EVERY = (
+  [(name, scale) for name in ROWS for scale in common.SCALES]
+  + [("ensemble", f"imagenet,{member}") for member in range(6)]
+  + [("mnist", argument) for argument in ("bn", "plain", "bn,quickstart", "plain,quickstart")]
+)
 
 
 def get_config(name: str, *argument: str):
@@ -64,12 +66,29 @@ def test_bn_baseline_is_inception_with_batch_norm_and_nothing_else(scale):
   assert list(differences(get_config("inception", scale), get_config("bn_baseline", scale))) == ["batch_norm.enabled"]
 
 
-@pytest.mark.parametrize("a,b,expected", [
-    ("bn_x5", "bn_x30", {"learning_rate"}), ("bn_x5", "bn_x5_sigmoid", {"model.nonlinearity"}),
-    ("inception", "inception_x5", {"learning_rate"}), ("inception", "inception_sigmoid", {"model.nonlinearity"}),
-    ("bn_baseline", "bn_x5", {"learning_rate", "weight_decay", "learning_rate_decay_epochs", "model.dropout_rate",
-                              "model.local_response_norm", "data.shuffle", "data.photometric_strength",
-                              "num_steps"})])
+@pytest.mark.parametrize(
+  "a,b,expected",
+  [
+    ("bn_x5", "bn_x30", {"learning_rate"}),
+    ("bn_x5", "bn_x5_sigmoid", {"model.nonlinearity"}),
+    ("inception", "inception_x5", {"learning_rate"}),
+    ("inception", "inception_sigmoid", {"model.nonlinearity"}),
+    (
+      "bn_baseline",
+      "bn_x5",
+      {
+        "learning_rate",
+        "weight_decay",
+        "learning_rate_decay_epochs",
+        "model.dropout_rate",
+        "model.local_response_norm",
+        "data.shuffle",
+        "data.photometric_strength",
+        "num_steps",
+      },
+    ),
+  ],
+)
 def test_two_curves_differ_in_what_the_paper_says_they_do(a, b, expected):
   assert set(differences(get_config(a), get_config(b))) == expected
 
@@ -111,8 +130,13 @@ def test_large_batch_is_imagenet_but_for_what_goes_with_it(name, scale, batch_si
   config, imagenet = get_config(name, scale), get_config(name)
   lengths = {"num_steps", "eval_every", "checkpoint_every"}
   assert set(differences(imagenet, config)) - lengths == {
-      "batch_size", "eval.batch_size", "dtype", "learning_rate_scaling", "learning_rate_warmup_epochs",
-      "checkpoint_every_minutes"}
+    "batch_size",
+    "eval.batch_size",
+    "dtype",
+    "learning_rate_scaling",
+    "learning_rate_warmup_epochs",
+    "checkpoint_every_minutes",
+  }
   assert (config.batch_size, config.eval.batch_size, config.batch_norm.group_size) == (batch_size, batch_size, 32)
   assert config.num_steps == -(-imagenet.num_steps * 32 // batch_size)
 
@@ -124,10 +148,10 @@ def test_learning_rate_of_a_large_batch_by_a_table():
   epoch = images / 1024
   assert rate(0) == pytest.approx(0.0075)
   assert rate(int(2.5 * epoch)) == pytest.approx((0.0075 + 0.24 * 0.96) / 2, rel=0.05)  # A decay lies in between.
-  assert rate(int(5.01 * epoch)) == pytest.approx(32 * 0.0075 * 0.96 ** 3, rel=1e-5)  # Three decays of 4/3 epochs.
+  assert rate(int(5.01 * epoch)) == pytest.approx(32 * 0.0075 * 0.96**3, rel=1e-5)  # Three decays of 4/3 epochs.
   config.batch_size = 2048  # The rate follows.
   rate = optim.learning_rate_schedule(config, images)
-  assert rate(int(5.01 * epoch / 2)) == pytest.approx(0.48 * 0.96 ** 3, rel=1e-5)
+  assert rate(int(5.01 * epoch / 2)) == pytest.approx(0.48 * 0.96**3, rel=1e-5)
 
 
 def test_large_batch_at_the_rate_of_a_small_one_is_noticed():
@@ -139,11 +163,15 @@ def test_large_batch_at_the_rate_of_a_small_one_is_noticed():
   assert not optim.keeps_a_small_rate(mnist.get_config("bn"))
 
 
-@pytest.mark.parametrize("name,argument,message", [
+@pytest.mark.parametrize(
+  "name,argument,message",
+  [
     ("bn_x5", "imagnet", "'imagnet' .* is not known: give one of imagenet, gpu8, pod, cifar10, .*quickstart"),
     ("bn_x5", "cifar10,quickstart", "'quickstart' .* is a second scale"),
     ("ensemble", "imagenet,6", "'6' .* is not known: .* and one of 0, 1, 2, 3, 4, 5"),
-    ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain")])
+    ("mnist", "batchnorm", "'batchnorm' .* is not known: give one of bn, plain"),
+  ],
+)
 def test_argument_that_is_not_known_is_named_with_the_choices(name, argument, message):
   with pytest.raises(ValueError, match=message):
     get_config(name, argument)
@@ -158,8 +186,10 @@ def test_arguments_come_in_any_order_and_have_defaults():
 def test_configs_need_nothing_but_ml_collections(repository):
   """A config can be read where no JAX is installed."""
   names = sorted({name for name, _ in EVERY})
-  program = (f"import importlib, sys\nfor name in {names}:\n"
-             "  importlib.import_module('bn_inception.configs.' + name).get_config()\nprint(*sys.modules)")
+  program = (
+    f"import importlib, sys\nfor name in {names}:\n"
+    "  importlib.import_module('bn_inception.configs.' + name).get_config()\nprint(*sys.modules)"
+  )
   result = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
   roots = {name.split(".")[0] for name in result.stdout.split()}
   assert "ml_collections" in roots
@@ -185,23 +215,51 @@ def test_no_config_names_a_field_that_the_base_does_not_have(name, argument):
 
 
 BAD = {
-    "dtype": ["float16"], "data.shuffle": ["yes"], "data.channel_order": ["gbr"],
-    "model.name": ["resnet"], "model.stem": ["separate"],
-    "model.pool_proj_4cd": [64], "model.padding": ["valid"], "model.stem_pool": ["pad"],
-    "model.reduction_pool": ["pad", "floor"], "model.nonlinearity": ["tanh"], "model.auxiliary_heads": [("4f",)],
-    "batch_norm.per_activation": [("5c",)], "model.width": [0.0, -1.0], "model.dropout_rate": [1.0, -0.1],
-    "num_steps": [0], "batch_size": [0, -32, 33], "log_every": [0], "eval_every": [0], "checkpoint_every": [0],
-    "keep_latest": [0], "keep_best": [-1], "profile_at_step": [-1], "eval.batch_size": [0, 100],
-    "eval.population_batches": [0], "data.num_classes": [0], "data.image_size": [0, 31],
-    "learning_rate": [0.0, float("nan")], "learning_rate_decay": [0.0], "learning_rate_decay_epochs": [-1.0],
-    "momentum": [-0.1, 1.0], "weight_decay": [-1e-4], "ema_decay": [1.0], "auxiliary_loss_weight": [-0.3],
-    "batch_norm.epsilon": [0.0], "batch_norm.momentum": [1.0], "batch_norm.group_size": [-32, 24],
-    "gradient_accumulation": [0, 3, 64], "steps_per_call": [0, 7, 128], "data.cache": [True],
-    "eval.sigmoid_input_units": [(0,)], "eval.statistics": [("running", "moving"), ("population",)],
-    "data.interpolation": ["lanczos"],
-    "data.photometric_strength": [-0.1, 1.1, float("nan")],
-    "data.crop_area": [(0.0, 1.0), (0.5, 1.1), (0.9, 0.8), (float("nan"), 1.0), (0.5,)],
-    "data.crop_aspect": [(0.0, 1.0), (4 / 3, 3 / 4), (1.0, float("inf"))],
+  "dtype": ["float16"],
+  "data.shuffle": ["yes"],
+  "data.channel_order": ["gbr"],
+  "model.name": ["resnet"],
+  "model.stem": ["separate"],
+  "model.pool_proj_4cd": [64],
+  "model.padding": ["valid"],
+  "model.stem_pool": ["pad"],
+  "model.reduction_pool": ["pad", "floor"],
+  "model.nonlinearity": ["tanh"],
+  "model.auxiliary_heads": [("4f",)],
+  "batch_norm.per_activation": [("5c",)],
+  "model.width": [0.0, -1.0],
+  "model.dropout_rate": [1.0, -0.1],
+  "num_steps": [0],
+  "batch_size": [0, -32, 33],
+  "log_every": [0],
+  "eval_every": [0],
+  "checkpoint_every": [0],
+  "keep_latest": [0],
+  "keep_best": [-1],
+  "profile_at_step": [-1],
+  "eval.batch_size": [0, 100],
+  "eval.population_batches": [0],
+  "data.num_classes": [0],
+  "data.image_size": [0, 31],
+  "learning_rate": [0.0, float("nan")],
+  "learning_rate_decay": [0.0],
+  "learning_rate_decay_epochs": [-1.0],
+  "momentum": [-0.1, 1.0],
+  "weight_decay": [-1e-4],
+  "ema_decay": [1.0],
+  "auxiliary_loss_weight": [-0.3],
+  "batch_norm.epsilon": [0.0],
+  "batch_norm.momentum": [1.0],
+  "batch_norm.group_size": [-32, 24],
+  "gradient_accumulation": [0, 3, 64],
+  "steps_per_call": [0, 7, 128],
+  "data.cache": [True],
+  "eval.sigmoid_input_units": [(0,)],
+  "eval.statistics": [("running", "moving"), ("population",)],
+  "data.interpolation": ["lanczos"],
+  "data.photometric_strength": [-0.1, 1.1, float("nan")],
+  "data.crop_area": [(0.0, 1.0), (0.5, 1.1), (0.9, 0.8), (float("nan"), 1.0), (0.5,)],
+  "data.crop_aspect": [(0.0, 1.0), (4 / 3, 3 / 4), (1.0, float("inf"))],
 }
 
 
@@ -214,8 +272,10 @@ def test_bad_value_is_an_error_that_names_the_field(name, value):
     config_checks.check_config(config, devices=1)
 
 
-@pytest.mark.parametrize("devices,group_size,runs", [
-    (1, 32, True), (2, 32, True), (8, 64, True), (8, 0, True), (4, 8, True), (3, 32, False), (8, 48, False)])
+@pytest.mark.parametrize(
+  "devices,group_size,runs",
+  [(1, 32, True), (2, 32, True), (8, 64, True), (8, 0, True), (4, 8, True), (3, 32, False), (8, 48, False)],
+)
 def test_groups_lie_within_a_device_or_are_made_of_whole_shares(devices, group_size, runs):
   config = get_config("bn_x5")
   config.batch_size, config.eval.batch_size, config.batch_norm.group_size = 128, 128, group_size
@@ -226,10 +286,16 @@ def test_groups_lie_within_a_device_or_are_made_of_whole_shares(devices, group_s
       config_checks.check_config(config, devices)
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"log_every": 150}, "log_every is 150, but steps_per_call=100"), ({"eval_every": 50}, "eval_every is 50"),
-    ({"checkpoint_every": 333}, "checkpoint_every"), ({"num_steps": 50_050}, "num_steps is 50050"),
-    ({"profile_at_step": 100}, "profile with steps_per_call=1")])
+@pytest.mark.parametrize(
+  "change,message",
+  [
+    ({"log_every": 150}, "log_every is 150, but steps_per_call=100"),
+    ({"eval_every": 50}, "eval_every is 50"),
+    ({"checkpoint_every": 333}, "checkpoint_every"),
+    ({"num_steps": 50_050}, "num_steps is 50050"),
+    ({"profile_at_step": 100}, "profile with steps_per_call=1"),
+  ],
+)
 def test_everything_happens_between_two_calls(change, message):
   config = mnist.get_config("bn")
   config.update(change)

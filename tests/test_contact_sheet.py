@@ -3,13 +3,13 @@
 import pathlib
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception import config_checks
+from bn_inception.configs import inception
 from bn_inception.data import pipeline
 from bn_inception.report import contact_sheet
-from bn_inception.configs import inception
 
 
 def test_images_of_the_training_stream_in_rows_of_eight(digits_dir: str, tmp_path: pathlib.Path) -> None:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from bn_inception import models
-from bn_inception.report import describe
 from bn_inception.configs import bn_x5, inception as inception_config, mnist
+from bn_inception.report import describe
 
 
 def count(tree) -> int:
@@ -34,7 +34,8 @@ def calls(config):
 
 def test_totals_are_all_parameters_and_statistics_of_the_network(config, calls):
   variables = jax.eval_shape(
-      lambda: models.build(config).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False))
+    lambda: models.build(config).init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
+  )
   totals = describe.totals(calls)
   assert sum(totals.parameters.values()) == count(variables["params"])
   assert totals.moving_statistics == count(variables["batch_stats"])
@@ -80,8 +81,12 @@ def test_plain_sentence_sets_the_count_beside_the_papers():
 def test_mnist_network_has_four_rows_and_no_figure_5():
   text = describe.describe(mnist.get_config("bn"))
   rows = [line.split() for line in text.splitlines() if line.startswith("fully connected  ")]
-  assert [row[2:] for row in rows] == [["100", "78,600", "78,400"], ["100", "10,200", "10,000"],
-                                       ["100", "10,200", "10,000"], ["10", "1,010", "1,000"]]
+  assert [row[2:] for row in rows] == [
+    ["100", "78,600", "78,400"],
+    ["100", "10,200", "10,000"],
+    ["100", "10,200", "10,000"],
+    ["10", "1,010", "1,000"],
+  ]
   assert "13.6" not in text and "#1x1" not in text
 
 

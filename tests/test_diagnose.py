@@ -1,7 +1,7 @@
 """Networks with a planted fault: the diagnosis names the fault and the layer, and finds nothing where nothing is."""
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -73,8 +73,9 @@ def trained(request):
 
 def update_averages(model, variables, steps, momentum):
   """Running averages after more steps with the weights frozen."""
-  update = jax.jit(lambda variables, image: model.apply(variables, image, train=True, momentum=momentum,
-                                                        mutable=["batch_stats"])[1])
+  update = jax.jit(
+    lambda variables, image: model.apply(variables, image, train=True, momentum=momentum, mutable=["batch_stats"])[1]
+  )
   for batch in batches(steps, 3):
     variables = variables | update(variables, batch["image"])
   return variables
@@ -111,19 +112,27 @@ def test_numbers_are_those_of_numpy(trained):
   found = examine(model, variables)
   dense, stats = variables["params"]["dense1"], variables["batch_stats"]["bn1"]
   size = 16 if model.norm is ours else BATCH
-  groups = np.concatenate([(np.float64(batch["image"]) @ np.float64(dense["kernel"]) + dense["bias"]).reshape(
-      -1, size, 8) for batch in TRAINING])
+  groups = np.concatenate(
+    [
+      (np.float64(batch["image"]) @ np.float64(dense["kernel"]) + dense["bias"]).reshape(-1, size, 8)
+      for batch in TRAINING
+    ]
+  )
   mean, variance = groups.mean((0, 1)), groups.var(1, ddof=1).mean(0)
   layer = next(layer for layer in found.layers if layer.path == "bn1")
   np.testing.assert_allclose(layer.shift, (stats["mean"] - mean) / np.sqrt(variance), rtol=1e-3, atol=1e-4)
   np.testing.assert_allclose(layer.ratio, stats["var"] / variance, rtol=1e-3)
   assert layer.mean_distance == pytest.approx(np.sqrt(np.mean(layer.shift**2)))
-  assert layer.variance_distance == pytest.approx(np.sqrt(np.mean(np.log(layer.ratio)**2)))
-  assert layer.batch_mean_distance == pytest.approx(np.sqrt((((groups.mean(1) - mean)**2) / variance).mean()), rel=1e-3)
+  assert layer.variance_distance == pytest.approx(np.sqrt(np.mean(np.log(layer.ratio) ** 2)))
+  assert layer.batch_mean_distance == pytest.approx(
+    np.sqrt((((groups.mean(1) - mean) ** 2) / variance).mean()), rel=1e-3
+  )
   for name, some in (("training", TRAINING), ("evaluation", EVALUATION)):
     for kind, train in (("running", False), ("batch", True)):
-      losses = [loss_of(model.apply(variables, batch["image"], train=train, mutable=["batch_stats"])[0],
-                        batch["label"]) for batch in some]
+      losses = [
+        loss_of(model.apply(variables, batch["image"], train=train, mutable=["batch_stats"])[0], batch["label"])
+        for batch in some
+      ]
       assert found.metrics[name][kind]["loss"] == pytest.approx(float(np.mean(losses)), rel=1e-4)
 
 
@@ -145,8 +154,10 @@ def test_stale_averages_of_one_layer(trained):
   moved = changed(variables, "params", "dense2", kernel=3 * dense["kernel"], bias=dense["bias"] + 5)
   found = examine(model, moved)
   assert found.layers[0].path == "bn2" and found.layers[0].variance_distance == pytest.approx(np.log(9), abs=0.3)
-  assert any("1 of 3 BN layers have running averages farther" in finding and "(bn2)" in finding and "stale" in finding
-             for finding in found.findings)
+  assert any(
+    "1 of 3 BN layers have running averages farther" in finding and "(bn2)" in finding and "stale" in finding
+    for finding in found.findings
+  )
 
 
 def test_one_layer_that_was_frozen_from_the_start(trained):

@@ -8,13 +8,13 @@ import sys
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception import doctor, state as state_lib
+from bn_inception.configs import mnist
 from bn_inception.data import pipeline
 from bn_inception.report import contact_sheet
-from bn_inception.configs import mnist
 
 
 @pytest.fixture(name="config")
@@ -38,8 +38,10 @@ def test_a_sound_setting_fits_on_a_page(config, tmp_path, capsys):
   assert len(text.splitlines()) < 20 and max(map(len, text.splitlines())) < 200
   for words in (f"jax {jax.__version__}", "8 x ", "batch of 64", "4,000 train, 1,000 test, 10 classes"):
     assert words in text
-  speeds = {name: float(re.search(rf"^{name} +([\d,.]+) images/s", text, re.M)[1].replace(",", ""))
-            for name in ("Input", "Steps")}
+  speeds = {
+    name: float(re.search(rf"^{name} +([\d,.]+) images/s", text, re.M)[1].replace(",", ""))
+    for name in ("Input", "Steps")
+  }
   ratio = speeds["Input"] / speeds["Steps"]
   if ratio >= 1:
     assert f"the input is {ratio:.1f}x as fast" in text
@@ -83,8 +85,14 @@ def test_a_missing_file_and_a_full_disk_stop_a_run(config, digits_dir, tmp_path,
 
 
 def test_the_disk_needed_is_that_of_the_states(config, tmp_path, capsys):
-  state = state_lib.TrainState(step=None, params=jax.ShapeDtypeStruct((5_000_000,), np.dtype("float32")),
-                               batch_stats={}, opt_state=(), ema_params=None, sums=None)
+  state = state_lib.TrainState(
+    step=None,
+    params=jax.ShapeDtypeStruct((5_000_000,), np.dtype("float32")),
+    batch_stats={},
+    opt_state=(),
+    ema_params=None,
+    sums=None,
+  )
   doctor._disk(doctor.Findings([], []), config, state, tmp_path)  # pylint: disable=protected-access
   assert "80 MB for checkpoints of 20 MB, 3 kept and one being written" in capsys.readouterr().out
 
@@ -118,15 +126,32 @@ def test_a_place_that_is_no_folder_is_a_sentence(config, tmp_path):
   findings = doctor.Findings([], [])
   doctor._disk(findings, config, None, tmp_path / "file" / "run")  # pylint: disable=protected-access
   images, positions = np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1)
-  doctor._samples(findings, config, images, ["0"], positions,  # pylint: disable=protected-access
-                  tmp_path / "file" / "samples.png")
+  doctor._samples(
+    findings,
+    config,
+    images,
+    ["0"],
+    positions,  # pylint: disable=protected-access
+    tmp_path / "file" / "samples.png",
+  )
   assert f"{tmp_path / 'file'} is not a folder" in findings.stops[0]
   assert "samples.png cannot be written (" in findings.stops[1]
 
 
 def test_the_exit_code(repository, tmp_path):
   result = subprocess.run(
-      [sys.executable, "scripts/doctor.py", "--config=configs/bn_x5.py:quickstart", "--config.data.name=nothing",
-       f"--config.data.dir={tmp_path}", "--config.batch_size=33", f"--workdir={tmp_path}"],
-      cwd=repository, capture_output=True, text=True, check=False)
+    [
+      sys.executable,
+      "scripts/doctor.py",
+      "--config=configs/bn_x5.py:quickstart",
+      "--config.data.name=nothing",
+      f"--config.data.dir={tmp_path}",
+      "--config.batch_size=33",
+      f"--workdir={tmp_path}",
+    ],
+    cwd=repository,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert result.returncode == 2 and "Stops the run" in result.stdout and "Traceback" not in result.stderr

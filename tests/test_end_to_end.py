@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from bn_inception import evaluate, models, optim, run_directory, sharding, state as state_lib, step as step_lib, train
-from bn_inception.data import pipeline
 from bn_inception.configs import bn_x5, ensemble
+from bn_inception.data import pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -65,8 +65,9 @@ def test_inception_trains_alike_on_one_and_four_devices(digits_dir):
   assert jax.tree.leaves(one.params)[0].dtype == np.float64
   assert one.sums.count == 64
   for name in ("params", "batch_stats"):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), getattr(one, name),
-                 getattr(four, name))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), getattr(one, name), getattr(four, name)
+    )
 
 
 def test_the_six_members_are_an_ensemble(digits_dir, tmp_path):

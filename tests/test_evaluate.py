@@ -11,18 +11,18 @@ import time
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
 
 from bn_inception import models, release
+from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import datasets
 from bn_inception.evaluate import evaluate_checkpoints
 from bn_inception.evaluators import prediction
 from bn_inception.evaluators.predictions_file import EvaluationError
-from bn_inception.configs import bn_x5, mnist
 from tests.data.conftest import prepare_pictures  # noqa: F401
 
 DIGITS = tuple(map(str, range(10)))
@@ -125,8 +125,15 @@ def test_ensemble_is_the_mean_of_probabilities_one_crop_at_a_time(paths, digits_
 @pytest.mark.parametrize("batch_size,devices", [(size, devices) for size in (1, 7, 64) for devices in (1, 4, 8)])
 def test_metrics_do_not_depend_on_batch_size_or_devices(paths, digits_dir, tmp_path, batch_size, devices):
   """203 is divided by no batch."""
-  metrics = evaluate_checkpoints(paths, str(tmp_path / "one"), data_dir=digits_dir, split="test[:203]", crops=10,
-                                 batch_size=batch_size, devices=jax.devices()[:devices])
+  metrics = evaluate_checkpoints(
+    paths,
+    str(tmp_path / "one"),
+    data_dir=digits_dir,
+    split="test[:203]",
+    crops=10,
+    batch_size=batch_size,
+    devices=jax.devices()[:devices],
+  )
   expected = evaluate_checkpoints(paths, str(tmp_path / "two"), data_dir=digits_dir, split="test[:203]", crops=10)
   assert metrics["count"] == 203
   assert (metrics["top1_error"], metrics["top5_error"]) == (expected["top1_error"], expected["top5_error"])
@@ -140,8 +147,10 @@ def permuted(path, folder, order, names):
   """The same network with its outputs in another order, and a background output before them."""
   one = release.read(path)
   kernel, bias = (one.variables["params"]["logits"][name] for name in ("kernel", "bias"))
-  logits = {"kernel": np.concatenate([np.ones((12, 1), np.float32), kernel[:, order]], 1),
-            "bias": np.concatenate([np.full(1, 5, np.float32), bias[order]])}
+  logits = {
+    "kernel": np.concatenate([np.ones((12, 1), np.float32), kernel[:, order]], 1),
+    "bias": np.concatenate([np.full(1, 5, np.float32), bias[order]]),
+  }
   one.config.data.num_classes = len(names)
   variables = one.variables | {"params": one.variables["params"] | {"logits": logits}}
   release.write(one._replace(variables=variables, labels=names), folder)
@@ -155,7 +164,8 @@ def test_outputs_are_found_by_their_names(paths, digits_dir, tmp_path):
   arguments = {"data_dir": digits_dir, "split": "test[:50]"}
   expected = evaluate_checkpoints(paths[:1], str(tmp_path / "one"), **arguments)
   assert evaluate_checkpoints([other], str(tmp_path / "two"), **arguments)["loss"] == pytest.approx(
-      expected["loss"], rel=1e-6)
+    expected["loss"], rel=1e-6
+  )
   # As members of one ensemble, too.
   both = evaluate_checkpoints([paths[0], other], str(tmp_path / "three"), **arguments)
   assert both["loss"] == pytest.approx(expected["loss"], rel=1e-6)
@@ -199,7 +209,11 @@ def test_resumption_predicts_no_example_twice(paths, digits_dir, tmp_path, monke
 def test_another_network_or_question_does_not_continue_an_evaluation(paths, digits_dir, tmp_path):
   arguments = {"data_dir": digits_dir, "split": "test[:10]"}
   evaluate_checkpoints(paths[:1], str(tmp_path / "out"), **arguments)
-  changes = (({"crops": 10}, "crops"), ({"split": "test[:11]"}, "data_digest, split, examples"), ({"folded": True}, "folded"))
+  changes = (
+    ({"crops": 10}, "crops"),
+    ({"split": "test[:11]"}, "data_digest, split, examples"),
+    ({"folded": True}, "folded"),
+  )
   for change, name in changes:
     with pytest.raises(EvaluationError, match=f"another evaluation, which differs in: {name}"):
       evaluate_checkpoints(paths[:1], str(tmp_path / "out"), **arguments | change)
@@ -255,8 +269,14 @@ def test_a_record_that_is_no_image_is_skipped_and_counted(tmp_path, prepare_pict
   with pytest.raises(datasets.DataError, match="cannot be decoded"):
     evaluate_checkpoints([path], str(tmp_path / "out"), **arguments)
   for batch_size in (1, 40):
-    metrics = evaluate_checkpoints([path], str(tmp_path / f"out{batch_size}"), on_error="skip", batch_size=batch_size,
-                                   devices=jax.devices()[:1], **arguments)
+    metrics = evaluate_checkpoints(
+      [path],
+      str(tmp_path / f"out{batch_size}"),
+      on_error="skip",
+      batch_size=batch_size,
+      devices=jax.devices()[:1],
+      **arguments,
+    )
     assert (metrics["count"], metrics["skipped"]) == (2, 2)
 
 
@@ -280,8 +300,9 @@ def test_any_number_of_labels(tmp_path, prepare_pictures):  # noqa: F811
     Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8)).save(tmp_path / f"{number}.png")
     files.append((tmp_path / f"{number}.png").read_bytes())
   data_dir = str(prepare_pictures(files, labels))
-  metrics = evaluate_checkpoints([path], str(tmp_path / "out"), data_dir=data_dir, dataset="reassessed_pictures",
-                                 split="train")
+  metrics = evaluate_checkpoints(
+    [path], str(tmp_path / "out"), data_dir=data_dir, dataset="reassessed_pictures", split="train"
+  )
   by_id = {line["id"]: line for line in lines(tmp_path / "out")}
   assert [by_id[f"val_{row:04}.JPEG"]["label"] for row in range(8)] == labels
   right = [by_id[f"val_{row:04}.JPEG"]["top5"][0] in labels[row] for row in range(8) if labels[row]]
@@ -291,11 +312,18 @@ def test_any_number_of_labels(tmp_path, prepare_pictures):  # noqa: F811
 
 def script(repository, *arguments, **kwargs):
   return [sys.executable, "scripts/evaluate.py", *arguments], {
-      "cwd": repository, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True,
-      "env": os.environ | {"PYTHONPATH": str(repository)}, **kwargs}
+    "cwd": repository,
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+    "text": True,
+    "env": os.environ | {"PYTHONPATH": str(repository)},
+    **kwargs,
+  }
 
 
-@pytest.mark.parametrize("arguments,sentence", [
+@pytest.mark.parametrize(
+  "arguments,sentence",
+  [
     ([], "Give either --workdir or --checkpoint."),
     (["--workdir=a", "--checkpoint=b"], "Give either --workdir or --checkpoint."),
     (["--workdir=a", "--crops=10"], "--crops goes with --checkpoint."),
@@ -304,7 +332,8 @@ def script(repository, *arguments, **kwargs):
     (["--workdir="], "--workdir is empty: give a path."),
     (["--checkpoint=a", "--crops=9"], "should be one of <1|10|144>"),
     (["--checkpoint=nowhere"], "nowhere cannot be read: No such file or directory."),
-])
+  ],
+)
 def test_script_says_in_one_sentence_what_is_wrong(repository, arguments, sentence):
   command, options = script(repository, *arguments)
   result = subprocess.run(command, check=False, **options)
@@ -315,8 +344,13 @@ def test_script_says_in_one_sentence_what_is_wrong(repository, arguments, senten
 def test_killed_script_resumes(repository, paths, digits_dir, tmp_path):
   """SIGKILL while it predicts; then the same command ends with every example once."""
   command, options = script(
-      repository, f"--checkpoint={','.join(paths)}", f"--data_dir={digits_dir}", "--batch_size=1", "--crops=10",
-      f"--output={tmp_path / 'out'}")
+    repository,
+    f"--checkpoint={','.join(paths)}",
+    f"--data_dir={digits_dir}",
+    "--batch_size=1",
+    "--crops=10",
+    f"--output={tmp_path / 'out'}",
+  )
   predictions = tmp_path / "out" / "predictions.jsonl"
   process = subprocess.Popen(command, **options)
   deadline = time.monotonic() + 300
@@ -349,9 +383,17 @@ def test_two_processes_predict_as_one(repository, paths, digits_dir, tmp_path):
   started = []
   for process in range(2):
     command, options = script(
-        repository, f"--checkpoint={','.join(paths)}", f"--data_dir={digits_dir}", "--split=test[:101]", "--crops=10",
-        f"--output={tmp_path / 'together'}", "--batch_size=60", f"--coordinator=127.0.0.1:{port}", "--processes=2",
-        f"--process_id={process}")
+      repository,
+      f"--checkpoint={','.join(paths)}",
+      f"--data_dir={digits_dir}",
+      "--split=test[:101]",
+      "--crops=10",
+      f"--output={tmp_path / 'together'}",
+      "--batch_size=60",
+      f"--coordinator=127.0.0.1:{port}",
+      "--processes=2",
+      f"--process_id={process}",
+    )
     options["env"]["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     started.append(subprocess.Popen(command, **options))
   for process in started:

@@ -4,8 +4,20 @@ import subprocess
 import sys
 
 # Of requirements.txt, what flax does not bring along.
-FORBIDDEN = ("tensorflow", "tensorflow_datasets", "clu", "matplotlib", "cv2", "safetensors", "orbax", "array_record",
-             "google_crc32c", "mlxtend", "tensorboard", "etils")
+FORBIDDEN = (
+  "tensorflow",
+  "tensorflow_datasets",
+  "clu",
+  "matplotlib",
+  "cv2",
+  "safetensors",
+  "orbax",
+  "array_record",
+  "google_crc32c",
+  "mlxtend",
+  "tensorboard",
+  "etils",
+)
 
 PROGRAM = f"""
 import importlib, sys
@@ -20,16 +32,36 @@ for name in sys.argv[1:]:
   importlib.import_module(name)
 """
 
-MODULES = ["bn_inception." + name for name in (
-    "batch_norm", "command_line", "models", "optim", "sharding", "state", "step", "config_checks",
-    "report.benchmark_step", "report.describe")]
-TESTS = ["tests.conftest", "tests.test_batch_norm", "tests.test_step", "tests.models.test_convolution",
-         "tests.models.test_inception", "tests.models.test_layers", "tests.models.test_mnist_mlp"]
+MODULES = [
+  "bn_inception." + name
+  for name in (
+    "batch_norm",
+    "command_line",
+    "models",
+    "optim",
+    "sharding",
+    "state",
+    "step",
+    "config_checks",
+    "report.benchmark_step",
+    "report.describe",
+  )
+]
+TESTS = [
+  "tests.conftest",
+  "tests.test_batch_norm",
+  "tests.test_step",
+  "tests.models.test_convolution",
+  "tests.models.test_inception",
+  "tests.models.test_layers",
+  "tests.models.test_mnist_mlp",
+]
 
 
 def run(repository, *names):
-  return subprocess.run([sys.executable, "-c", PROGRAM, *names], cwd=repository, capture_output=True, text=True,
-                        check=False)
+  return subprocess.run(
+    [sys.executable, "-c", PROGRAM, *names], cwd=repository, capture_output=True, text=True, check=False
+  )
 
 
 def test_benchmark_and_numerical_tests_import_no_other_package(repository):

@@ -73,8 +73,10 @@ def test_without_locks_of_the_file_system_a_living_process_of_this_host_is_refus
 
 def test_another_host_is_refused_as_long_as_its_heart_beats(tmp_path, monkeypatch):
   beats = iter(range(4, 100))
+
   def sleep(seconds):
     write(tmp_path, beat=next(beats))
+
   write(tmp_path)
   with monkeypatch.context() as patch:
     patch.setattr(folder_lock.time, "sleep", sleep)

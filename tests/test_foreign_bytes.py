@@ -14,28 +14,29 @@ import tracemalloc
 import zipfile
 
 import cv2
-from hypothesis import given, HealthCheck, settings, strategies as st
 import jax
 import numpy as np
-from PIL import Image
 import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
 
 from bn_inception import models, release, run_data, run_directory
 from bn_inception.config_dict import ConfigDict
+from bn_inception.configs import mnist, versions
 from bn_inception.data import evaluation_crops, train_distortions
 from bn_inception.data.host_tf import tf
 from bn_inception.errors import UserError
 from bn_inception.evaluators import predictions_file
 from bn_inception.release import caffe_file, labels, mxnet_file, source_file, tensorflow_file, torch_file
-from bn_inception.configs import mnist, versions
 
 MAX_BYTES = 2**26  # Of memory, for files of at most a few kB.
 
 
 def examples(count):
   """Settings with which every run draws the same examples."""
-  return settings(max_examples=count, derandomize=True, deadline=None, database=None,
-                  suppress_health_check=list(HealthCheck))
+  return settings(
+    max_examples=count, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+  )
 
 
 # Each property with few examples, and with many.
@@ -44,11 +45,31 @@ COUNTS = pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.m
 
 # ------------------------------------------------------------------------------------------------------------- damage
 
-SPECIAL = [bytes(8), b"\xff" * 8, b"\x7f" + b"\xff" * 7, b"\xff" * 7 + b"\x7f", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0",
-           b"\n", b"{", b'"', b"NaN", b"1e999", b"\xff\xd8", b"9" * 400]
-EDITS = st.lists(st.tuples(
-    st.sampled_from(["replace", "insert", "delete", "double", "cut"]), st.floats(0, 1),
-    st.sampled_from(SPECIAL) | st.binary(min_size=1, max_size=9)), min_size=1, max_size=4)
+SPECIAL = [
+  bytes(8),
+  b"\xff" * 8,
+  b"\x7f" + b"\xff" * 7,
+  b"\xff" * 7 + b"\x7f",
+  b"\xff\xff\xff\x7f",
+  b"\0\0\0\x80",
+  b"\0",
+  b"\n",
+  b"{",
+  b'"',
+  b"NaN",
+  b"1e999",
+  b"\xff\xd8",
+  b"9" * 400,
+]
+EDITS = st.lists(
+  st.tuples(
+    st.sampled_from(["replace", "insert", "delete", "double", "cut"]),
+    st.floats(0, 1),
+    st.sampled_from(SPECIAL) | st.binary(min_size=1, max_size=9),
+  ),
+  min_size=1,
+  max_size=4,
+)
 
 
 def damaged(content, edits):
@@ -84,7 +105,7 @@ def read_or_refuse(read, *kinds):
   assert peak < MAX_BYTES
 
 
-# ---------------------------------------------------------------------------------------------- checkpoints of the peers
+# ------------------------------------------------------------------------------------------ checkpoints of the peers
 
 
 TENSORS = {"conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2), "bn.count": np.array(3, np.int64)}
@@ -103,20 +124,29 @@ def torch_old():
 
 def mxnet_params():
   arrays = b"".join(
-      struct.pack("<Iii", 0xF993FAC9, 0, tensor.ndim or 1) + struct.pack(f"<{tensor.ndim or 1}q", *(tensor.shape or (1,)))
-      + struct.pack("<iii", 1, 0, number) + tensor.tobytes() for number, tensor in zip((0, 6), TENSORS.values()))
+    struct.pack("<Iii", 0xF993FAC9, 0, tensor.ndim or 1)
+    + struct.pack(f"<{tensor.ndim or 1}q", *(tensor.shape or (1,)))
+    + struct.pack("<iii", 1, 0, number)
+    + tensor.tobytes()
+    for number, tensor in zip((0, 6), TENSORS.values())
+  )
   names = b"".join(struct.pack("<Q", len(name)) + name.encode() for name in TENSORS)
   return struct.pack("<QQQ", 0x112, 0, 2) + arrays + struct.pack("<Q", 2) + names
 
 
 def caffemodel():
   def field(number, content):
-    return bytes([*([number << 3 | 2] if number < 16 else [number << 3 & 0x7F | 0x82, number >> 4]), len(content)]) + content
+    return (
+      bytes([*([number << 3 | 2] if number < 16 else [number << 3 & 0x7F | 0x82, number >> 4]), len(content)]) + content
+    )
 
   blob = field(7, field(1, bytes([2, 3]))) + field(5, np.arange(6, dtype=np.float32).tobytes())
   old = b"\x08\x01\x10\x02\x18\x01\x20\x01" + field(5, bytes(8))
-  return (field(1, b"net") + field(100, field(1, b"conv") + field(2, b"Convolution") + field(7, blob))
-          + field(2, field(4, b"old") + field(6, old)))
+  return (
+    field(1, b"net")
+    + field(100, field(1, b"conv") + field(2, b"Convolution") + field(7, blob))
+    + field(2, field(4, b"old") + field(6, old))
+  )
 
 
 def tensorflow_v1(path):
@@ -132,9 +162,16 @@ def test_the_files_that_are_damaged_are_sound(tmp_path):
 
 
 @COUNTS
-@pytest.mark.parametrize("content, read", [
-    (torch_zip(), torch_file.read), (torch_old(), torch_file.read), (mxnet_params(), mxnet_file.read),
-    (caffemodel(), caffe_file.read)], ids=["torch zip", "torch old", "mxnet", "caffe"])
+@pytest.mark.parametrize(
+  "content, read",
+  [
+    (torch_zip(), torch_file.read),
+    (torch_old(), torch_file.read),
+    (mxnet_params(), mxnet_file.read),
+    (caffemodel(), caffe_file.read),
+  ],
+  ids=["torch zip", "torch old", "mxnet", "caffe"],
+)
 def test_a_damaged_checkpoint_is_refused(tmp_path, content, read, count):
   path = tmp_path / "net"
 
@@ -153,14 +190,57 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content, read, count):
 @COUNTS
 def test_a_pickle_of_any_instructions_is_refused(count):
   """Well-formed instructions in any order get further than damaged ones."""
-  names = ["collections\nOrderedDict", "torch._utils\n_rebuild_tensor_v2", "torch\nFloatStorage", "argparse\nNamespace",
-           "numpy\ndtype", "os\nsystem", "builtins\neval"]
-  instructions = st.sampled_from([
-      b"(", b")", b"]", b"}", b"N", b"\x88", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"R", b"Q", b"b", b"\x81", b"\x85",
-      b"\x86", b"\x87", b"0", b"1", b"2", b"q\0", b"h\0", b"h\1", b"\x94", b"K\1", b"K\0", b"J\xff\xff\xff\xff",
-      b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"X\1\0\0\0a", b"X\7\0\0\0storage", b"\x93", b"i", b"o",
+  names = [
+    "collections\nOrderedDict",
+    "torch._utils\n_rebuild_tensor_v2",
+    "torch\nFloatStorage",
+    "argparse\nNamespace",
+    "numpy\ndtype",
+    "os\nsystem",
+    "builtins\neval",
+  ]
+  instructions = st.sampled_from(
+    [
+      b"(",
+      b")",
+      b"]",
+      b"}",
+      b"N",
+      b"\x88",
+      b"t",
+      b"l",
+      b"d",
+      b"a",
+      b"e",
+      b"s",
+      b"u",
+      b"R",
+      b"Q",
+      b"b",
+      b"\x81",
+      b"\x85",
+      b"\x86",
+      b"\x87",
+      b"0",
+      b"1",
+      b"2",
+      b"q\0",
+      b"h\0",
+      b"h\1",
+      b"\x94",
+      b"K\1",
+      b"K\0",
+      b"J\xff\xff\xff\xff",
+      b"\x8a\x08" + b"\xff" * 7 + b"\x7f",
+      b"X\1\0\0\0a",
+      b"X\7\0\0\0storage",
+      b"\x93",
+      b"i",
+      b"o",
       *(f"c{name}\n".encode() for name in names),
-      b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\1tQ"])
+      b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0000X\3\0\0\0cpuK\1tQ",
+    ]
+  )
 
   @examples(10 * count)
   @given(st.lists(instructions, max_size=25))
@@ -181,8 +261,12 @@ def test_a_damaged_tensorflow_checkpoint_is_refused(tmp_path, version, count):
   if version == 1:
     files = {tmp_path / "net": tensorflow_v1(tmp_path / "net")}
   else:
-    tf.raw_ops.SaveV2(prefix=str(tmp_path / "net"), tensor_names=list(TENSORS), shape_and_slices=["", ""],
-                      tensors=list(map(tf.constant, TENSORS.values())))
+    tf.raw_ops.SaveV2(
+      prefix=str(tmp_path / "net"),
+      tensor_names=list(TENSORS),
+      shape_and_slices=["", ""],
+      tensors=list(map(tf.constant, TENSORS.values())),
+    )
     files = {path: path.read_bytes() for path in sorted(tmp_path.iterdir())}
 
   @examples(count)
@@ -201,8 +285,13 @@ def test_a_damaged_tensorflow_checkpoint_is_refused(tmp_path, version, count):
 @COUNTS
 def test_a_damaged_graph_is_refused(tmp_path, count):
   path = tmp_path / "net-symbol.json"
-  tree = {"nodes": [{"op": "null", "name": "data", "inputs": []},
-                    {"op": "Convolution", "name": "c", "attr": {"kernel": "(3, 3)"}, "inputs": [[0, 0, 0]]}], "heads": []}
+  tree = {
+    "nodes": [
+      {"op": "null", "name": "data", "inputs": []},
+      {"op": "Convolution", "name": "c", "attr": {"kernel": "(3, 3)"}, "inputs": [[0, 0, 0]]},
+    ],
+    "heads": [],
+  }
   path.write_text(json.dumps(tree))
   assert len(mxnet_file.read_symbol(path)) == 2
 
@@ -235,12 +324,14 @@ def test_damaged_compression_is_refused(tmp_path, count):
   check()
 
 
-# ------------------------------------------------------------------------------------------------- the project's own files
+# -------------------------------------------------------------------------------- the project's own files
 
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-2**70, 2**70) | st.floats() | st.text(max_size=5) | st.just("9" * 5000),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
+  st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5) | st.just("9" * 5000),
+  lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+  max_leaves=5,
+)
 
 
 @st.composite
@@ -276,8 +367,16 @@ def small_release():
   config = mnist.get_config("bn").copy_and_resolve_references()
   config.model.hidden_units, config.eval.sigmoid_input_units = 4, ()
   config.data.image_size = config.data.eval_resize = 4
-  config.release = ConfigDict({"statistics": "running", "source": "a test", "classes": "digits", "published": "none",
-                               "base_model": "own/own", "license": "unknown"})
+  config.release = ConfigDict(
+    {
+      "statistics": "running",
+      "source": "a test",
+      "classes": "digits",
+      "published": "none",
+      "base_model": "own/own",
+      "license": "unknown",
+    }
+  )
   model = models.build(config)
   variables = model.init(jax.random.key(0), np.zeros((1, 4, 4, 1), np.float32), train=False)
   return release.Release(config, jax.tree.map(np.asarray, variables), tuple("0123456789"))
@@ -291,7 +390,9 @@ def fixture_whole(tmp_path_factory):
 
 
 @COUNTS
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessing.json", "labels.txt", "metrics.json"])
+@pytest.mark.parametrize(
+  "name", ["model.safetensors", "config.json", "preprocessing.json", "labels.txt", "metrics.json"]
+)
 def test_a_damaged_release_is_refused(tmp_path, whole, name, count):
   for file, content in whole.items():
     (tmp_path / file).write_bytes(content)
@@ -331,10 +432,12 @@ def test_a_damaged_run_is_refused(tmp_path, count):
   lines = [{"step": 1, "paper_steps": 1.0, "train/loss": 0.5}, {"step": 2, "paper_steps": 2.0, "train/loss": "inf"}]
   data = {"asked": "own", "eval_split": {"name": "own:1.0.0", "split": "test", "examples": 3, "digest": "aa"}}
   files = {
-      "config.json": (json.loads(config.to_json()), lambda: run_directory.read_config(tmp_path)),
-      "status.json": ({"status": "running", "step": 1, "saved_step": 1}, lambda: run_directory.saved_step(tmp_path)),
-      "metrics.jsonl": (lines, lambda: run_directory.drop_metrics_after(tmp_path, 1)),
-      "data.json": (data, lambda: run_data.held(config.data, tmp_path))}
+    "config.json": (json.loads(config.to_json()), lambda: run_directory.read_config(tmp_path)),
+    "status.json": ({"status": "running", "step": 1, "saved_step": 1}, lambda: run_directory.saved_step(tmp_path)),
+    "metrics.jsonl": (lines, lambda: run_directory.drop_metrics_after(tmp_path, 1)),
+    "data.json": (data, lambda: run_data.held(config.data, tmp_path)),
+  }
+
   def as_bytes(tree):
     return (lines_of(tree) if name.endswith("l") and isinstance(tree, list) else json.dumps(tree) + "\n").encode()
 
@@ -361,9 +464,11 @@ def lines_of(trees):
 @COUNTS
 def test_damaged_predictions_are_refused(tmp_path, count):
   request = {"data": "own:1.0.0", "data_digest": "a"}
-  lines = [{"id": "a", "label": 1, "top5": [1, 0], "probability": [0.9, 0.1], "label_probability": 0.9},
-           {"id": "b", "label": None, "skipped": True},
-           {"id": "c", "label": [0, 1], "top5": [], "probability": [], "label_probability": 0.0}]
+  lines = [
+    {"id": "a", "label": 1, "top5": [1, 0], "probability": [0.9, 0.1], "label_probability": 0.9},
+    {"id": "b", "label": None, "skipped": True},
+    {"id": "c", "label": [0, 1], "top5": [], "probability": [], "label_probability": 0.0},
+  ]
   as_bytes = lambda trees: lines_of(trees).encode()
   predictions_file.resume(tmp_path, request)
 
@@ -393,8 +498,16 @@ def test_damaged_predictions_are_refused(tmp_path, count):
 
 def random_crops(encoded, channels, position=0):
   out = np.zeros((4, 8, 8, channels), np.uint8)
-  train_distortions.random_crops([encoded] * 4, np.arange(position, position + 4), out, seed=0, crop_area=(0.08, 1.0),
-                                 crop_aspect=(3 / 4, 4 / 3), flip=True, interpolation="random")
+  train_distortions.random_crops(
+    [encoded] * 4,
+    np.arange(position, position + 4),
+    out,
+    seed=0,
+    crop_area=(0.08, 1.0),
+    crop_aspect=(3 / 4, 4 / 3),
+    flip=True,
+    interpolation="random",
+  )
   return out
 
 
@@ -417,15 +530,22 @@ def assert_training_reads_as_evaluation(encoded, channels, position):
 
 def jpeg(pixels, sampling, progressive, restart, optimize):
   """By OpenCV, which knows more samplings than PIL."""
-  flags = {cv2.IMWRITE_JPEG_PROGRESSIVE: int(progressive), cv2.IMWRITE_JPEG_RST_INTERVAL: restart,
-           cv2.IMWRITE_JPEG_OPTIMIZE: int(optimize)}
+  flags = {
+    cv2.IMWRITE_JPEG_PROGRESSIVE: int(progressive),
+    cv2.IMWRITE_JPEG_RST_INTERVAL: restart,
+    cv2.IMWRITE_JPEG_OPTIMIZE: int(optimize),
+  }
   flags |= {cv2.IMWRITE_JPEG_SAMPLING_FACTOR: sampling} if pixels.ndim == 3 else {}
   return cv2.imencode(".jpg", pixels, [number for pair in flags.items() for number in pair])[1].tobytes()
 
 
-SAMPLINGS = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
-             cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
-             cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+SAMPLINGS = [
+  cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+  cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+  cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+  cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+  cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+]
 
 
 def segment(marker, content):
@@ -441,18 +561,43 @@ def segment_starts(encoded):
 
 
 BETWEEN = st.one_of(
-    st.builds(segment, st.integers(0xE0, 0xEF) | st.just(0xFE), st.binary(max_size=40)), st.just(b"\xff" * 5),
-    st.just(segment(0xE1, segment(0xC0, bytes(15)) * 9)),  # A thumbnail has a frame header of its own.
-    st.sampled_from([b"\xff\xd0", b"\xff\x01", b"\xff\xd8", b"\xff\x00", b"abc", b"\0\0\xff\0", b"\xff\xe5\0\0",
-                     b"\xff\xe5\0\1", segment(0xDD, b"\0\3"), segment(0xDC, b"\0\x10"), b"\xff\xd9"]), st.binary(max_size=6))
+  st.builds(segment, st.integers(0xE0, 0xEF) | st.just(0xFE), st.binary(max_size=40)),
+  st.just(b"\xff" * 5),
+  st.just(segment(0xE1, segment(0xC0, bytes(15)) * 9)),  # A thumbnail has a frame header of its own.
+  st.sampled_from(
+    [
+      b"\xff\xd0",
+      b"\xff\x01",
+      b"\xff\xd8",
+      b"\xff\x00",
+      b"abc",
+      b"\0\0\xff\0",
+      b"\xff\xe5\0\0",
+      b"\xff\xe5\0\1",
+      segment(0xDD, b"\0\3"),
+      segment(0xDC, b"\0\x10"),
+      b"\xff\xd9",
+    ]
+  ),
+  st.binary(max_size=6),
+)
 
 
 @COUNTS
 def test_unusual_jpeg_files_train_with_the_pixels_of_evaluation(count):
   @examples(2 * count)
-  @given(st.integers(1, 40), st.integers(1, 40), st.booleans(), st.sampled_from(SAMPLINGS), st.booleans(),
-         st.sampled_from([0, 1, 3]), st.booleans(), st.sampled_from([1, 3]), st.integers(0, 1000),
-         st.lists(st.tuples(st.floats(0, 1), BETWEEN), max_size=3))
+  @given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.booleans(),
+    st.sampled_from(SAMPLINGS),
+    st.booleans(),
+    st.sampled_from([0, 1, 3]),
+    st.booleans(),
+    st.sampled_from([1, 3]),
+    st.integers(0, 1000),
+    st.lists(st.tuples(st.floats(0, 1), BETWEEN), max_size=3),
+  )
   def check(height, width, gray, sampling, progressive, restart, optimize, channels, number, inserted):
     shape = (height, width) if gray else (height, width, 3)
     pixels = np.random.default_rng(number).integers(0, 256, shape).astype(np.uint8)
@@ -478,8 +623,9 @@ def encoded_image(file_format, **options):
 
 
 @COUNTS
-@pytest.mark.parametrize("file_format, options", [
-    ("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {})])
+@pytest.mark.parametrize(
+  "file_format, options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("GIF", {}), ("BMP", {})]
+)
 def test_damaged_images_are_read_as_evaluation_does_or_refused(file_format, options, count):
   whole = encoded_image(file_format, **options)
 
@@ -505,4 +651,4 @@ def read_or_refuse_image(encoded, channels):
 def test_a_jpeg_that_claims_a_great_size_takes_no_memory(height, width):
   whole = encoded_image("JPEG")
   frame = whole.index(b"\xff\xc0")
-  read_or_refuse_image(whole[:frame + 5] + struct.pack(">HH", height, width) + whole[frame + 9:], 3)
+  read_or_refuse_image(whole[: frame + 5] + struct.pack(">HH", height, width) + whole[frame + 9 :], 3)

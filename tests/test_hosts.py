@@ -6,16 +6,17 @@ import threading
 import jax
 import pytest
 
-from bn_inception import hosts
+from bn_inception import hosts, status
 from bn_inception.errors import StartAgainError, Stopped, UserError
-from bn_inception import status
 
 
 def place(runs: int, inside: bool, polls: int) -> dict:
   return {"runs": runs, "inside": inside, "polls": polls}
 
 
-@pytest.mark.parametrize("own, other, expected", [
+@pytest.mark.parametrize(
+  "own, other, expected",
+  [
     (place(1, True, 5), place(1, True, 7), "due"),
     (place(1, True, 5), place(0, False, 0), "now"),  # The other still compiles: no step of this run is made.
     (place(0, False, 0), place(1, True, 5), "now"),
@@ -23,7 +24,8 @@ def place(runs: int, inside: bool, polls: int) -> dict:
     (place(1, False, 9), place(1, True, 9), "now"),
     (place(2, True, 9), place(1, False, 9), "now"),  # It has not begun the next.
     (place(1, False, 9), place(2, True, 9), "now"),
-])
+  ],
+)
 def test_where_processes_stop(own, other, expected):
   assert hosts.decide(own, [own, other]) == expected
 
@@ -48,8 +50,14 @@ def test_all_processes_stop_at_one_poll_that_none_has_passed(monkeypatch):
   """Three processes at different speeds; one is asked; each ends at the same poll."""
   store, states = Store(), [hosts._State() for _ in range(3)]
   local = threading.local()
-  proxy = type("Proxy", (), {"__getattr__": lambda _, name: getattr(states[local.process], name),
-                             "__setattr__": lambda _, name, value: setattr(states[local.process], name, value)})()
+  proxy = type(
+    "Proxy",
+    (),
+    {
+      "__getattr__": lambda _, name: getattr(states[local.process], name),
+      "__setattr__": lambda _, name, value: setattr(states[local.process], name, value),
+    },
+  )()
   monkeypatch.setattr(hosts, "_state", proxy)
   monkeypatch.setattr(hosts, "_LISTEN_SECONDS", 0.005)
   monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)

@@ -48,6 +48,7 @@ def flat(tree) -> dict[str, np.ndarray]:
 
 def state_at(workdir: pathlib.Path, step: int) -> dict:
   import orbax.checkpoint as ocp
+
   with ocp.StandardCheckpointer() as checkpointer:
     return jax.tree.map(np.asarray, checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute()))
 
@@ -77,7 +78,11 @@ def test_what_is_skipped_begins_as_in_a_new_run_and_the_rest_as_the_checkpoint(s
 
   def first_step(name: str, checkpoint: str, momentum: float) -> dict:
     config = tuned_config(source, digits_dir, num_steps=1, checkpoint_every=1, learning_rate=1e-30)
-    config.batch_norm.momentum, config.init.checkpoint, config.init.skip = momentum, checkpoint, skip if checkpoint else ()
+    config.batch_norm.momentum, config.init.checkpoint, config.init.skip = (
+      momentum,
+      checkpoint,
+      skip if checkpoint else (),
+    )
     train.train_and_evaluate(config, tmp_path / name, jax.devices()[:1])
     return state_at(tmp_path / name, 1)
 
@@ -116,6 +121,7 @@ def test_a_tuned_run_resumes_bit_for_bit_without_its_source(source, tuned, digit
 def test_a_release_and_its_run_are_one_source(source, digits_dir, tmp_path):
   from bn_inception import initialization
   from bn_inception.data import datasets
+
   config = tuned_config(source, digits_dir)
   split = datasets.open_split(config.data, "train")
   of_run = initialization.read(config, {}, split)
@@ -143,14 +149,22 @@ def test_the_config_follows_the_checkpoint(source):
     finetune.get_config()
 
 
-@pytest.mark.parametrize("key, value, words", [
-    ("model.hidden_units", 150, ["model.hidden_units", "100"]), ("batch_norm.epsilon", 1e-5, ["batch_norm.epsilon"]),
-    ("data.binary", False, ["data.binary"]), ("init.freeze", ("logits",), ["logits/", "begins anew"]),
-    ("init.freeze", ("hidden9",), ["hidden9", "no parameter", "hidden1"]), ("init.freeze", ("*",), ["nothing is left"]),
-    ("init.skip", ("bn7",), ["bn7"]), ("learning_rate_factors", ("conv1=2",), ["conv1"]),
+@pytest.mark.parametrize(
+  "key, value, words",
+  [
+    ("model.hidden_units", 150, ["model.hidden_units", "100"]),
+    ("batch_norm.epsilon", 1e-5, ["batch_norm.epsilon"]),
+    ("data.binary", False, ["data.binary"]),
+    ("init.freeze", ("logits",), ["logits/", "begins anew"]),
+    ("init.freeze", ("hidden9",), ["hidden9", "no parameter", "hidden1"]),
+    ("init.freeze", ("*",), ["nothing is left"]),
+    ("init.skip", ("bn7",), ["bn7"]),
+    ("learning_rate_factors", ("conv1=2",), ["conv1"]),
     ("learning_rate_factors", ("logits",), ["PATTERN=FACTOR"]),
     ("learning_rate_factors", ("logits=0",), ["PATTERN=FACTOR"]),
-    ("init.checkpoint", "", ["init.checkpoint"])])
+    ("init.checkpoint", "", ["init.checkpoint"]),
+  ],
+)
 def test_what_contradicts_the_checkpoint_or_itself_is_refused(source, digits_dir, tmp_path, key, value, words):
   config = tuned_config(source, digits_dir)
   config.init.skip = ("logits",)
@@ -166,8 +180,11 @@ def test_factors_multiply_the_rate_of_the_first_pattern_that_fits():
   config = mnist.get_config("bn,quickstart")
   config.learning_rate, config.momentum, config.weight_decay = 0.5, 0.9, 0.1
   config.learning_rate_factors = ("logits/bias=3", "logits=10", "hidden*=0.25")
-  params = {"hidden1": {"kernel": jnp.array([2.0])}, "logits": {"kernel": jnp.array([4.0]), "bias": jnp.array([1.0])},
-            "bn1": {"beta": jnp.array([1.0])}}
+  params = {
+    "hidden1": {"kernel": jnp.array([2.0])},
+    "logits": {"kernel": jnp.array([4.0]), "bias": jnp.array([1.0])},
+    "bn1": {"beta": jnp.array([1.0])},
+  }
   optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, num_examples=60))
   opt_state, expected, velocity = optimizer.init(params), flat(params), {}
   factors = {"hidden1/kernel": 0.25, "logits/kernel": 10.0, "logits/bias": 3.0, "bn1/beta": 1.0}
@@ -203,9 +220,11 @@ def test_a_frozen_layer_is_inference_among_layers_that_are_not():
   np.testing.assert_array_equal(b, Two().apply(variables, x, True, mutable=["batch_moments"])[0][1])
   assert set(updates["batch_moments"]) == {"b"}
   moved = batch_norm.update_running_averages(
-      variables["batch_stats"], updates["batch_moments"], momentum=0.9, step=jnp.zeros((), jnp.int32))
+    variables["batch_stats"], updates["batch_moments"], momentum=0.9, step=jnp.zeros((), jnp.int32)
+  )
   assert moved["a"] is variables["batch_stats"]["a"] or all(
-      np.array_equal(moved["a"][name], variables["batch_stats"]["a"][name]) for name in ("mean", "var"))
+    np.array_equal(moved["a"][name], variables["batch_stats"]["a"][name]) for name in ("mean", "var")
+  )
   np.testing.assert_allclose(moved["b"]["mean"], 2 * np.mean(np.asarray(x), 0), rtol=1e-5)
 
 

@@ -18,8 +18,13 @@ def test_every_folder_of_the_package_is_installed(repository):
 
 
 def run(*arguments, cwd, **environment):
-  return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True,
-                        env=os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | environment)
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=cwd,
+    capture_output=True,
+    text=True,
+    env=os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} | environment,
+  )
 
 
 def test_a_project_with_its_own_configs_is_left_alone(tmp_path, repository):
@@ -38,7 +43,8 @@ def test_the_command_runs_scripts_and_finds_shipped_configs_from_any_folder(tmp_
   # A file of one's own comes first.
   (tmp_path / "configs").mkdir()
   (tmp_path / "configs" / "mnist.py").write_text(
-      "from bn_inception.configs import bn_x5\nget_config = lambda: bn_x5.get_config('quickstart')\n")
+    "from bn_inception.configs import bn_x5\nget_config = lambda: bn_x5.get_config('quickstart')\n"
+  )
   finished = run(*words, "--config=configs/mnist.py", cwd=tmp_path, PYTHONPATH=str(repository))
   assert "inception" in finished.stdout, finished.stderr
 

@@ -23,7 +23,7 @@ def algorithm_2(x, per_activation=False):
     m = len(rows)  # m * p * q for a convolution.
     mu = sum(rows) / m
     means.append(mu)
-    variances.append(sum((row - mu)**2 for row in rows) / m)
+    variances.append(sum((row - mu) ** 2 for row in rows) / m)
   return sum(means) / len(means), m / (m - 1) * sum(variances) / len(variances)
 
 
@@ -49,13 +49,15 @@ def assert_statistics(actual, expected):
     np.testing.assert_allclose(actual[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("shape, per_activation", [((3, 2, 4), False), ((5,), False), ((3, 2, 4), True)],
-                         ids=["conv", "dense", "per activation"])
+@pytest.mark.parametrize(
+  "shape, per_activation",
+  [((3, 2, 4), False), ((5,), False), ((3, 2, 4), True)],
+  ids=["conv", "dense", "per activation"],
+)
 def test_algorithm_2(shape, per_activation):
   """E[mu] and m/(m-1) E[var] over all groups of all steps; the variance of the groups' means does not enter."""
   x = data(shape)
-  statistics = population.population_statistics(
-      {"layer": moments(batch, per_activation=per_activation)} for batch in x)
+  statistics = population.population_statistics({"layer": moments(batch, per_activation=per_activation)} for batch in x)
   assert_statistics(statistics["layer"], algorithm_2(x, per_activation))
 
 
@@ -71,15 +73,17 @@ def test_nested_layers_match_batch_stats():
   """The result has the layout of `batch_stats` and goes through the layer at inference."""
   x, z = data((3, 2, 4)), data((3, 2, 4), seed=1)
   statistics = population.population_statistics(
-      {"stem": {"bn": moments(a)}, "head": moments(b, per_activation=True)} for a, b in zip(x, z))
+    {"stem": {"bn": moments(a)}, "head": moments(b, per_activation=True)} for a, b in zip(x, z)
+  )
   assert jax.tree.structure(statistics) == jax.tree.structure(
-      {"stem": {"bn": {"mean": 0, "var": 0}}, "head": {"mean": 0, "var": 0}})
+    {"stem": {"bn": {"mean": 0, "var": 0}}, "head": {"mean": 0, "var": 0}}
+  )
   assert_statistics(statistics["stem"]["bn"], algorithm_2(x))
   assert_statistics(statistics["head"], algorithm_2(z, per_activation=True))
   mean, variance = algorithm_2(x)
   y = batch_norm.BatchNorm(epsilon=1e-3).apply(
-      {"params": {"gamma": jnp.ones(4), "beta": jnp.zeros(4)}, "batch_stats": statistics["stem"]["bn"]}, x[0],
-      train=False)
+    {"params": {"gamma": jnp.ones(4), "beta": jnp.zeros(4)}, "batch_stats": statistics["stem"]["bn"]}, x[0], train=False
+  )
   np.testing.assert_allclose(y, (x[0] - mean) / np.sqrt(variance + 1e-3), rtol=1e-4, atol=1e-4)
 
 
@@ -103,7 +107,8 @@ def test_many_steps_keep_their_digits():
   mean = (1e4 + rng.normal(size=(steps, 2, 3))).astype(np.float32)
   variance = rng.uniform(1, 2, (steps, 2, 3)).astype(np.float32)
   statistics = population.population_statistics(
-      {"moments": batch_norm.Moments(m, v, np.full(2, 32, np.float32))} for m, v in zip(mean, variance))
+    {"moments": batch_norm.Moments(m, v, np.full(2, 32, np.float32))} for m, v in zip(mean, variance)
+  )
   np.testing.assert_allclose(statistics["mean"], np.float64(mean).mean((0, 1)), rtol=1e-7)
   np.testing.assert_allclose(statistics["var"], 32 / 31 * np.float64(variance).mean((0, 1)), rtol=1e-7)
 

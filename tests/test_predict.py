@@ -7,8 +7,8 @@ import pathlib
 
 import jax
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception import predict, release
 from bn_inception.configs import bn_x5
@@ -68,7 +68,9 @@ def test_predictions_are_those_of_the_network_applied_by_hand(checkpoint, photog
     expected = [LABELS[1 + output] for output in likeliest]
     assert [rows[place][f"class_{rank}"] for rank in (1, 2, 3)] == expected
     assert lines[place]["classes"] == expected == arrays["classes"][place].tolist()
-    assert lines[place]["names"] == [{"n01440764": "tench", "n02119789": "kit fox"}.get(name, name) for name in expected]
+    assert lines[place]["names"] == [
+      {"n01440764": "tench", "n02119789": "kit fox"}.get(name, name) for name in expected
+    ]
     np.testing.assert_allclose(arrays["probabilities"][place], probabilities[likeliest], rtol=1e-4)
     np.testing.assert_allclose(float(rows[place]["probability_1"]), probabilities[likeliest[0]], rtol=1e-4)
     np.testing.assert_allclose(arrays["features"][place], pooled, rtol=1e-4, atol=1e-5)
@@ -101,10 +103,16 @@ def test_batches_do_not_change_results(checkpoint, photographs, monkeypatch):
   np.testing.assert_allclose(apart.probabilities, together.probabilities, rtol=1e-4)
 
 
-@pytest.mark.parametrize("images, output, features, words", [
-    (".", "x.txt", None, [".csv, .jsonl, .npz"]), ("missing.jpg", "x.csv", None, ["missing.jpg", "does not exist"]),
-    (".", "no/x.csv", None, ["does not exist"]), (".", "x.csv", "pool", ["no features 'pool'", "pooled"]),
-    (".", "x.csv", "conv1", ["vectors", ".npz"])])
+@pytest.mark.parametrize(
+  "images, output, features, words",
+  [
+    (".", "x.txt", None, [".csv, .jsonl, .npz"]),
+    ("missing.jpg", "x.csv", None, ["missing.jpg", "does not exist"]),
+    (".", "no/x.csv", None, ["does not exist"]),
+    (".", "x.csv", "pool", ["no features 'pool'", "pooled"]),
+    (".", "x.csv", "conv1", ["vectors", ".npz"]),
+  ],
+)
 def test_what_cannot_be_predicted_is_said(checkpoint, photographs, tmp_path, images, output, features, words):
   with pytest.raises(predict.PredictError) as caught:
     predict.write_predictions(checkpoint, [photographs / images], tmp_path / output, features=features)

@@ -50,8 +50,13 @@ def test_a_signal_to_one_of_them_stops_both_at_one_step_and_the_run_goes_on(data
 
 def test_another_config_on_one_of_them_is_named_and_ends_both_before_anything_is_made(data, tmp_path, monkeypatch):
   start_one = fault_table.subprocess.Popen
-  monkeypatch.setattr(fault_table.subprocess, "Popen", lambda command, **options: start_one(
-      [*command, "--config.learning_rate=0.5"] if "--process_id=1" in command else command, **options))
+  monkeypatch.setattr(
+    fault_table.subprocess,
+    "Popen",
+    lambda command, **options: start_one(
+      [*command, "--config.learning_rate=0.5"] if "--process_id=1" in command else command, **options
+    ),
+  )
   processes = fault_table.start(tmp_path / "run", data, 2)
   assert [process.wait(120) for process in processes] == [2, 2], logs(tmp_path)
   for log in logs(tmp_path):

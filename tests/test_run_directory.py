@@ -5,8 +5,8 @@ import math
 from ml_collections import ConfigDict
 
 from bn_inception import run_directory
-from bn_inception.report import curves
 from bn_inception.configs import versions
+from bn_inception.report import curves
 
 
 def test_metrics_come_back_as_written_and_not_finite_numbers_too(tmp_path):
@@ -45,7 +45,9 @@ def test_curves_are_drawn(tmp_path):
     (tmp_path / run).mkdir()
     for step in (1, 2):
       run_directory.append_metrics(tmp_path / run, step, 32, {"train/loss": 1 / step, "eval/running/top1": step / 3})
-  for picture in (curves.draw(tmp_path / "one"), curves.compare([tmp_path / "one", tmp_path / "two"],
-                                                                tmp_path / "both.png")):
+  for picture in (
+    curves.draw(tmp_path / "one"),
+    curves.compare([tmp_path / "one", tmp_path / "two"], tmp_path / "both.png"),
+  ):
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
   assert not list(tmp_path.rglob("*.partial*"))

@@ -3,10 +3,10 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from bn_inception import batch_norm, sharding, state as state_lib, step as step_lib
 from bn_inception.data import color_distortions
@@ -30,10 +30,17 @@ class ConvNet(nn.Module):
 
 
 def make_config(micro_batches: int = 1, strength: float = 0.0) -> ConfigDict:
-  return ConfigDict(dict(
-      seed=1, ema_decay=0.9, auxiliary_loss_weight=0.3, gradient_accumulation=micro_batches,
-      batch_norm=dict(enabled=True, momentum=0.9), init=dict(checkpoint="", skip=(), freeze=()),
-      data=dict(mean=(127.5,), std=(127.5,), binary=False, channel_order="rgb", photometric_strength=strength)))
+  return ConfigDict(
+    dict(
+      seed=1,
+      ema_decay=0.9,
+      auxiliary_loss_weight=0.3,
+      gradient_accumulation=micro_batches,
+      batch_norm=dict(enabled=True, momentum=0.9),
+      init=dict(checkpoint="", skip=(), freeze=()),
+      data=dict(mean=(127.5,), std=(127.5,), binary=False, channel_order="rgb", photometric_strength=strength),
+    )
+  )
 
 
 def make_batches(micro_batches: int = 1) -> list[dict[str, np.ndarray]]:
@@ -45,10 +52,13 @@ def make_batches(micro_batches: int = 1) -> list[dict[str, np.ndarray]]:
     labels = random.integers(0, 10, BATCH)
     contrast = np.linspace(0.4, 1.2, BATCH)[:, None, None, None]
     images = np.clip(patterns[labels] * contrast + random.normal(0, 10, (BATCH, SIZE, SIZE, 3)), 0, 255)
-    batches.append({
+    batches.append(
+      {
         "image": images.astype(np.uint8).reshape(micro_batches, -1, SIZE, SIZE, 3),
         "label": labels.astype(np.int32).reshape(micro_batches, -1),
-        "skipped": np.zeros((micro_batches, len(labels) // micro_batches), bool)})
+        "skipped": np.zeros((micro_batches, len(labels) // micro_batches), bool),
+      }
+    )
   return batches
 
 
@@ -75,8 +85,11 @@ def assert_same(result, reference) -> None:
   expected_losses, expected_state = reference
   np.testing.assert_allclose(losses, expected_losses, rtol=2e-4)
   for name in ("params", "batch_stats", "ema_params"):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
-                 getattr(state, name), getattr(expected_state, name))
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+      getattr(state, name),
+      getattr(expected_state, name),
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,9 +129,21 @@ def test_accumulation_keeps_the_groups(references, devices):
 def test_one_step_is_momentum_sgd_with_l2_on_kernels_only():
   """The whole optimizer against the formulas, in NumPy."""
   from bn_inception import optim
-  config = ConfigDict(dict(learning_rate=0.1, learning_rate_decay=0.5, learning_rate_decay_epochs=2.0, batch_size=10,
-                           weight_decay=0.3, momentum=0.9, learning_rate_scaling="none",
-                           learning_rate_warmup_epochs=0.0, learning_rate_factors=(), init=dict(freeze=())))
+
+  config = ConfigDict(
+    dict(
+      learning_rate=0.1,
+      learning_rate_decay=0.5,
+      learning_rate_decay_epochs=2.0,
+      batch_size=10,
+      weight_decay=0.3,
+      momentum=0.9,
+      learning_rate_scaling="none",
+      learning_rate_warmup_epochs=0.0,
+      learning_rate_factors=(),
+      init=dict(freeze=()),
+    )
+  )
   schedule = optim.learning_rate_schedule(config, num_examples=10)  # A step an epoch: halved every 2 steps.
   optimizer = optim.make_optimizer(config, schedule)
   params = {"conv": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.array([3.0])}, "bn": {"gamma": jnp.array([4.0])}}
@@ -150,7 +175,7 @@ def test_step_advances_moments_running_averages_and_ema():
   u = np.zeros((BATCH, 4, 4, 8))
   for i in range(3):
     for j in range(3):
-      u += padded[:, i:i + 8:2, j:j + 8:2] @ kernel[i, j]
+      u += padded[:, i : i + 8 : 2, j : j + 8 : 2] @ kernel[i, j]
   running = state.batch_stats["a"]["bn"]
   np.testing.assert_allclose(running["mean"], u.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(running["var"], u.var((0, 1, 2), ddof=1), rtol=1e-4)
@@ -173,6 +198,7 @@ def test_batch_statistics_of_a_padded_batch_are_those_of_its_real_examples():
 
 def test_dropout_differs_by_step_and_is_off_without_training():
   """Noise comes from (seed, step), so two steps on one batch differ, and the same step twice does not."""
+
   class Dropped(nn.Module):
     @nn.compact
     def __call__(self, x, *, train, mask=None):
@@ -213,8 +239,12 @@ def test_training_sees_the_distortions_of_each_example_s_position():
   variables = ConvNet(None).init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)), train=False)
   step = jax.jit(step_lib.make_batch_statistics_step(ConvNet(None), config))
   statistics = lambda batch: step(variables["params"], variables["batch_stats"], batch)[1]
-  evaluated = {"image": images, "label": batch["label"].reshape(-1), "mask": np.ones(BATCH, bool),
-               "skipped": np.zeros(BATCH, bool)}
+  evaluated = {
+    "image": images,
+    "label": batch["label"].reshape(-1),
+    "mask": np.ones(BATCH, bool),
+    "skipped": np.zeros(BATCH, bool),
+  }
   of_training = statistics(evaluated | {"position": np.arange(96, 128, dtype=np.uint32)})
   of_distorted = statistics(evaluated | {"image": np.asarray(distorted)})
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), of_training, of_distorted)

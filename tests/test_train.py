@@ -12,20 +12,20 @@ import sys
 import threading
 import time
 
-from array_record.python import array_record_module
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from array_record.python import array_record_module
+from ml_collections import ConfigDict
 
 from bn_inception import checkpoint, config_checks, evaluate, folder_lock, hosts, run_directory, step as step_lib, train
+from bn_inception.configs import mnist
 from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.errors import StartAgainError, StorageError
 from bn_inception.evaluators import classification
 from bn_inception.report import tables
-from bn_inception.configs import mnist
 
 BATCH, STEPS = 32, 20
 
@@ -52,8 +52,10 @@ def losses(workdir: pathlib.Path) -> list[float]:
 
 def reproducible(workdir: pathlib.Path) -> list[dict]:
   """metrics.jsonl without times and speeds."""
-  return [{name: value for name, value in line.items() if not name.startswith(("train/images_per_second", "time/"))}
-          for line in run_directory.read_metrics(workdir)]
+  return [
+    {name: value for name, value in line.items() if not name.startswith(("train/images_per_second", "time/"))}
+    for line in run_directory.read_metrics(workdir)
+  ]
 
 
 def final_state(workdir: pathlib.Path) -> dict:
@@ -103,8 +105,9 @@ def test_it_learns(finished):
 
 def test_latest_and_best_are_kept(finished):
   steps = sorted(int(path.name) for path in (finished / "checkpoints").iterdir())
-  evaluations = {line["step"]: line["eval/running/top1"] for line in run_directory.read_metrics(finished)
-                 if "eval/count" in line}
+  evaluations = {
+    line["step"]: line["eval/running/top1"] for line in run_directory.read_metrics(finished) if "eval/count" in line
+  }
   best = max(evaluations, key=evaluations.get)
   assert steps == sorted({15, 20} | {best})
 
@@ -168,8 +171,13 @@ def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch,
 
   with monkeypatch.context() as patch:
     # Asked to stop within the evaluation of step 10, or after it.
-    patch.setattr(hosts, "poll", lambda: hosts.Due(
-        stop=any(logged in line for line in run_directory.read_metrics(cut) if line["step"] == 10), save=False))
+    patch.setattr(
+      hosts,
+      "poll",
+      lambda: hosts.Due(
+        stop=any(logged in line for line in run_directory.read_metrics(cut) if line["step"] == 10), save=False
+      ),
+    )
     summary = train.train_and_evaluate(config, cut, jax.devices()[:1])
   assert (summary["status"], summary["step"]) == ("preempted", stopped)
   train.train_and_evaluate(config, cut, jax.devices()[:1])
@@ -217,13 +225,30 @@ print("SUMMARY", json.dumps(summary["status"]))
 """
 
 
-def start(repository: pathlib.Path, digits_dir: str, workdir: pathlib.Path, *, group_size: int = 8, process: int = 0,
-          processes: int = 1, port: int = 0, devices: int = 1) -> subprocess.Popen:
-  environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                              "PYTHONPATH": str(repository)}
+def start(
+  repository: pathlib.Path,
+  digits_dir: str,
+  workdir: pathlib.Path,
+  *,
+  group_size: int = 8,
+  process: int = 0,
+  processes: int = 1,
+  port: int = 0,
+  devices: int = 1,
+) -> subprocess.Popen:
+  environment = os.environ | {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "PYTHONPATH": str(repository),
+  }
   arguments = [digits_dir, workdir, group_size, process, processes, port]
-  return subprocess.Popen([sys.executable, "-c", _RUN, *map(str, arguments)], env=environment, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=repository)
+  return subprocess.Popen(
+    [sys.executable, "-c", _RUN, *map(str, arguments)],
+    env=environment,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    cwd=repository,
+  )
 
 
 def wait_for_step(workdir: pathlib.Path, step: int, process: subprocess.Popen) -> None:
@@ -264,16 +289,19 @@ def test_sigterm_saves_and_stops_and_the_resumed_run_is_bit_identical(finished, 
   assert_bit_identical(tmp_path, finished)
 
 
-@pytest.mark.parametrize("group_size", [8, pytest.param(4, marks=pytest.mark.slow),
-                                        pytest.param(32, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+  "group_size", [8, pytest.param(4, marks=pytest.mark.slow), pytest.param(32, marks=pytest.mark.slow)]
+)
 def test_two_processes_of_two_devices_are_one_run(digits_dir, tmp_path, repository, group_size):
   """The share of a device is 8: groups equal to it, smaller, and the whole batch of all processes."""
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
   together, alone = tmp_path / "together", tmp_path / "alone"
-  processes = [start(repository, digits_dir, together, group_size=group_size, process=index, processes=2, port=port,
-                     devices=2) for index in range(2)]
+  processes = [
+    start(repository, digits_dir, together, group_size=group_size, process=index, processes=2, port=port, devices=2)
+    for index in range(2)
+  ]
   train.train_and_evaluate(make_config(digits_dir, group_size), alone, jax.devices()[:1])
   for process in processes:
     output, _ = process.communicate(timeout=400)
@@ -302,11 +330,18 @@ def assert_no_thread_reads() -> None:
 def openings(monkeypatch) -> list[str]:
   """What was found and opened, in order."""
   made = []
-  for module, name, describe in ((datasets, "open_split", lambda data, split: f"found {split}"),
-                                 (pipeline, "open_records", lambda split: f"opened {split.split}")):
+  for module, name, describe in (
+    (datasets, "open_split", lambda data, split: f"found {split}"),
+    (pipeline, "open_records", lambda split: f"opened {split.split}"),
+  ):
     function = getattr(module, name)
-    monkeypatch.setattr(module, name, lambda *arguments, function=function, describe=describe:
-                        made.append(describe(*arguments)) or function(*arguments))
+    monkeypatch.setattr(
+      module,
+      name,
+      lambda *arguments, function=function, describe=describe: (
+        made.append(describe(*arguments)) or function(*arguments)
+      ),
+    )
   return made
 
 
@@ -346,6 +381,7 @@ def test_input_is_read_while_programs_compile_and_steps_run(digits_dir, tmp_path
       for batch in function(*arguments, **options):
         waiting[kind].set()
         yield batch
+
     return batches
 
   def make_train_step(*arguments, function=step_lib.make_train_step):
@@ -374,10 +410,19 @@ class _Failure(Exception):
   pass
 
 
-@pytest.mark.parametrize("module, name", [(step_lib, "make_train_call"), (tables, "plan"), (tables, "progress"),
-                                          (checkpoint, "save"), (classification, "_metrics")])
+@pytest.mark.parametrize(
+  "module, name",
+  [
+    (step_lib, "make_train_call"),
+    (tables, "plan"),
+    (tables, "progress"),
+    (checkpoint, "save"),
+    (classification, "_metrics"),
+  ],
+)
 def test_no_thread_stays_behind_a_failure(digits_dir, tmp_path, monkeypatch, module, name):
   """While the step is compiled, in the loop with an evaluation's input being read, within the evaluation."""
+
   def fail(*arguments):
     assert "to_device" in reading_threads()
     raise _Failure
@@ -425,8 +470,11 @@ def flip_a_bit(path: pathlib.Path) -> None:
   path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99]),
-                                    flip_a_bit], ids=["missing", "cut", "flipped bit"])
+@pytest.mark.parametrize(
+  "damage",
+  [lambda path: path.unlink(), lambda path: path.write_bytes(path.read_bytes()[:99]), flip_a_bit],
+  ids=["missing", "cut", "flipped bit"],
+)
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(copy, finished, digits_dir, caplog, damage):
   damage(largest_file(copy / "checkpoints" / "20" / "state"))
   summary = train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
@@ -469,8 +517,9 @@ def test_a_run_whose_checkpoints_are_gone_is_refused_and_keeps_its_metrics(copy,
   assert (copy / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize("old, new", [(b"examples_seen", b"examples_sewn"), (b'": 640', b'": 641'),
-                                      (b'"seed": 0', b'"seed": 1')])
+@pytest.mark.parametrize(
+  "old, new", [(b"examples_seen", b"examples_sewn"), (b'": 640', b'": 641'), (b'"seed": 0', b'"seed": 1')]
+)
 def test_a_damaged_description_means_the_checkpoint_before(copy, finished, digits_dir, old, new):
   path = copy / "checkpoints" / "20" / "description" / "metadata"
   content = path.read_bytes()
@@ -484,6 +533,7 @@ def test_a_damaged_description_means_the_checkpoint_before(copy, finished, digit
 def test_a_passing_read_error_renames_nothing(copy, digits_dir, monkeypatch):
   def fail(*_):
     raise OSError(errno.EIO, "Input/output error")
+
   monkeypatch.setattr(checkpoint, "_restore_step", fail)
   with pytest.raises(StartAgainError, match="20 cannot be read now .*Input/output error"):
     train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
@@ -491,10 +541,15 @@ def test_a_passing_read_error_renames_nothing(copy, digits_dir, monkeypatch):
   assert not (copy / "damaged_checkpoints").exists()
 
 
-@pytest.mark.parametrize("change, allowed, named", [
-    ({"momentum": 0.0}, True, "momentum"), ({"ema_decay": 0.9}, True, "ema_decay"),
+@pytest.mark.parametrize(
+  "change, allowed, named",
+  [
+    ({"momentum": 0.0}, True, "momentum"),
+    ({"ema_decay": 0.9}, True, "ema_decay"),
     ({"dtype": "bfloat16"}, True, "dtype"),
-    ({"learning_rate": 0.2, "num_steps": 25}, False, "learning_rate, num_steps: give --allow_config_change")])
+    ({"learning_rate": 0.2, "num_steps": 25}, False, "learning_rate, num_steps: give --allow_config_change"),
+  ],
+)
 def test_a_changed_config_is_named_and_is_no_damage(copy, digits_dir, change, allowed, named):
   with pytest.raises(config_checks.ConfigError, match=f"differs from that of the run so far in {named}"):
     train.train_and_evaluate(make_config(digits_dir, **change), copy, jax.devices()[:1], allow_config_change=allowed)
@@ -531,14 +586,19 @@ def test_two_runs_in_one_folder_are_refused(copy, digits_dir):
   assert evaluate.evaluate_run(copy, devices=jax.devices()[:1])["eval/count"] == 1000
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(finished, digits_dir, tmp_path,
-                                                                              monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
+  finished, digits_dir, tmp_path, monkeypatch
+):
   def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
+
   with monkeypatch.context() as patch:
     append = run_directory.append_metrics
-    patch.setattr(run_directory, "append_metrics",
-                  lambda workdir, step, *rest: full() if step == 7 else append(workdir, step, *rest))
+    patch.setattr(
+      run_directory,
+      "append_metrics",
+      lambda workdir, step, *rest: full() if step == 7 else append(workdir, step, *rest),
+    )
     with pytest.raises(StorageError, match="cannot be written .No space left on device.: make room"):
       train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
   with monkeypatch.context() as patch:
@@ -552,8 +612,9 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(fini
 def test_a_checkpoint_is_saved_by_the_clock(digits_dir, tmp_path, monkeypatch):
   saved = []
   save = checkpoint.save
-  monkeypatch.setattr(checkpoint, "save", lambda manager, state, *rest: saved.append(int(state.step)) or save(
-      manager, state, *rest))
+  monkeypatch.setattr(
+    checkpoint, "save", lambda manager, state, *rest: saved.append(int(state.step)) or save(manager, state, *rest)
+  )
   config = make_config(digits_dir, num_steps=6, eval_every=100, checkpoint_every=100, checkpoint_every_minutes=1e-9)
   train.train_and_evaluate(config, tmp_path, jax.devices()[:1])
   assert saved == [0, 1, 2, 3, 4, 5, 6]

@@ -5,27 +5,37 @@ import json
 import subprocess
 import sys
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from bn_inception import config_checks, run_data, run_directory
+from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import annotations, datasets, pipeline, preparation
 from bn_inception.errors import UserError
 from bn_inception.evaluators import predictions_file
 from bn_inception.release import torch_file
-from bn_inception.configs import bn_x5, mnist
 
 
 def write_set(root, name, pixels, features=None, extra=None, version="1.0.0", named=True):
   """A prepared set of one split, 'test', in root/NAME/VERSION; without a name as TFDS's `write_metadata` leaves it."""
-  features = tfds.features.FeaturesDict({
-      "image": tfds.features.Image(shape=(2, 2, 1)), "label": tfds.features.ClassLabel(num_classes=3)} | (features or {}))
+  features = tfds.features.FeaturesDict(
+    {"image": tfds.features.Image(shape=(2, 2, 1)), "label": tfds.features.ClassLabel(num_classes=3)} | (features or {})
+  )
   tfds.dataset_builders.store_as_tfds_dataset(
-      name=name, version=version, features=features, data_dir=str(root), disable_shuffling=True, split_datasets={
-          "test": [(row, {"image": np.full((2, 2, 1), pixel, np.uint8), "label": row % 3} | (extra or (lambda _: {}))(row))
-                   for row, pixel in enumerate(pixels)]})
+    name=name,
+    version=version,
+    features=features,
+    data_dir=str(root),
+    disable_shuffling=True,
+    split_datasets={
+      "test": [
+        (row, {"image": np.full((2, 2, 1), pixel, np.uint8), "label": row % 3} | (extra or (lambda _: {}))(row))
+        for row, pixel in enumerate(pixels)
+      ]
+    },
+  )
   folder = root / name / version
   if not named:
     info = json.loads((folder / "dataset_info.json").read_text())
@@ -62,8 +72,12 @@ def test_a_run_holds_to_its_version_and_to_its_data(tmp_path):
   data, workdir = ConfigDict({"name": "own:1.*.*", "dir": str(tmp_path)}), tmp_path / "run"
   workdir.mkdir()
   assert run_data.held(data, workdir).name == "own:1.*.*"
-  run_data.write(data, workdir, eval_split=pipeline.open_source(data, "test").split,
-                 train_split=pipeline.open_source(data, "test").split)
+  run_data.write(
+    data,
+    workdir,
+    eval_split=pipeline.open_source(data, "test").split,
+    train_split=pipeline.open_source(data, "test").split,
+  )
   write_set(tmp_path, "own", [7, 8, 9], version="1.1.0")
   newer = pipeline.open_source(data, "test").split
   with pytest.raises(UserError, match="own:1.1.0 test found is not the own:1.0.0"):
@@ -88,12 +102,20 @@ def test_an_evaluation_of_other_data_is_another_and_older_folders_still_read(tmp
   assert predictions_file.resume(tmp_path / "old", request) == 0
 
 
-@pytest.mark.parametrize("feature, value, expected", [
-    (tfds.features.Text(), "é", "é"), (tfds.features.Text(), b"\xff", "test:0"), (tfds.features.Text(), "", "test:0"),
-    (tfds.features.Scalar(np.int64), 12, "12"), (tfds.features.Scalar(np.int32), 0, "0"),
-    (tfds.features.Tensor(shape=(2,), dtype=np.int64), [1, 2], "test:0"), (tfds.features.Scalar(np.float32), 1, "test:0"),
+@pytest.mark.parametrize(
+  "feature, value, expected",
+  [
+    (tfds.features.Text(), "é", "é"),
+    (tfds.features.Text(), b"\xff", "test:0"),
+    (tfds.features.Text(), "", "test:0"),
+    (tfds.features.Scalar(np.int64), 12, "12"),
+    (tfds.features.Scalar(np.int32), 0, "0"),
+    (tfds.features.Tensor(shape=(2,), dtype=np.int64), [1, 2], "test:0"),
+    (tfds.features.Scalar(np.float32), 1, "test:0"),
     (tfds.features.Sequence(tfds.features.Text()), ["a", "b"], "test:0"),
-    ({"x": tfds.features.Text()}, {"x": "a"}, "test:0")])
+    ({"x": tfds.features.Text()}, {"x": "a"}, "test:0"),
+  ],
+)
 def test_an_id_of_any_type_names_an_example_or_its_place_does(tmp_path, feature, value, expected):
   write_set(tmp_path, "own", [1], {"id": feature}, lambda row: {"id": value})
   source = opened(tmp_path, "own")
@@ -101,8 +123,9 @@ def test_an_id_of_any_type_names_an_example_or_its_place_does(tmp_path, feature,
   assert source.records.describe(0, source.records.read([0])[0])
 
 
-@pytest.mark.parametrize("split", ["test[2:1]", "test[:0]", "test[1:1]", "test[-1:-2]", "test[80%:20%]",
-                                   "test[:2]+test[2:1]"])
+@pytest.mark.parametrize(
+  "split", ["test[2:1]", "test[:0]", "test[1:1]", "test[-1:-2]", "test[80%:20%]", "test[:2]+test[2:1]"]
+)
 def test_a_slice_without_examples_is_refused_when_it_is_opened(tmp_path, split):
   write_set(tmp_path, "own", [1, 2, 3])
   with pytest.raises(datasets.DataError, match="has no examples in"):
@@ -123,9 +146,15 @@ def test_data_that_are_there_in_another_way_are_said_to_be(tmp_path):
     opened(tmp_path / "data", "own")
 
 
-@pytest.mark.parametrize("config, image_size, refused", [
-    (mnist.get_config("bn"), 28, True), (bn_x5.get_config("imagenet"), 32, True), (bn_x5.get_config("imagenet"), 64, False),
-    (bn_x5.get_config("quickstart"), 8, True)])
+@pytest.mark.parametrize(
+  "config, image_size, refused",
+  [
+    (mnist.get_config("bn"), 28, True),
+    (bn_x5.get_config("imagenet"), 32, True),
+    (bn_x5.get_config("imagenet"), 64, False),
+    (bn_x5.get_config("quickstart"), 8, True),
+  ],
+)
 def test_groups_of_one_value_are_refused(config, image_size, refused):
   config.data.image_size = config.data.eval_resize = image_size
   config.batch_norm.group_size = 1
@@ -136,11 +165,17 @@ def test_groups_of_one_value_are_refused(config, image_size, refused):
     config_checks.check_config(config, devices=1)
 
 
-@pytest.mark.parametrize("config, num_examples, statistics, refused", [
-    (mnist.get_config("bn"), 1 + 3 * 60, ("running", "batch"), True), (mnist.get_config("bn"), 1, ("batch",), True),
-    (mnist.get_config("bn"), 2 + 3 * 60, ("batch",), False), (mnist.get_config("bn"), 1 + 3 * 60, ("running",), False),
+@pytest.mark.parametrize(
+  "config, num_examples, statistics, refused",
+  [
+    (mnist.get_config("bn"), 1 + 3 * 60, ("running", "batch"), True),
+    (mnist.get_config("bn"), 1, ("batch",), True),
+    (mnist.get_config("bn"), 2 + 3 * 60, ("batch",), False),
+    (mnist.get_config("bn"), 1 + 3 * 60, ("running",), False),
     (mnist.get_config("plain"), 1 + 3 * 60, ("batch",), False),
-    (bn_x5.get_config("quickstart"), 1 + 3 * 32, ("batch",), False)])  # Its smallest map is 4x4.
+    (bn_x5.get_config("quickstart"), 1 + 3 * 32, ("batch",), False),
+  ],
+)  # Its smallest map is 4x4.
 def test_a_last_group_of_one_value_is_refused(config, num_examples, statistics, refused):
   config.eval.statistics = statistics
   data = config.data.copy_and_resolve_references()

@@ -9,12 +9,12 @@ import jax
 import pytest
 
 from bn_inception import config_checks, config_keys, evaluate, release, run_directory, train
+from bn_inception.configs import mnist, versions
+from bn_inception.configs.versions import Added, Removed, Renamed, VersionError
 from bn_inception.data import pipeline
 from bn_inception.experiments import archive, execution, plans
 from bn_inception.release import folder as release_folder
 from bn_inception.report import measured, page
-from bn_inception.configs import mnist, versions
-from bn_inception.configs.versions import Added, Removed, Renamed, VersionError
 
 ARCHIVED = "mnist/mnist_bn/seed0"  # Of 2026-11-22; its config has neither a version nor the four keys that came with 1.
 NEW = Added(versions.VERSION + 1, "model.fictitious", (3, 4), model="mnist_mlp")
@@ -36,7 +36,9 @@ def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
     return config
 
   monkeypatch.setattr(versions, "VERSION", NEW.version)
-  monkeypatch.setitem(config_keys._MODEL_KEYS["mnist_mlp"], NEW.key, config_keys.Key(int, least=0, most=9, length=(2, 2)))
+  monkeypatch.setitem(
+    config_keys._MODEL_KEYS["mnist_mlp"], NEW.key, config_keys.Key(int, least=0, most=9, length=(2, 2))
+  )
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, NEW))
   monkeypatch.setattr(mnist, "get_config", with_key)
 
@@ -67,8 +69,12 @@ def as_before_versions(config: dict) -> None:
 
 def test_all_archived_runs_of_a_plan_are_runs_of_it(repository):
   """As they are stored; the report says the same of each."""
-  configs = {run.name: run.config() for make_plan, scales, _ in plans.FIGURES.values() for scale in scales
-             for run in make_plan(scale, 3).runs}
+  configs = {
+    run.name: run.config()
+    for make_plan, scales, _ in plans.FIGURES.values()
+    for scale in scales
+    for run in make_plan(scale, 3).runs
+  }
   compared, lacking = 0, 0
   for path in (repository / "results").rglob("config.json"):
     name = "/".join(path.parent.relative_to(repository / "results").parts[1:])
@@ -91,15 +97,20 @@ def test_an_archived_run_is_the_same_plan_after_a_key_is_added(archived, new_key
   config_checks.check_config(config, 1)
 
 
-@pytest.mark.parametrize("change, expected", [
+@pytest.mark.parametrize(
+  "change, expected",
+  [
     (lambda config: config["model"].update(fictitious=[3, 5]), ["model.fictitious"]),
     (lambda config: config.update(learning_rate=7.0), ["learning_rate"]),
     (lambda config: config["data"].pop("shuffle"), ["data.shuffle"]),
     (lambda config: config["data"].update(surprise=1), ["data.surprise"]),
     (lambda config: config["data"].update(on_error="skip"), ["data.on_error"]),
-    (lambda config: config.update(version=1), ["data.interpolation", "data.on_error", "data.photometric_strength",
-                                               "eval.statistics"]),  # Version 1 has them.
-])
+    (
+      lambda config: config.update(version=1),
+      ["data.interpolation", "data.on_error", "data.photometric_strength", "eval.statistics"],
+    ),  # Version 1 has them.
+  ],
+)
 def test_nothing_else_is_taken_for_the_same(archived, tmp_path, new_key, change, expected):
   shutil.copytree(archived, tmp_path / "run")
   edit(tmp_path / "run" / "config.json", change)
@@ -115,8 +126,11 @@ def test_a_key_of_one_network_is_not_given_to_another(repository, new_key):
 
 def test_keys_are_renamed_and_removed(archived, monkeypatch):
   monkeypatch.setattr(versions, "VERSION", 3)
-  monkeypatch.setattr(versions, "CHANGES", (
-      *versions.CHANGES, Renamed(2, "data.cache", "input.in_memory"), Removed(3, "model.init_std", 0.1)))
+  monkeypatch.setattr(
+    versions,
+    "CHANGES",
+    (*versions.CHANGES, Renamed(2, "data.cache", "input.in_memory"), Removed(3, "model.init_std", 0.1)),
+  )
   config = planned()
   config.version = 3
   del config.data["cache"], config.model["init_std"]

@@ -51,7 +51,9 @@ def of_example(split: Split, index: int, example: tf.train.Example) -> Annotatio
   features = example.features.feature
   labels = list(features[split.label_key].int64_list.value)
   if len(labels) != 1 and not split.several_labels or not all(0 <= label < split.num_classes for label in labels):
-    raise DataError(f"Record {index} of {split.name} {split.split} has no label of the {split.num_classes} there are "
-                    f"(it is {', '.join(map(str, labels)) or 'missing'}): choose a split that has labels.")
+    raise DataError(
+      f"Record {index} of {split.name} {split.split} has no label of the {split.num_classes} there are "
+      f"(it is {', '.join(map(str, labels)) or 'missing'}): choose a split that has labels."
+    )
   name = name_of(example, split) or f"{split.split}:{index}"
   return Annotation(name, labels if split.several_labels else labels[0])

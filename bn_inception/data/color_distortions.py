@@ -94,13 +94,13 @@ def apply(images: jax.Array, choices: Choices) -> jax.Array:
     offsets = [jnp.where(brightness, amount, jnp.where(contrast, (1 - amount) * mean, 0.0)) for mean in means]
     per_example = lambda value: value[:, None, None]
     planes = [
-        jnp.clip(
-            sum(per_example(matrix[:, row, column]) * planes[column] for column in range(channels))
-            + per_example(offsets[row]),
-            0.0,
-            255.0,
-        )
-        for row in range(channels)
+      jnp.clip(
+        sum(per_example(matrix[:, row, column]) * planes[column] for column in range(channels))
+        + per_example(offsets[row]),
+        0.0,
+        255.0,
+      )
+      for row in range(channels)
     ]
   return jnp.stack(planes, axis=-1)
 
@@ -120,11 +120,9 @@ def _matrices(amount: jax.Array, channels: int) -> jax.Array:
     return jnp.stack([brightness, contrast], axis=1)
   saturation = saturation * identity + (1 - saturation) * jnp.asarray(np.tile(_LUMA, (3, 1)), jnp.float32)
   # Y, the part along I and Q, and I and Q turned by 90 degrees: a rotation is a sum of the three.
-  parts = np.array([
-      [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
-      [[0, 0, 0], [0, 1, 0], [0, 0, 1]],
-      [[0, 0, 0], [0, 0, -1], [0, 1, 0]],
-  ])
+  parts = np.array(
+    [[[1, 0, 0], [0, 0, 0], [0, 0, 0]], [[0, 0, 0], [0, 1, 0], [0, 0, 1]], [[0, 0, 0], [0, 0, -1], [0, 1, 0]]]
+  )
   luma, chroma, turned = jnp.asarray(_YIQ_TO_RGB @ parts @ _RGB_TO_YIQ, jnp.float32)
   angle = 2 * math.pi * amount[:, HUE, None, None]
   hue = luma + jnp.cos(angle) * chroma + jnp.sin(angle) * turned

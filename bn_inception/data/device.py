@@ -1,11 +1,11 @@
 """From the host to the devices: batches as sharded arrays, transferred ahead of their use by a thread."""
 
-from collections.abc import Callable, Generator
 import contextlib
 import queue
 import threading
-from typing import Any
 import weakref
+from collections.abc import Callable, Generator
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,8 +41,10 @@ class DeviceBatches:
 
 
 def to_device(
-    batches: Generator[dict[str, np.ndarray], None, None],
-    sharding: jax.sharding.Sharding | dict[str, jax.sharding.Sharding], *, depth: int = 2,
+  batches: Generator[dict[str, np.ndarray], None, None],
+  sharding: jax.sharding.Sharding | dict[str, jax.sharding.Sharding],
+  *,
+  depth: int = 2,
 ) -> DeviceBatches:
   """Puts host-local batches on the devices, `depth` of them ahead of the consumer, from now on.
 

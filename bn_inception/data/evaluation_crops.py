@@ -20,10 +20,10 @@ def decode(encoded: tf.Tensor, *, channels: int) -> tf.Tensor:
     channels: 1 or 3; images stored otherwise (gray, CMYK) are converted.
   """
   return tf.cond(
-      tf.io.is_jpeg(encoded),
-      # The default DCT shifts colours.
-      lambda: tf.image.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE"),
-      lambda: tf.io.decode_image(encoded, channels=channels, expand_animations=False),
+    tf.io.is_jpeg(encoded),
+    # The default DCT shifts colours.
+    lambda: tf.image.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE"),
+    lambda: tf.io.decode_image(encoded, channels=channels, expand_animations=False),
   )
 
 
@@ -89,12 +89,17 @@ def crop_boxes(shape: tf.Tensor, *, size: int, crops: int) -> tf.Tensor:
     int32 [crops / 2, 4]: the length that the image's shorter side is resized to, and in the image so resized the
     square's top, left and side (those whose side is not `size` are resized to it).
   """
-  return tf.stack([tf.stack([scale, top, left, side])
-                   for scale, boxes in _boxes_by_scale(shape, size, crops) for top, left, side in boxes])
+  return tf.stack(
+    [
+      tf.stack([scale, top, left, side])
+      for scale, boxes in _boxes_by_scale(shape, size, crops)
+      for top, left, side in boxes
+    ]
+  )
 
 
 def _boxes_by_scale(
-    shape: tf.Tensor, size: int, crops: int
+  shape: tf.Tensor, size: int, crops: int
 ) -> list[tuple[int, list[tuple[tf.Tensor, tf.Tensor, int]]]]:
   """For each scale (length of the shorter side in pixels) the squares (top, left, side)."""
   result = []
@@ -121,12 +126,12 @@ def _resized_shape(shape: tf.Tensor, shorter: int) -> tf.Tensor:
 def _resize_window(image: tf.Tensor, resized: tf.Tensor, start: tf.Tensor, shape: tf.Tensor) -> tf.Tensor:
   """Of the image resized to `resized` (height, width) the window of `shape` from `start` on; float32."""
   return tf.raw_ops.ScaleAndTranslate(
-      images=image[None],
-      size=shape,
-      scale=tf.cast(resized / tf.shape(image)[:2], tf.float32),
-      translation=-tf.cast(start, tf.float32),
-      kernel_type="triangle",
-      antialias=True,
+    images=image[None],
+    size=shape,
+    scale=tf.cast(resized / tf.shape(image)[:2], tf.float32),
+    translation=-tf.cast(start, tf.float32),
+    kernel_type="triangle",
+    antialias=True,
   )[0]
 
 

@@ -12,7 +12,7 @@ EXAMPLES = 1_280
 
 
 def reader(
-    shape: tuple[int, int, int], num_classes: int
+  shape: tuple[int, int, int], num_classes: int
 ) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
   """A function of positions and record indices, int64 [n], that fills images uint8 [n, *shape] and returns labels int64
   [n] and which were skipped, bool [n]: none."""

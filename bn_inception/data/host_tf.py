@@ -20,11 +20,11 @@ from bn_inception.data import cores  # pylint: disable=wrong-import-position
 # TensorFlow that was used before (a notebook that looked at its images) refuses settings: then it keeps those it has,
 # which are slower at most.
 for set_one in (
-    lambda: tf.config.set_visible_devices([], "GPU"),
-    lambda: tf.config.set_visible_devices([], "TPU"),
-    # Examples are processed in parallel; splitting each operation over the cores as well only costs time.
-    lambda: tf.config.threading.set_intra_op_parallelism_threads(1),
-    lambda: tf.config.threading.set_inter_op_parallelism_threads(cores.available()),
+  lambda: tf.config.set_visible_devices([], "GPU"),
+  lambda: tf.config.set_visible_devices([], "TPU"),
+  # Examples are processed in parallel; splitting each operation over the cores as well only costs time.
+  lambda: tf.config.threading.set_intra_op_parallelism_threads(1),
+  lambda: tf.config.threading.set_inter_op_parallelism_threads(cores.available()),
 ):
   with contextlib.suppress(RuntimeError):
     set_one()

@@ -1,10 +1,10 @@
-"""A data set of TFDS from a folder of images: a folder a class, or `train`, `validation`, `test` with such folders in."""
+"""A data set of TFDS from a folder of images: a folder for each class, or splits that hold such folders."""
 
-from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -43,8 +43,9 @@ class Found(NamedTuple):
 
 def is_source(source: pathlib.Path) -> bool:
   """Whether a folder has folders of images, as far as the names of the files tell."""
-  return any(path.suffix.lower() in photographs.SUFFIXES
-             for pattern in ("[!.]*/*", "[!.]*/*/*") for path in source.glob(pattern))
+  return any(
+    path.suffix.lower() in photographs.SUFFIXES for pattern in ("[!.]*/*", "[!.]*/*/*") for path in source.glob(pattern)
+  )
 
 
 def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:
@@ -60,10 +61,12 @@ def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:
   """
   folders = _folders(source)
   if {"train"} < {folder.name for folder in folders} <= set(_SPLITS) and all(
-      any(path.is_dir() for path in folder.iterdir()) for folder in folders):
+    any(path.is_dir() for path in folder.iterdir()) for folder in folders
+  ):
     if holdout is not None:
-      raise DataError(f"{source} has splits of its own ({', '.join(folder.name for folder in folders)}): leave out "
-                      "--holdout.")
+      raise DataError(
+        f"{source} has splits of its own ({', '.join(folder.name for folder in folders)}): leave out --holdout."
+      )
     by_split = {}
     for folder in folders:
       if _SPLITS[folder.name] in by_split:
@@ -72,18 +75,23 @@ def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:
     names = tuple(by_split["train"])
     for split, classes in by_split.items():
       if unknown := [name for name in classes if name not in names]:
-        raise DataError(f"The {split} split in {source} has the class '{unknown[0]}', which training has not: add it "
-                        "there or remove it.")
-    splits = {split: [Example(path, names.index(name)) for name, paths in classes.items() for path in paths]
-              for split, classes in by_split.items()}
+        raise DataError(
+          f"The {split} split in {source} has the class '{unknown[0]}', which training has not: add it "
+          "there or remove it."
+        )
+    splits = {
+      split: [Example(path, names.index(name)) for name, paths in classes.items() for path in paths]
+      for split, classes in by_split.items()
+    }
     return Found(splits, names, "The splits are those of the folder.")
   classes = _classes(source)
   holdout = HOLDOUT if holdout is None else holdout
   splits = {"train": [], "validation": []}
   for label, (name, paths) in enumerate(classes.items()):
     if len(paths) < 2:
-      raise DataError(f"The class '{name}' in {source} has one image, and one for training and one to hold out are "
-                      "needed: add some.")
+      raise DataError(
+        f"The class '{name}' in {source} has one image, and one for training and one to hold out are needed: add some."
+      )
     held_out = min(max(round(holdout * len(paths)), 1), len(paths) - 1)
     chosen = set(np.random.default_rng((seed, label)).permutation(len(paths))[:held_out].tolist())
     for place, path in enumerate(paths):
@@ -103,18 +111,22 @@ def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   classes = {}
   for of_class in _folders(folder):
     if of_class.name != of_class.name.strip() or not of_class.name.isprintable():
-      raise DataError(f"The class name {of_class.name!r} in {folder} begins or ends with blanks or cannot be printed: "
-                      "rename the folder.")
+      raise DataError(
+        f"The class name {of_class.name!r} in {folder} begins or ends with blanks or cannot be printed: "
+        "rename the folder."
+      )
     paths = sorted(path for path in of_class.iterdir() if not path.name.startswith("."))
     if inner := [path for path in paths if path.is_dir()]:
-      raise DataError(f"{inner[0]} is a folder within the class '{of_class.name}': put its images into that of the "
-                      "class.")
+      raise DataError(
+        f"{inner[0]} is a folder within the class '{of_class.name}': put its images into that of the class."
+      )
     if not paths:
       raise DataError(f"{of_class} holds no image: add some, or remove the folder.")
     classes[of_class.name] = paths
   if len(classes) < 2:
-    raise DataError(f"{folder} has {len(classes)} folders, and there is one for each class: give a folder with two or "
-                    "more.")
+    raise DataError(
+      f"{folder} has {len(classes)} folders, and there is one for each class: give a folder with two or more."
+    )
   return classes
 
 
@@ -124,6 +136,7 @@ def check(found: Found) -> Found:
   Returns:
     What is left without these.
   """
+
   def problem(example: Example) -> tuple[str, photographs.Photograph | None]:
     try:
       photograph = photographs.read(example.path)
@@ -155,8 +168,11 @@ def write(found: Found, source: pathlib.Path, name: str, version: str, data_dir:
   """Writes the data set with TFDS as ArrayRecord: `image`, `label`, and `file_name` below `source`; shuffled."""
 
   def features(example: Example) -> dict:
-    return {"image": photographs.read(example.path).encoded, "label": example.label,
-            "file_name": example.path.relative_to(source).as_posix()}
+    return {
+      "image": photographs.read(example.path).encoded,
+      "label": example.label,
+      "file_name": example.path.relative_to(source).as_posix(),
+    }
 
   class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The images of one folder."""
@@ -165,11 +181,17 @@ def write(found: Found, source: pathlib.Path, name: str, version: str, data_dir:
 
     def _info(self) -> tfds.core.DatasetInfo:
       return tfds.core.DatasetInfo(
-          builder=self, description=f"Images of a folder. {found.description}",
-          features=tfds.features.FeaturesDict({
-              "image": tfds.features.Image(shape=(None, None, 3)),
-              "label": tfds.features.ClassLabel(names=found.class_names), "file_name": tfds.features.Text()}),
-          supervised_keys=("image", "label"))
+        builder=self,
+        description=f"Images of a folder. {found.description}",
+        features=tfds.features.FeaturesDict(
+          {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=found.class_names),
+            "file_name": tfds.features.Text(),
+          }
+        ),
+        supervised_keys=("image", "label"),
+      )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
       del dl_manager  # Nothing to download.
@@ -178,7 +200,7 @@ def write(found: Found, source: pathlib.Path, name: str, version: str, data_dir:
     def _generate_examples(self, examples: list[Example]) -> Iterator:
       with concurrent.futures.ThreadPoolExecutor(cores.available()) as pool:
         for start in range(0, len(examples), 64):  # So many are in memory.
-          for example in pool.map(features, examples[start:start + 64]):
+          for example in pool.map(features, examples[start : start + 64]):
             yield example["file_name"], example
 
   Builder.name = name

@@ -1,7 +1,7 @@
 """Image files of people: checked whole, upright, and as files that the input pipeline decodes.
 
-A camera that is held upright writes its picture lying and says so in EXIF. TensorFlow does not look there; who reads such
-a file unchanged trains on pictures that lie on their side.
+A camera that is held upright writes its picture lying and says so in EXIF. TensorFlow does not look there; who reads
+such a file unchanged trains on pictures that lie on their side.
 """
 
 import io

@@ -19,7 +19,6 @@ which may pass) always ends the run: skipping would make the batches depend on w
 """
 
 import collections
-from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -29,10 +28,11 @@ import logging
 import re
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 
+import numpy as np
 from google.protobuf import message
 from ml_collections import ConfigDict
-import numpy as np
 
 from bn_inception.data import cores, datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
@@ -91,15 +91,15 @@ def open_source(data_config: ConfigDict, split: str) -> Source:
 
 
 def train_batches(
-    data_config: ConfigDict,
-    source: Source,
-    *,
-    seed: int,
-    batch_size: int,
-    micro_batches: int = 1,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+  data_config: ConfigDict,
+  source: Source,
+  *,
+  seed: int,
+  batch_size: int,
+  micro_batches: int = 1,
+  start_step: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's part of the training batches from step `start_step` on, without end.
 
@@ -126,11 +126,7 @@ def train_batches(
 
   def positions_of(step: int) -> np.ndarray:
     return stream.local_positions(
-        step,
-        batch_size=batch_size,
-        micro_batches=micro_batches,
-        process_index=process_index,
-        process_count=process_count,
+      step, batch_size=batch_size, micro_batches=micro_batches, process_index=process_index, process_count=process_count
     )
 
   def records_of(positions: np.ndarray) -> np.ndarray:
@@ -138,33 +134,41 @@ def train_batches(
 
   if data_config.interpolation not in train_distortions.INTERPOLATIONS:
     raise DataError(
-        f"data.interpolation '{data_config.interpolation}' is not known: give one of "
-        f"{', '.join(train_distortions.INTERPOLATIONS)}."
+      f"data.interpolation '{data_config.interpolation}' is not known: give one of "
+      f"{', '.join(train_distortions.INTERPOLATIONS)}."
     )
 
   def decode(positions: np.ndarray, serialized: list[bytes], images: np.ndarray) -> np.ndarray:
     encoded, labels = _parse(split, serialized)
     train_distortions.random_crops(
-        encoded,
-        positions,
-        images,
-        seed=seed,
-        crop_area=data_config.crop_area,
-        crop_aspect=data_config.crop_aspect,
-        flip=data_config.flip,
-        interpolation=data_config.interpolation,
+      encoded,
+      positions,
+      images,
+      seed=seed,
+      crop_area=data_config.crop_area,
+      crop_aspect=data_config.crop_aspect,
+      flip=data_config.flip,
+      interpolation=data_config.interpolation,
     )
     return labels
 
   records_of(positions_of(start_step))  # Raises now what is wrong with the batch size or the shuffle.
   image_shape = (data_config.image_size, data_config.image_size, split.image_channels)
-  batches = _batches(source, positions_of, records_of, lambda: decode, image_shape, data_config.on_error, start_step,
-                     cache=data_config.cache)
+  batches = _batches(
+    source,
+    positions_of,
+    records_of,
+    lambda: decode,
+    image_shape,
+    data_config.on_error,
+    start_step,
+    cache=data_config.cache,
+  )
   return ({key: batch[key] for key in ("image", "label", "skipped")} for batch in batches)
 
 
 def eval_batches(
-    data_config: ConfigDict, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  data_config: ConfigDict, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's part of a split, every example exactly once.
 
@@ -191,33 +195,40 @@ def eval_batches(
   size, resize, channels = data_config.image_size, data_config.eval_resize, opened.image_channels
   if resize < size:
     raise DataError(
-        f"data.eval_resize {resize} is less than data.image_size {size}, so the crop does not fit: raise "
-        "data.eval_resize."
+      f"data.eval_resize {resize} is less than data.image_size {size}, so the crop does not fit: raise "
+      "data.eval_resize."
     )
 
   def crop(encoded: tf.Tensor) -> tf.Tensor:
     return evaluation_crops.centre_crop(encoded, size=size, resize=resize, channels=channels)
 
   positions_of = functools.partial(
-      _eval_positions, batch_size=batch_size, process_index=process_index, process_count=process_count
+    _eval_positions, batch_size=batch_size, process_index=process_index, process_count=process_count
   )
   positions_of(0)  # Raises now what is wrong with the batch size.
   last = -(-opened.num_examples // batch_size)
   return _batches(
-      source, positions_of, lambda positions: positions, lambda: _decoder(opened, crop), (size, size, channels),
-      data_config.on_error, 0, last, cache=data_config.cache,
+    source,
+    positions_of,
+    lambda positions: positions,
+    lambda: _decoder(opened, crop),
+    (size, size, channels),
+    data_config.on_error,
+    0,
+    last,
+    cache=data_config.cache,
   )
 
 
 def crop_batches(
-    data_config: ConfigDict,
-    source: Source,
-    *,
-    crops: int,
-    batch_size: int,
-    first: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+  data_config: ConfigDict,
+  source: Source,
+  *,
+  crops: int,
+  batch_size: int,
+  first: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
   """As `eval_batches`, but with 1, 10 or 144 crops of each image, and from example `first` on.
 
@@ -238,46 +249,53 @@ def crop_batches(
     return evaluation_crops.multi_crop(encoded, size=size, crops=crops, channels=channels)
 
   positions_of = functools.partial(
-      _eval_positions, first=first, batch_size=batch_size, process_index=process_index, process_count=process_count
+    _eval_positions, first=first, batch_size=batch_size, process_index=process_index, process_count=process_count
   )
   positions_of(0)
   last = -(-(opened.num_examples - first) // batch_size)
   batches = _batches(
-      dataclasses.replace(source, split=opened), positions_of, lambda positions: positions,
-      lambda: _decoder(opened, crop), (crops, size, size, channels), data_config.on_error, 0, last,
-      chunk=max(1, _CHUNK // crops),
+    dataclasses.replace(source, split=opened),
+    positions_of,
+    lambda positions: positions,
+    lambda: _decoder(opened, crop),
+    (crops, size, size, channels),
+    data_config.on_error,
+    0,
+    last,
+    chunk=max(1, _CHUNK // crops),
   )
   return ({key: batch[key] for key in ("image", "mask", "skipped")} for batch in batches)
 
 
 def _eval_positions(
-    step: int, *, batch_size: int, process_index: int, process_count: int, first: int = 0
+  step: int, *, batch_size: int, process_index: int, process_count: int, first: int = 0
 ) -> np.ndarray:
   """The examples of one host in evaluation batch `step`, int64 [local]; those behind the split's end are padding."""
-  return first + stream.local_positions(
-      step, batch_size=batch_size, process_index=process_index, process_count=process_count
-  )[0]
+  return (
+    first
+    + stream.local_positions(step, batch_size=batch_size, process_index=process_index, process_count=process_count)[0]
+  )
 
 
 def _check_one_label(split: Split) -> None:
   if split.several_labels:
     raise DataError(
-        f"{split.name} has any number of labels an example, which only `scripts/evaluate.py --checkpoint` reads: "
-        "choose a data set with one."
+      f"{split.name} has any number of labels an example, which only `scripts/evaluate.py --checkpoint` reads: "
+      "choose a data set with one."
     )
 
 
 def _batches(
-    source: Source,
-    positions_of: Callable[[int], np.ndarray],
-    records_of: Callable[[np.ndarray], np.ndarray],
-    make_decoder: Callable[[], _Decode],
-    image_shape: tuple[int, ...],
-    on_error: str,
-    start_step: int,
-    stop_step: int | None = None,
-    chunk: int = _CHUNK,
-    cache: bool = False,
+  source: Source,
+  positions_of: Callable[[int], np.ndarray],
+  records_of: Callable[[np.ndarray], np.ndarray],
+  make_decoder: Callable[[], _Decode],
+  image_shape: tuple[int, ...],
+  on_error: str,
+  start_step: int,
+  stop_step: int | None = None,
+  chunk: int = _CHUNK,
+  cache: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
   """The batches of steps start_step ... stop_step - 1 (None: without end), made ahead by threads.
 
@@ -301,7 +319,7 @@ def _batches(
   threads = cores.available() + 3
 
   def fill(
-      read: _Read, batch: dict[str, np.ndarray], places: slice, positions: np.ndarray, indices: np.ndarray
+    read: _Read, batch: dict[str, np.ndarray], places: slice, positions: np.ndarray, indices: np.ndarray
   ) -> None:
     batch["label"][places], skipped = read(positions[places], indices[places], batch["image"][places])
     batch["skipped"][places] = skipped
@@ -312,10 +330,10 @@ def _batches(
     positions = positions_of(step)
     mask = np.ones(positions.shape, bool) if stop_step is None else positions < split.num_examples
     batch = {
-        "image": np.zeros((*positions.shape, *image_shape), np.uint8),
-        "label": np.zeros(positions.shape, np.int32),
-        "mask": mask,
-        "skipped": np.zeros(positions.shape, bool),
+      "image": np.zeros((*positions.shape, *image_shape), np.uint8),
+      "label": np.zeros(positions.shape, np.int32),
+      "mask": mask,
+      "skipped": np.zeros(positions.shape, bool),
     }
     flat = {key: value.reshape(positions.size, *value.shape[positions.ndim :]) for key, value in batch.items()}
     # What is padding stands at the end.
@@ -406,9 +424,7 @@ def _decoder(split: Split, to_pixels: Callable[[tf.Tensor], tf.Tensor]) -> _Deco
   return decode
 
 
-def _reader(
-    split: Split, records: Records, decode: _Decode, on_error: str, stand_in: bool
-) -> _Read:
+def _reader(split: Split, records: Records, decode: _Decode, on_error: str, stand_in: bool) -> _Read:
   """A function of positions and records, int64 [n], that fills images uint8 [n, ...] and returns labels int64 [n] and
   `skipped` bool [n].
 
@@ -427,14 +443,14 @@ def _reader(
       # Without what TensorFlow says about where in its graph it was.
       reason = re.sub(r"{{.*?}} *| *\[Op:.*", "", str(error).partition("\n\t [[")[0].splitlines()[-1]).rstrip(".")
       raise BadRecordError(
-          f"{records.describe(indices[0], serialized[0])} cannot be decoded ({reason}): prepare the data set again, or "
-          "set data.on_error=skip."
+        f"{records.describe(indices[0], serialized[0])} cannot be decoded ({reason}): prepare the data set again, or "
+        "set data.on_error=skip."
       ) from error
     if (unknown := (labels < 0) | (labels >= split.num_classes)).any():
       place = unknown.argmax()
       raise DataError(
-          f"{records.describe(indices[place], serialized[place])} has no label of the {split.num_classes} there are "
-          f"(it is {labels[place]}): choose a split that has labels."
+        f"{records.describe(indices[place], serialized[place])} has no label of the {split.num_classes} there are "
+        f"(it is {labels[place]}): choose a split that has labels."
       )
     return labels
 

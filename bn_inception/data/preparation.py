@@ -1,12 +1,11 @@
 """Prepares data sets as ArrayRecord: ImageNet from its official archives, sets that TFDS has stored as TFRecord, and
 folders of images.
 
-All work in a hidden folder beside their result, `.NAME-VERSION.preparing`, keep there what is finished (a split of
-the archives, a file of a converted set; of a folder of images nothing), and rename the complete set into place: a kill at any moment leaves no half
-data set, and the same command goes on. Runs of two processes at once exclude each other.
+All work in a hidden folder beside their result, `.NAME-VERSION.preparing`, keep there what is finished (a split of the
+archives, a file of a converted set; of a folder of images nothing), and rename the complete set into place: a kill at
+any moment leaves no half data set, and the same command goes on. Runs of two processes at once exclude each other.
 """
 
-from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
 import fcntl
@@ -20,6 +19,7 @@ import shutil
 import tarfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
@@ -39,8 +39,15 @@ _PROGRESS_SECONDS = 10.0
 _CHUNK_BYTES = 1 << 24  # Of records in memory at a time, in each thread that converts.
 
 
-def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str, *, holdout: float | None = None, seed: int = 0,
-            on_error: str = "fail") -> None:
+def prepare(
+  source: pathlib.Path,
+  data_dir: pathlib.Path,
+  name: str,
+  *,
+  holdout: float | None = None,
+  seed: int = 0,
+  on_error: str = "fail",
+) -> None:
   """Prepares `name` in `data_dir` from what `source` holds.
 
   Args:
@@ -66,13 +73,13 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str, *, holdout:
       return _convert(source, data_dir, name)
   except OSError as error:  # A full disk, a medium that fails.
     raise DataError(
-        f"{error.filename or data_dir} cannot be read or written ({error.strerror or error}): when that is mended, the "
-        "same command goes on."
+      f"{error.filename or data_dir} cannot be read or written ({error.strerror or error}): when that is mended, the "
+      "same command goes on."
     ) from error
   raise DataError(
-      f"{source} holds neither {' nor '.join(_ARCHIVES.values())} nor a prepared {name} nor a folder of images for each "
-      "class: get the archives from https://image-net.org/download-images (after registration) and give their folder "
-      "as --source (for evaluation the one for validation is enough), or that of your own images."
+    f"{source} holds neither {' nor '.join(_ARCHIVES.values())} nor a prepared {name} nor a folder of images for each "
+    "class: get the archives from https://image-net.org/download-images (after registration) and give their folder "
+    "as --source (for evaluation the one for validation is enough), or that of your own images."
   )
 
 
@@ -100,8 +107,11 @@ def _prepare_imagenet(source: pathlib.Path, data_dir: pathlib.Path, name: str) -
       if not there:
         _discard_split(work, complete, split)
         _log.warning(
-            "%s: %s is not in %s; going on without this split%s.", split, archive, source,
-            ", which training needs and evaluation on 'validation' does not" if split == "train" else "",
+          "%s: %s is not in %s; going on without this split%s.",
+          split,
+          archive,
+          source,
+          ", which training needs and evaluation on 'validation' does not" if split == "train" else "",
         )
         continue
       size = (source / archive).stat().st_size
@@ -113,8 +123,10 @@ def _prepare_imagenet(source: pathlib.Path, data_dir: pathlib.Path, name: str) -
       _log.info("%s: %s images in %s.", split, f"{counts[split]:,}", archive)
       if counts[split] != _FULL_COUNTS[split]:
         _log.warning(
-            "%s: the full ImageNet has %s images, not %s; going on with what is there.", split,
-            f"{_FULL_COUNTS[split]:,}", f"{counts[split]:,}",
+          "%s: the full ImageNet has %s images, not %s; going on with what is there.",
+          split,
+          f"{_FULL_COUNTS[split]:,}",
+          f"{counts[split]:,}",
         )
       to_do.append(split)
     # A split is written twice, the first time to be shuffled; that copy shrinks as the second grows.
@@ -132,8 +144,10 @@ def _check_has_all(source: pathlib.Path, target: pathlib.Path) -> None:
   have = [facts["name"] for facts in _read_json(target / "dataset_info.json")["splits"]]
   for split, archive in _ARCHIVES.items():
     if split not in have and (source / archive).exists():
-      raise DataError(f"{target} was prepared without {archive} and has no split '{split}': remove it and run this "
-                      "again, or give another --data_dir.")
+      raise DataError(
+        f"{target} was prepared without {archive} and has no split '{split}': remove it and run this "
+        "again, or give another --data_dir."
+      )
 
 
 def _check_archive(path: pathlib.Path, split: str) -> int:
@@ -157,7 +171,7 @@ def _check_archive(path: pathlib.Path, split: str) -> int:
         for number, member in enumerate(members, 1):
           if member.name != f"ILSVRC2012_val_{number:08d}.JPEG":
             raise DataError(
-                f"Image {number} of the validation archive is called {member.name}, so labels would not fit: {again}."
+              f"Image {number} of the validation archive is called {member.name}, so labels would not fit: {again}."
             )
         count = sum(member.isfile() for member in members)
       else:
@@ -194,8 +208,8 @@ def _prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.P
     with contextlib.redirect_stdout(None):  # TFDS prints that it downloads.
       try:
         builder.download_and_prepare(
-            file_format="array_record",
-            download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
+          file_format="array_record",
+          download_config=tfds.download.DownloadConfig(manual_dir=archives, try_download_gcs=False),
         )
       except RuntimeError as error:  # What ArrayRecord's writer makes of an OSError.
         raise OSError(None, str(error).partition(";")[0], str(folder)) from error
@@ -266,7 +280,7 @@ def _convert(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
     raise DataError(f"{folder} is stored as {info['fileFormat']}, not as TFRecord: there is nothing to convert.")
   title = f"{relative.parent.as_posix()}:{relative.name}"
   splits = [
-      datasets.open_split(ConfigDict({"name": title, "dir": str(source)}), split["name"]) for split in info["splits"]
+    datasets.open_split(ConfigDict({"name": title, "dir": str(source)}), split["name"]) for split in info["splits"]
   ]
   with _working_folder(target, data_dir) as work:
     if work is None:
@@ -284,8 +298,11 @@ def _convert(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
     to_do = [job for job in jobs if not job[1].exists()]  # A file has its name only when it is complete.
     total = sum(path.stat().st_size for path, _, _ in to_do)
     _log.info(
-        "%s: %d files to convert (%s)%s.", title, len(to_do), _size(total),
-        f", {len(jobs) - len(to_do)} finished by an earlier run" if len(to_do) < len(jobs) else "",
+      "%s: %d files to convert (%s)%s.",
+      title,
+      len(to_do),
+      _size(total),
+      f", {len(jobs) - len(to_do)} finished by an earlier run" if len(to_do) < len(jobs) else "",
     )
     _check_space(work, int(1.05 * total))
     _run_parallel(_convert_file, to_do, total)
@@ -317,9 +334,7 @@ def _run_parallel(convert: Callable, jobs: list[tuple[pathlib.Path, pathlib.Path
         if now - reported >= _PROGRESS_SECONDS or number == len(jobs):
           reported = now
           speed = done_bytes / (now - started)
-          _log.info(
-              "%d of %d files, %s of %s, %s/s.", number, len(jobs), _size(done_bytes), _size(total), _size(speed)
-          )
+          _log.info("%d of %d files, %s of %s, %s/s.", number, len(jobs), _size(done_bytes), _size(total), _size(speed))
     except BaseException:
       stopped.set()
       pool.shutdown(cancel_futures=True)
@@ -346,7 +361,7 @@ def _convert_file(source: pathlib.Path, target: pathlib.Path, length: int, stopp
         yield first, shard.read(rows)
       except ValueError as error:
         raise DataError(
-            f"A record in {first} to {rows[-1]} of {source} is damaged ({error}): restore the file first."
+          f"A record in {first} to {rows[-1]} of {source} is damaged ({error}): restore the file first."
         ) from error
 
   # As TFDS writes it: one record in each group, so that each can be read alone.
@@ -371,12 +386,15 @@ def _convert_file(source: pathlib.Path, target: pathlib.Path, length: int, stopp
 # From a folder of images.
 
 
-def _prepare_own(source: pathlib.Path, data_dir: pathlib.Path, name: str, holdout: float | None, seed: int,
-                 on_error: str) -> None:
+def _prepare_own(
+  source: pathlib.Path, data_dir: pathlib.Path, name: str, holdout: float | None, seed: int, on_error: str
+) -> None:
   match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(\d+\.\d+\.\d+))?", name)
   if not match or match[1] in _NOT_OWN:
-    raise DataError(f"'{name}' is no name for the images in {source}: give --name=NAME or NAME:1.0.0, of small letters, "
-                    f"digits and _, and none of {', '.join(_NOT_OWN)}.")
+    raise DataError(
+      f"'{name}' is no name for the images in {source}: give --name=NAME or NAME:1.0.0, of small letters, "
+      f"digits and _, and none of {', '.join(_NOT_OWN)}."
+    )
   name, version = match[1], match[2] or "1.0.0"
   target = data_dir / name / version
   with _working_folder(target, data_dir) as work:
@@ -389,8 +407,10 @@ def _prepare_own(source: pathlib.Path, data_dir: pathlib.Path, name: str, holdou
     sound = own_images.check(found)
     counts = {split: len(examples) for split, examples in sound.splits.items()}
     if (bad := total - sum(counts.values())) and on_error == "fail":
-      raise DataError(f"{source} has {bad} bad image{'s'[:bad > 1]}, named above: mend or remove {'them' if bad > 1 else 'it'}"
-                      ", or give --on_error=skip.")
+      raise DataError(
+        f"{source} has {bad} bad image{'s'[: bad > 1]}, named above: mend or remove {'them' if bad > 1 else 'it'}"
+        ", or give --on_error=skip."
+      )
     for label, class_name in enumerate(found.class_names):
       if not any(example.label == label for example in sound.splits["train"]):
         raise DataError(f"No image for training is left of the class '{class_name}': add some.")
@@ -432,7 +452,7 @@ def _working_folder(target: pathlib.Path, data_dir: pathlib.Path) -> Iterator[pa
 
 
 def _finish(
-    work: pathlib.Path, target: pathlib.Path, name: str, data_dir: pathlib.Path, counts: dict[str, int]
+  work: pathlib.Path, target: pathlib.Path, name: str, data_dir: pathlib.Path, counts: dict[str, int]
 ) -> None:
   """Opens every file of a complete set, compares the counts, and renames it into place."""
   for split, count in counts.items():
@@ -451,7 +471,7 @@ def _check_space(folder: pathlib.Path, needed: int) -> None:
   free = shutil.disk_usage(folder).free
   if free < needed:
     raise DataError(
-        f"{folder.parent} has {_size(free)} free, and {_size(needed)} are needed: choose another --data_dir."
+      f"{folder.parent} has {_size(free)} free, and {_size(needed)} are needed: choose another --data_dir."
     )
 
 

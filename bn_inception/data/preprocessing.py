@@ -10,12 +10,18 @@ from bn_inception.config_dict import ConfigDict
 
 def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
   """Pixels [..., H, W, C], uint8 or float from 0 to 255, to the float32 input of a config's network."""
-  return normalize(images, mean=config.data.mean, std=config.data.std, binary=config.data.binary,
-                   channel_order=config.data.channel_order)
+  return normalize(
+    images,
+    mean=config.data.mean,
+    std=config.data.std,
+    binary=config.data.binary,
+    channel_order=config.data.channel_order,
+  )
 
 
-def normalize(images: jax.Array, *, mean: Sequence[float], std: Sequence[float], binary: bool = False,
-              channel_order: str = "rgb") -> jax.Array:
+def normalize(
+  images: jax.Array, *, mean: Sequence[float], std: Sequence[float], binary: bool = False, channel_order: str = "rgb"
+) -> jax.Array:
   """Network input from stored pixels.
 
   Args:

@@ -7,7 +7,6 @@ a run can resume anywhere. Records are read from the files as they are asked for
 Every byte is checked as it is read: TFRecord's CRC-32C here, ArrayRecord's hashes by its reader.
 """
 
-from collections.abc import Sequence
 import concurrent.futures
 import contextlib
 import hashlib
@@ -17,12 +16,13 @@ import resource
 import struct
 import threading
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
-from array_record.python import array_record_module
 import google_crc32c
-from google.protobuf import message
 import numpy as np
+from array_record.python import array_record_module
+from google.protobuf import message
 
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
@@ -40,11 +40,9 @@ class BadRecordError(DataError):
 class _Shard(Protocol):
   """One open file."""
 
-  def __len__(self) -> int:
-    ...
+  def __len__(self) -> int: ...
 
-  def read(self, rows: Sequence[int]) -> list[bytes]:
-    ...
+  def read(self, rows: Sequence[int]) -> list[bytes]: ...
 
 
 class Records:
@@ -112,8 +110,8 @@ class Records:
     except (ValueError, RuntimeError) as error:
       if len(rows) == 1:
         raise BadRecordError(
-            f"{self.describe(indices[0])} is damaged ({str(error).splitlines()[0]}): restore the file, or set "
-            "data.on_error=skip."
+          f"{self.describe(indices[0])} is damaged ({str(error).splitlines()[0]}): restore the file, or set "
+          "data.on_error=skip."
         ) from error
     finally:
       del self._reading[threading.get_ident()]
@@ -169,6 +167,7 @@ def digest(split: Split, records: Records) -> str:
   Raises:
     DataError: for a file that cannot be read.
   """
+
   def read(index: int) -> bytes:
     try:
       return records.read([index])[0]
@@ -258,7 +257,7 @@ class _ArrayRecordShard:
       raise FileNotFoundError("it does not exist")
     # No read-ahead: neighbours in the file are not neighbours in the stream.
     self._reader = array_record_module.ArrayRecordReader(
-        path, options="readahead_buffer_size:0", file_reader_buffer_size=32768
+      path, options="readahead_buffer_size:0", file_reader_buffer_size=32768
     )
 
   def __len__(self) -> int:

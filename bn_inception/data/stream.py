@@ -21,9 +21,7 @@ _ROUNDS = 8
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads consecutive integers.
 
 
-def record_at(
-    positions: np.ndarray, *, shard_lengths: Sequence[int], seed: int, shuffle: str
-) -> np.ndarray:
+def record_at(positions: np.ndarray, *, shard_lengths: Sequence[int], seed: int, shuffle: str) -> np.ndarray:
   """Maps positions in the training stream to records.
 
   Args:
@@ -60,7 +58,7 @@ def record_at(
 
 
 def local_positions(
-    step: int, *, batch_size: int, micro_batches: int = 1, process_index: int = 0, process_count: int = 1
+  step: int, *, batch_size: int, micro_batches: int = 1, process_index: int = 0, process_count: int = 1
 ) -> np.ndarray:
   """The positions one host supplies for one step.
 
@@ -77,8 +75,8 @@ def local_positions(
   parts = micro_batches * process_count
   if batch_size <= 0 or parts <= 0 or batch_size % parts:
     raise DataError(
-        f"A batch of {batch_size} does not divide into {micro_batches} micro-batches on {process_count} hosts: "
-        f"make batch_size a multiple of {parts}."
+      f"A batch of {batch_size} does not divide into {micro_batches} micro-batches on {process_count} hosts: "
+      f"make batch_size a multiple of {parts}."
     )
   first = np.arange(micro_batches, dtype=np.int64)[:, None] * (batch_size // micro_batches)
   local = batch_size // parts

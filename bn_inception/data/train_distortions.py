@@ -10,9 +10,9 @@ than the resizing operations of TensorFlow or PIL. Both release Python's lock. E
 position, number of the choice), never of threads or of what was drawn before.
 """
 
-from collections.abc import Callable, Sequence
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -31,15 +31,15 @@ cv2.setNumThreads(1)
 
 
 def random_crops(
-    encoded: Sequence[bytes],
-    positions: np.ndarray,
-    out: np.ndarray,
-    *,
-    seed: int,
-    crop_area: tuple[float, float],
-    crop_aspect: tuple[float, float],
-    flip: bool,
-    interpolation: str,
+  encoded: Sequence[bytes],
+  positions: np.ndarray,
+  out: np.ndarray,
+  *,
+  seed: int,
+  crop_area: tuple[float, float],
+  crop_aspect: tuple[float, float],
+  flip: bool,
+  interpolation: str,
 ) -> None:
   """A random part of each image, resized to `out`, mirrored half of the time.
 
@@ -68,12 +68,18 @@ def random_crops(
   # Only the header of a JPEG is read before its crop; other formats, and unusual headers, are decoded whole.
   shapes = [_jpeg_shape(image) for image in encoded]
   jpegs = [row for row, shape in enumerate(shapes) if shape]
-  others = {row: evaluation_crops.decode(encoded[row], channels=channels).numpy()
-            for row, shape in enumerate(shapes) if not shape}
+  others = {
+    row: evaluation_crops.decode(encoded[row], channels=channels).numpy()
+    for row, shape in enumerate(shapes)
+    if not shape
+  }
   shapes = np.array([shape or others[row].shape[:2] for row, shape in enumerate(shapes)])
   boxes = _random_boxes(shapes, uniforms[:, : 4 * _TRIES].reshape(-1, 4, _TRIES), crop_area, crop_aspect)
-  crops = {row: image[top : top + height, left : left + width]
-           for row, image in others.items() for top, left, height, width in [boxes[row]]}
+  crops = {
+    row: image[top : top + height, left : left + width]
+    for row, image in others.items()
+    for top, left, height, width in [boxes[row]]
+  }
   if jpegs:
     decode = _jpeg_crop_decoder(len(jpegs), channels)
     top, left, height, width = boxes[jpegs].T
@@ -83,8 +89,10 @@ def random_crops(
     wider = np.stack([top, first, height, end - first], axis=1).astype(np.int32)
     decoded = decode(tf.constant([encoded[row] for row in jpegs]), tf.constant(wider))
     # Without a copy, unlike Tensor.numpy().
-    crops |= {row: np.asarray(memoryview(image))[:, margin : margin + columns]
-              for row, image, margin, columns in zip(jpegs, decoded, left - first, width)}
+    crops |= {
+      row: np.asarray(memoryview(image))[:, margin : margin + columns]
+      for row, image, margin, columns in zip(jpegs, decoded, left - first, width)
+    }
   mirror = np.empty_like(out[0])
   for row, crop in crops.items():
     if mirrored[row]:  # After resizing, when there are fewer pixels to move.
@@ -100,17 +108,20 @@ def _jpeg_crop_decoder(count: int, channels: int) -> Callable[[tf.Tensor, tf.Ten
 
   One call for all of them, during which nobody needs Python's lock.
   """
+
   @tf.function(autograph=False)
   def decode(encoded: tf.Tensor, boxes: tf.Tensor) -> list[tf.Tensor]:
     # The default DCT shifts colours.
-    return [tf.io.decode_and_crop_jpeg(image, box, channels=channels, dct_method="INTEGER_ACCURATE")
-            for image, box in zip(tf.unstack(encoded), tf.unstack(boxes))]
+    return [
+      tf.io.decode_and_crop_jpeg(image, box, channels=channels, dct_method="INTEGER_ACCURATE")
+      for image, box in zip(tf.unstack(encoded), tf.unstack(boxes))
+    ]
 
   return decode.get_concrete_function(tf.TensorSpec([count], tf.string), tf.TensorSpec([count, 4], tf.int32))
 
 
 def _jpeg_shape(encoded: bytes) -> tuple[int, int] | None:
-  """Height and width from the frame header of a sequential JPEG file; None for others, and with anything unusual before.
+  """Height and width from the frame header of a sequential JPEG file; None for others, and after anything unusual.
 
   A tenth of the time of TensorFlow's operation, which sets up its whole decoder.
   """
@@ -125,8 +136,8 @@ def _jpeg_shape(encoded: bytes) -> tuple[int, int] | None:
       place += 1
     elif marker in (0xC0, 0xC1):  # Sequential.
       return int.from_bytes(encoded[place + 5 : place + 7]), int.from_bytes(encoded[place + 7 : place + 9])
-    # Progressive or arithmetic coding (a decoder smooths what is missing of a progressive image by its neighbours, which
-    # a crop lacks), no segment with a length, or the image data.
+    # Progressive or arithmetic coding (a decoder smooths what is missing of a progressive image by its neighbours,
+    # which a crop lacks), no segment with a length, or the image data.
     elif marker in (0x00, 0x01, *range(0xC2, 0xDB)) and marker != 0xC4 or length < 2:
       return None
     else:
@@ -154,7 +165,7 @@ def _uniforms(seed: int, positions: np.ndarray, count: int) -> np.ndarray:
 
 
 def _random_boxes(
-    shapes: np.ndarray, uniforms: np.ndarray, crop_area: tuple[float, float], crop_aspect: tuple[float, float]
+  shapes: np.ndarray, uniforms: np.ndarray, crop_area: tuple[float, float], crop_aspect: tuple[float, float]
 ) -> np.ndarray:
   """For each image the first of several random boxes that fits, else the greatest centred one of allowed aspect.
 

@@ -1,7 +1,7 @@
 """Evaluators: from a state to metrics with an exact count."""
 
-from collections.abc import Callable
 import contextlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 from bn_inception.state import TrainState

@@ -4,8 +4,8 @@
 `batch`: each mini-batch's own, as in training. They should agree; a gap between them is a finding about the run.
 """
 
-from collections.abc import Callable
 import contextlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,13 @@ def statistics_of(config: ConfigDict) -> tuple[str, ...]:
   return tuple(config.eval.statistics) if config.batch_norm.enabled else ("running",)
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source | None, eval_source: pipeline.Source,
-                   between_batches: Callable[[], None] = lambda: None) -> Evaluator:
+def make_evaluator(
+  config: ConfigDict,
+  mesh: Mesh,
+  train_source: pipeline.Source | None,
+  eval_source: pipeline.Source,
+  between_batches: Callable[[], None] = lambda: None,
+) -> Evaluator:
   """Makes the evaluator of the config's evaluation split.
 
   The metrics do not depend on `eval.batch_size` or the devices: every example counts once, and batch statistics are
@@ -47,15 +52,19 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
   # Results are on every device, so that every process can read them.
   statistics_step = population.batch_statistics_step(config, mesh)
   programs = {
-      "running": jax.jit(step_lib.make_eval_step(models.build(config), config),
-                         out_shardings=sharding.replicated(mesh)),
-      "population": statistics_step, "batch": statistics_step}
+    "running": jax.jit(step_lib.make_eval_step(models.build(config), config), out_shardings=sharding.replicated(mesh)),
+    "population": statistics_step,
+    "batch": statistics_step,
+  }
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
   def compile_programs(state: TrainState) -> None:
     channels = eval_source.split.image_channels
-    for kind, batch_size in (("running", config.eval.batch_size), ("population", config.batch_size),
-                             ("batch", config.eval.batch_size)):
+    for kind, batch_size in (
+      ("running", config.eval.batch_size),
+      ("population", config.batch_size),
+      ("batch", config.eval.batch_size),
+    ):
       if kind in kinds:
         shapes = batch_shapes(config, mesh, batch_size, channels, has_position=kind == "population")
         programs[kind] = programs[kind].lower(state.evaluated_params, state.batch_stats, shapes).compile()
@@ -65,8 +74,9 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
       training_batches = population.training_batches(config, mesh, train_source)
       inputs.callback(training_batches.close)
     batches = device.to_device(
-        pipeline.eval_batches(config.data, eval_source, batch_size=config.eval.batch_size, **process),
-        sharding.examples(mesh))
+      pipeline.eval_batches(config.data, eval_source, batch_size=config.eval.batch_size, **process),
+      sharding.examples(mesh),
+    )
     inputs.callback(batches.close)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -74,7 +84,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
       statistics = {"running": state.batch_stats}
       if "population" in kinds:
         statistics["population"] = population.over_training_batches(
-            programs["population"], params, state.batch_stats, training_batches, mesh, between_batches)
+          programs["population"], params, state.batch_stats, training_batches, mesh, between_batches
+        )
       results: dict[str, list[Sums]] = {}
 
       def count(kind: str, sums: Sums) -> None:
@@ -94,16 +105,23 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, train_source: pipeline.Source
   return Evaluator(compile_programs, start)
 
 
-def batch_shapes(config: ConfigDict, mesh: Mesh, batch_size: int, channels: int, *,
-                 has_position: bool = False) -> step_lib.Batch:
+def batch_shapes(
+  config: ConfigDict, mesh: Mesh, batch_size: int, channels: int, *, has_position: bool = False
+) -> step_lib.Batch:
   """Shapes, types and shardings of an evaluation batch, or of a training batch for Algorithm 2 (`has_position`)."""
   size = config.data.image_size
-  leaves = {"image": ((batch_size, size, size, channels), jnp.uint8), "label": ((batch_size,), jnp.int32),
-            "mask": ((batch_size,), jnp.bool), "skipped": ((batch_size,), jnp.bool)}
+  leaves = {
+    "image": ((batch_size, size, size, channels), jnp.uint8),
+    "label": ((batch_size,), jnp.int32),
+    "mask": ((batch_size,), jnp.bool),
+    "skipped": ((batch_size,), jnp.bool),
+  }
   if has_position:
     leaves["position"] = ((batch_size,), jnp.uint32)
-  return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.examples(mesh))
-          for name, (shape, dtype) in leaves.items()}
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.examples(mesh))
+    for name, (shape, dtype) in leaves.items()
+  }
 
 
 def _metrics(results: dict[str, list[Sums]], split: datasets.Split) -> dict[str, float]:
@@ -113,8 +131,10 @@ def _metrics(results: dict[str, list[Sums]], split: datasets.Split) -> dict[str,
     seen = sum(int(s.count) for s in sums)
     skipped = sum(int(s.skipped) for s in sums)
     if seen + skipped != split.num_examples:
-      raise RuntimeError(f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
-                         f"it has {split.num_examples}: its result is not to be trusted.")
+      raise RuntimeError(
+        f"Evaluation saw {seen} examples of {split.name} {split.split} and skipped {skipped}, but "
+        f"it has {split.num_examples}: its result is not to be trusted."
+      )
     if not seen:
       raise datasets.DataError(f"Every record of {split.name} {split.split} was skipped: prepare the data set again.")
     for name in ("top1", "top5", "loss"):

@@ -1,15 +1,15 @@
 """Class probabilities of images: the arithmetic mean over crops and over networks (§4.2.3, multi-crop and ensemble)."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-import numpy as np
 
 from bn_inception import sharding
 
@@ -50,8 +50,9 @@ def images_per_batch(batch_size: int, crops: int) -> int:
   return max(1, batch_size // jax.process_count() // crops)
 
 
-def predict(networks: Sequence[Network], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh,
-            batch_size: int) -> Iterator[Prediction]:
+def predict(
+  networks: Sequence[Network], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
+) -> Iterator[Prediction]:
   """Predicts batch after batch; the results do not depend on `batch_size` or the devices but by float32 rounding.
 
   Args:
@@ -63,8 +64,9 @@ def predict(networks: Sequence[Network], batches: Iterator[dict[str, np.ndarray]
   Yields:
     For each batch the images of all hosts in order.
   """
-  programs = {network.program: jax.jit(_forward(network), out_shardings=sharding.replicated(mesh))
-              for network in networks}
+  programs = {
+    network.program: jax.jit(_forward(network), out_shardings=sharding.replicated(mesh)) for network in networks
+  }
   variables = [jax.device_put(network.variables, sharding.replicated(mesh)) for network in networks]
   hosts, local_devices = jax.process_count(), mesh.size // jax.process_count()
   under_way = collections.deque()
@@ -75,7 +77,7 @@ def predict(networks: Sequence[Network], batches: Iterator[dict[str, np.ndarray]
     calls = math.ceil(len(images) / max(1, batch_size // hosts))
     per_call = math.ceil(len(images) / calls / local_devices) * local_devices
     padded = np.zeros((calls * per_call, *images.shape[1:]), np.uint8)
-    padded[:len(images)] = images
+    padded[: len(images)] = images
     outputs = []
     for part in np.split(padded, calls):
       part = jax.make_array_from_process_local_data(sharding.examples(mesh), part)
@@ -89,7 +91,7 @@ def predict(networks: Sequence[Network], batches: Iterator[dict[str, np.ndarray]
     # [calls][hosts * per_call, classes] to [hosts * images, crops, classes]; summed in float64 on the host.
     mean = [np.mean([np.asarray(output, np.float64) for output in of_call], axis=0) for of_call in outputs]
     by_host = np.concatenate([part.reshape(hosts, -1, part.shape[-1]) for part in mean], axis=1)
-    by_image = by_host[:, :len(mask) * crops].reshape(hosts * len(mask), crops, -1)
+    by_image = by_host[:, : len(mask) * crops].reshape(hosts * len(mask), crops, -1)
     mask = multihost_utils.process_allgather(mask, tiled=True)
     return Prediction(by_image.mean(axis=1), np.asarray(mask))
 

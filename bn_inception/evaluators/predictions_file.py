@@ -3,13 +3,13 @@
 A folder holds `request.json` (what is evaluated), `predictions.jsonl` and, at the end, `metrics.json`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import json
 import math
 import os
 import pathlib
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,11 @@ class EvaluationError(UserError, ValueError):
 
 def check_folder(folder: pathlib.Path) -> None:
   """Raises EvaluationError if the folder holds something else than an evaluation."""
-  if not (folder / REQUEST).exists() and folder.exists() and (
-      not folder.is_dir() or any(path.stem not in (REQUEST, folder_lock.FILE) for path in folder.iterdir())):
+  if (
+    not (folder / REQUEST).exists()
+    and folder.exists()
+    and (not folder.is_dir() or any(path.stem not in (REQUEST, folder_lock.FILE) for path in folder.iterdir()))
+  ):
     raise EvaluationError(f"{folder} exists and holds no evaluation: give another --output.")
 
 
@@ -54,10 +57,12 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
     return 0
   before = run_directory.read_json(folder / REQUEST)
   # Folders of before there was a digest do not say which data their name stood for.
-  if changed := [name for name in request if before.get(name, request[name] if name == "data_digest" else None)
-                 != request[name]]:
-    raise EvaluationError(f"{folder} holds another evaluation, which differs in: {', '.join(changed)}; give another "
-                          "--output or remove it.")
+  if changed := [
+    name for name in request if before.get(name, request[name] if name == "data_digest" else None) != request[name]
+  ]:
+    raise EvaluationError(
+      f"{folder} holds another evaluation, which differs in: {', '.join(changed)}; give another --output or remove it."
+    )
   path = folder / PREDICTIONS
   if not path.exists():
     return 0
@@ -72,13 +77,18 @@ def _is_prediction(line: dict[str, Any]) -> bool:
   if "skipped" in line:
     return isinstance(line["id"], str)
   labels = line["label"] if isinstance(line["label"], list) else [line["label"]]
-  return isinstance(line["id"], str) and all(isinstance(label, int) for label in labels) and isinstance(
-      line["top5"], list) and 0 <= line["label_probability"] < 1 + 1e-6  # Of several labels a sum of rounded numbers.
+  return (
+    isinstance(line["id"], str)
+    and all(isinstance(label, int) for label in labels)
+    and isinstance(line["top5"], list)
+    and 0 <= line["label_probability"] < 1 + 1e-6
+  )  # Of several labels a sum of rounded numbers.
 
 
 @contextlib.contextmanager
-def writer(folder: pathlib.Path, class_names: Sequence[str] = ()
-           ) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
+def writer(
+  folder: pathlib.Path, class_names: Sequence[str] = ()
+) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
   """Opens the file for `append(annotations, probabilities, mask)`, which writes the predictions of some examples.
 
   What was appended is the operating system's at once: a process that is killed loses nothing of it. It is on the disk
@@ -123,8 +133,12 @@ def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool, clas
     finite = bool(np.isfinite(probabilities).all())
     top5 = np.argsort(-probabilities, kind="stable")[:5].tolist() if finite else []
     names = {"names": [class_names[label] for label in top5]} if class_names else {}
-    line |= {"top5": top5, **names, "probability": [_rounded(probabilities[label]) for label in top5],
-             "label_probability": _rounded(probabilities[annotation.label].sum()) if finite else 0.0}
+    line |= {
+      "top5": top5,
+      **names,
+      "probability": [_rounded(probabilities[label]) for label in top5],
+      "label_probability": _rounded(probabilities[annotation.label].sum()) if finite else 0.0,
+    }
   else:
     line["skipped"] = True
   return json.dumps(line) + "\n"
@@ -158,13 +172,19 @@ def metrics(folder: pathlib.Path, num_examples: int) -> dict[str, float]:
         top5 += any(label in line["top5"] for label in labels)
         loss -= math.log(line["label_probability"]) if line["label_probability"] else -math.inf
   if seen != num_examples:
-    raise RuntimeError(f"{folder / PREDICTIONS} has {seen} lines for {num_examples} examples: its result is not to be "
-                       "trusted.")
+    raise RuntimeError(
+      f"{folder / PREDICTIONS} has {seen} lines for {num_examples} examples: its result is not to be trusted."
+    )
   count = seen - skipped - without_label
   if not count:
     raise EvaluationError(f"No example could be counted: {skipped} were skipped and {without_label} have no label.")
-  result = {"top1_error": 1 - top1 / count, "top5_error": 1 - top5 / count, "count": count, "skipped": skipped,
-            "without_label": without_label}
+  result = {
+    "top1_error": 1 - top1 / count,
+    "top5_error": 1 - top5 / count,
+    "count": count,
+    "skipped": skipped,
+    "without_label": without_label,
+  }
   return result if several_labels else result | {"loss": loss / count}
 
 

@@ -4,13 +4,13 @@ The paper follows "one typical sigmoid, from the last hidden layer" by the 15th,
 With BN the input is that of inference, by running averages.
 """
 
-from collections.abc import Callable
 import contextlib
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from bn_inception import models, sharding, step as step_lib
 from bn_inception.data import device, pipeline
@@ -20,8 +20,9 @@ from bn_inception.state import TrainState
 PERCENTILES = (15, 50, 85)
 
 
-def make_evaluator(config: ConfigDict, mesh: Mesh, source: pipeline.Source,
-                   between_batches: Callable[[], None] = lambda: None) -> Evaluator:
+def make_evaluator(
+  config: ConfigDict, mesh: Mesh, source: pipeline.Source, between_batches: Callable[[], None] = lambda: None
+) -> Evaluator:
   """Makes the evaluator on the split of `source`, see `classification.make_evaluator`.
 
   Its result is {"sigmoid_input/UNIT/pPERCENTILE"} for the config's `sigmoid_input_units`. Percentiles are linear
@@ -33,8 +34,12 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, source: pipeline.Source,
   model = models.build(config)
 
   def sigmoid_inputs(params, batch_stats, batch):
-    _, sown = model.apply({"params": params, "batch_stats": batch_stats}, step_lib.preprocess(config, batch["image"]),
-                          train=False, mutable=["intermediates"])
+    _, sown = model.apply(
+      {"params": params, "batch_stats": batch_stats},
+      step_lib.preprocess(config, batch["image"]),
+      train=False,
+      mutable=["intermediates"],
+    )
     (x,) = sown["intermediates"]["sigmoid_input"]
     return x[:, np.array(units)], batch["mask"]
 
@@ -47,8 +52,8 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, source: pipeline.Source,
 
   def start(inputs: contextlib.ExitStack) -> Evaluate:
     batches = device.to_device(
-        pipeline.eval_batches(config.data, source, batch_size=config.eval.batch_size, **process),
-        sharding.examples(mesh))
+      pipeline.eval_batches(config.data, source, batch_size=config.eval.batch_size, **process), sharding.examples(mesh)
+    )
     inputs.callback(batches.close)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -59,8 +64,11 @@ def make_evaluator(config: ConfigDict, mesh: Mesh, source: pipeline.Source,
         between_batches()
       values = np.concatenate([x[mask] for x, mask in jax.device_get(seen)])  # [examples, units]
       percentiles = np.percentile(values.astype(np.float64), PERCENTILES, axis=0)
-      return {f"sigmoid_input/{unit}/p{percentile}": float(percentiles[row, column])
-              for column, unit in enumerate(units) for row, percentile in enumerate(PERCENTILES)}
+      return {
+        f"sigmoid_input/{unit}/p{percentile}": float(percentiles[row, column])
+        for column, unit in enumerate(units)
+        for row, percentile in enumerate(PERCENTILES)
+      }
 
     return evaluate
 

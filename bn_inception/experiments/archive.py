@@ -44,14 +44,17 @@ def archive(workdir: str, output: str) -> list[str]:
         config["data"]["dir"] = ""
         run_directory.replace_file(run_directory.config_path(folder), json.dumps(config, indent=2) + "\n")
         run_directory.replace_file(folder / "status.json", json.dumps(_rounded(run.status), indent=2) + "\n")
-        run_directory.replace_file(run_directory.metrics_path(folder),
-                                   "".join(json.dumps(_rounded(line)) + "\n" for line in run.lines))
+        run_directory.replace_file(
+          run_directory.metrics_path(folder), "".join(json.dumps(_rounded(line)) + "\n" for line in run.lines)
+        )
         written.append(str(folder))
     for name, (request, metrics) in measured.evaluations(root, scale).items():
       folder = pathlib.Path(output) / "figure4" / scale / "figure4" / name
       folder.mkdir(parents=True, exist_ok=True)
-      networks = [network | {"path": "/".join(pathlib.Path(network["path"]).parts[-3:])}  # SCALE/EXPERIMENT/SEED
-                  for network in request["networks"]]
+      networks = [
+        network | {"path": "/".join(pathlib.Path(network["path"]).parts[-3:])}  # SCALE/EXPERIMENT/SEED
+        for network in request["networks"]
+      ]
       run_directory.replace_file(folder / "request.json", json.dumps(request | {"networks": networks}, indent=2) + "\n")
       run_directory.replace_file(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
       written.append(str(folder))

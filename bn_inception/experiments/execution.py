@@ -14,9 +14,19 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, evaluate, folder_lock, models, optim, paths, run_directory
-from bn_inception import state as state_lib, status
-from bn_inception import step as step_lib, train
+from bn_inception import (
+  config_checks,
+  evaluate,
+  folder_lock,
+  models,
+  optim,
+  paths,
+  run_directory,
+  state as state_lib,
+  status,
+  step as step_lib,
+  train,
+)
 from bn_inception.data import datasets
 from bn_inception.experiments import plans
 from bn_inception.report import cost, tables
@@ -26,8 +36,18 @@ _log = logging.getLogger(__name__)
 _MEASURED_CALLS, _MEASURED_SECONDS = 5, 5.0  # At least, both.
 
 
-def reproduce(figure: str, workdir: str, *, scale: str | None = None, data_dir: str = "", seeds: int | None = None,
-              num_steps: int | None = None, index: int = 0, count: int = 1, dry_run: bool = False) -> str:
+def reproduce(
+  figure: str,
+  workdir: str,
+  *,
+  scale: str | None = None,
+  data_dir: str = "",
+  seeds: int | None = None,
+  num_steps: int | None = None,
+  index: int = 0,
+  count: int = 1,
+  dry_run: bool = False,
+) -> str:
   """Makes what a figure takes, as far as it is not there yet.
 
   Args:
@@ -108,15 +128,18 @@ def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
   """Whether a run has come to its end, or diverged."""
   found = run_directory.read_status(workdir)
   return found.get("status") == status.DIVERGED or (
-      found.get("status") == status.DONE and found["step"] >= config.num_steps)
+    found.get("status") == status.DONE and found["step"] >= config.num_steps
+  )
 
 
 def _check_unchanged(workdir: pathlib.Path, config: ConfigDict) -> None:
   """A figure must not be put together from runs of different configs."""
   changed = [name for name in run_directory.changed_fields(workdir, config) if name not in ("data.dir", "num_steps")]
   if changed:
-    raise config_checks.ConfigError(f"{workdir} was run with another config (it differs in {', '.join(changed)}): move "
-                                    "it away, or give another --workdir.")
+    raise config_checks.ConfigError(
+      f"{workdir} was run with another config (it differs in {', '.join(changed)}): move "
+      "it away, or give another --workdir."
+    )
 
 
 def _evaluate(evaluation: plans.Evaluation, configs: dict[str, ConfigDict], root: pathlib.Path, data_dir: str) -> None:
@@ -129,9 +152,14 @@ def _evaluate(evaluation: plans.Evaluation, configs: dict[str, ConfigDict], root
   elif missing:
     _log.info("%s waits for all steps of %s: the same command makes it then.", evaluation.name, ", ".join(missing))
   elif not (output / "metrics.json").exists():
-    evaluate.evaluate_checkpoints([str(root / name) for name in evaluation.runs], str(output),
-                                  data_dir=data_dir or None, split="test" if _scale(evaluation) != "imagenet" else None,
-                                  crops=evaluation.crops, statistics=evaluation.statistics)
+    evaluate.evaluate_checkpoints(
+      [str(root / name) for name in evaluation.runs],
+      str(output),
+      data_dir=data_dir or None,
+      split="test" if _scale(evaluation) != "imagenet" else None,
+      crops=evaluation.crops,
+      statistics=evaluation.statistics,
+    )
 
 
 def _scale(evaluation: plans.Evaluation) -> str:
@@ -161,11 +189,22 @@ def measure(config: ConfigDict) -> tuple[float, float]:
   return compiled, config.steps_per_call * cost.of(config).train.flop / statistics.median(seconds)
 
 
-def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations: list[plans.Evaluation],
-              root: pathlib.Path, index: int, count: int) -> str:
-  lines = [f"{figure} at the scale {scale}: {len(runs)} runs" + (f" (part {index} of {count})" if count > 1 else "")
-           + f", {len(runs) - len(open_runs)} of them finished" + (f", and {len(evaluations)} evaluations."
-                                                                   if evaluations else ".")]
+def _announce(
+  figure: str,
+  scale: str,
+  runs: list,
+  open_runs: list,
+  evaluations: list[plans.Evaluation],
+  root: pathlib.Path,
+  index: int,
+  count: int,
+) -> str:
+  lines = [
+    f"{figure} at the scale {scale}: {len(runs)} runs"
+    + (f" (part {index} of {count})" if count > 1 else "")
+    + f", {len(runs) - len(open_runs)} of them finished"
+    + (f", and {len(evaluations)} evaluations." if evaluations else ".")
+  ]
   if not open_runs:
     return "\n".join(lines)
   compile_seconds, speed = measure(open_runs[0][1])
@@ -177,10 +216,13 @@ def _announce(figure: str, scale: str, runs: list, open_runs: list, evaluations:
     done = run_directory.read_status(root / run.name).get("step", 0) / config.num_steps
     seconds = compile_seconds + (1 - done) * cost.total(config, one, examples).flop / speed
     total += seconds
-    lines.append(f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
-                 f"{one.train.flop / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}"
-                 + (f", {done:.0%} done" if done else ""))
-  lines.append(f"It takes about {tables.duration(total)}, at the {speed / 1e9:.0f} GFLOP/s that "
-               f"{open_runs[0][0].name} reached just now and {compile_seconds:.0f} s to compile each"
-               + (", and the evaluations." if evaluations else "."))
+    lines.append(
+      f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
+      f"{one.train.flop / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}" + (f", {done:.0%} done" if done else "")
+    )
+  lines.append(
+    f"It takes about {tables.duration(total)}, at the {speed / 1e9:.0f} GFLOP/s that "
+    f"{open_runs[0][0].name} reached just now and {compile_seconds:.0f} s to compile each"
+    + (", and the evaluations." if evaluations else ".")
+  )
   return "\n".join(lines)

@@ -10,8 +10,8 @@ from bn_inception.config_dict import ConfigDict
 from bn_inception.models import inception, layers, mnist_mlp
 
 MODELS = {
-    "inception": inception.from_config,  # §4.2
-    "mnist_mlp": mnist_mlp.from_config,  # §4.1
+  "inception": inception.from_config,  # §4.2
+  "mnist_mlp": mnist_mlp.from_config,  # §4.1
 }
 
 
@@ -20,8 +20,9 @@ def build(config: ConfigDict) -> nn.Module:
   return MODELS[config.model.name](config)
 
 
-def features(model: nn.Module, variables: dict[str, Any], x: jax.Array,
-             names: Sequence[str] | None = None) -> dict[str, jax.Array]:
+def features(
+  model: nn.Module, variables: dict[str, Any], x: jax.Array, names: Sequence[str] | None = None
+) -> dict[str, jax.Array]:
   """Intermediate activations at inference; their names are the same for a network and its folded form.
 
   Args:

@@ -17,8 +17,8 @@ XLA's other convolutions stay, 160 to 450: im2col and sums over taps, in chunks 
 whole step gains less than its own spread.
 
 Nothing here mixes examples but the sum over the batch in a kernel's gradient: sharded over the batch under
-`jax.set_mesh`, a program needs that one all-reduce and no other communication. (XLA gathers the batch for groups that are
-not depthwise: avoid them.)
+`jax.set_mesh`, a program needs that one all-reduce and no other communication. (XLA gathers the batch for groups that
+are not depthwise: avoid them.)
 """
 
 import functools
@@ -36,8 +36,9 @@ _CHUNK_BYTES = 2 * 2**20  # Of x and dy in a chunk: with the copies of x, about 
 _NARROW = 8  # With fewer channels a row of a tap's product is too short for a matrix product.
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: str | Padding,
-           feature_group_count: int = 1) -> jax.Array:
+def conv2d(
+  x: jax.Array, kernel: jax.Array, *, strides: Pair = (1, 1), padding: str | Padding, feature_group_count: int = 1
+) -> jax.Array:
   """Two-dimensional convolution (cross-correlation, as everywhere in deep learning), without bias.
 
   Precision is that of JAX's `default_matmul_precision`.
@@ -111,8 +112,9 @@ def _as_tuples(padding: Padding) -> Padding:
 
 
 def _conv(x, kernel, strides, padding, groups=1):
-  return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                                  feature_group_count=groups)
+  return lax.conv_general_dilated(
+    x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+  )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -139,7 +141,8 @@ def _dense_conv_backward(strides, padding, residuals, dy):
     return dx, _kernel_gradient(x, dy, kernel.shape[:2], strides, padding)
 
   return lax.platform_dependent(
-      *residuals, dy, cpu=by_products, default=lambda x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy))
+    *residuals, dy, cpu=by_products, default=lambda x, kernel, dy: jax.vjp(conv, x, kernel)[1](dy)
+  )
 
 
 _dense_conv.defvjp(_dense_conv_forward, _dense_conv_backward)
@@ -183,11 +186,13 @@ def _kernel_gradient(x, dy, window, strides, padding):
 
 def _shifted(x, window, strides, padding, outputs):
   """For each tap, in row-major order, the pixels of x [B, H, W, C] that it meets, [B, *outputs, C]."""
-  edges = [(low, stride * (count - 1) + size - length - low, 0) for (low, _), stride, count, size, length in zip(
-      padding, strides, outputs, window, x.shape[1:3], strict=True)]
+  edges = [
+    (low, stride * (count - 1) + size - length - low, 0)
+    for (low, _), stride, count, size, length in zip(padding, strides, outputs, window, x.shape[1:3], strict=True)
+  ]
   x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
   ends = [stride * (count - 1) + 1 for stride, count in zip(strides, outputs, strict=True)]
-  return [x[:, i:i + ends[0]:strides[0], j:j + ends[1]:strides[1]] for i, j in np.ndindex(window)]
+  return [x[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]] for i, j in np.ndindex(window)]
 
 
 def _wide_taps(x, dy, window, strides, padding):
@@ -244,8 +249,12 @@ _grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
 def _block_diagonal(kernel, groups):
   """The kernel, [kh, kw, in, out], of the dense convolution that equals the grouped one."""
   height, width, ins, outs = kernel.shape
-  blocks = jnp.einsum("hwigo,fg->hwfigo", kernel.reshape(height, width, ins, groups, outs // groups),
-                      jnp.eye(groups, dtype=kernel.dtype), precision="highest")
+  blocks = jnp.einsum(
+    "hwigo,fg->hwfigo",
+    kernel.reshape(height, width, ins, groups, outs // groups),
+    jnp.eye(groups, dtype=kernel.dtype),
+    precision="highest",
+  )
   return blocks.reshape(height, width, groups * ins, outs)
 
 
@@ -255,8 +264,7 @@ def _max_pool(x, window, strides, padding):
     x = _window_max(x, (1, window[1]), (1, strides[1]), ((0, 0), padding[1]))
     return _window_max(x, (window[0], 1), (strides[0], 1), (padding[0], (0, 0)))
 
-  return lax.platform_dependent(
-      x, cpu=rows_of_columns, default=lambda x: _window_max(x, window, strides, padding))
+  return lax.platform_dependent(x, cpu=rows_of_columns, default=lambda x: _window_max(x, window, strides, padding))
 
 
 def _max_pool_forward(x, window, strides, padding):
@@ -291,7 +299,7 @@ def _max_pool_gradient_by_taps(x, y, dy, *, window, strides, padding):
   padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), ((0, 0, 0), (*padding[0], 0), (*padding[1], 0), (0, 0, 0)))
   chosen = jnp.full(y.shape, none, jnp.uint8)
   for tap, (i, j) in reversed(list(enumerate(np.ndindex(window)))):  # Backwards: the first of equal maxima stays.
-    seen = padded[:, i:i + last_row + 1:strides[0], j:j + last_column + 1:strides[1]]
+    seen = padded[:, i : i + last_row + 1 : strides[0], j : j + last_column + 1 : strides[1]]
     chosen = jnp.where(seen == y, jnp.uint8(tap), chosen)
 
   reach = [(size - 1) // stride for size, stride in zip(window, strides, strict=True)]
@@ -309,8 +317,10 @@ def _max_pool_gradient_by_taps(x, y, dy, *, window, strides, padding):
     return total
 
   interleaved = jnp.stack(
-      [jnp.stack([residue(r, c) for c in range(strides[1])], axis=3) for r in range(strides[0])], axis=2)
+    [jnp.stack([residue(r, c) for c in range(strides[1])], axis=3) for r in range(strides[0])], axis=2
+  )
   dx = interleaved.reshape(batch, rows * strides[0], columns * strides[1], channels)
-  edges = [(-low, size + low - have, 0)
-           for (low, _), size, have in zip(padding, (height, width), dx.shape[1:3], strict=True)]
+  edges = [
+    (-low, size + low - have, 0) for (low, _), size, have in zip(padding, (height, width), dx.shape[1:3], strict=True)
+  ]
   return lax.pad(dx, jnp.zeros((), dx.dtype), ((0, 0, 0), *edges, (0, 0, 0)))

@@ -5,8 +5,8 @@ states. Released networks are of both kinds and differ in padding, pooling and b
 """
 
 import functools
-from typing import Any, NamedTuple
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,6 @@ import numpy as np
 
 from bn_inception.config_dict import ConfigDict
 from bn_inception.models import convolution, layers
-
 
 DEPTH_MULTIPLIER = 8  # Filters for each input channel of the separable first convolution (§4.2).
 
@@ -35,16 +34,16 @@ class Widths(NamedTuple):
 def module_table(pool_proj_4cd: int = 96) -> dict[str, Widths]:
   """Figure 5. Its projection in 4c and 4d is 128; with 96 the sums are the 576 channels it states."""
   return {
-      "3a": Widths(64, 64, 64, 64, 96, "avg", 32),
-      "3b": Widths(64, 64, 96, 64, 96, "avg", 64),
-      "3c": Widths(0, 128, 160, 64, 96, "max", 0),
-      "4a": Widths(224, 64, 96, 96, 128, "avg", 128),
-      "4b": Widths(192, 96, 128, 96, 128, "avg", 128),
-      "4c": Widths(160, 128, 160, 128, 160, "avg", pool_proj_4cd),
-      "4d": Widths(96, 128, 192, 160, 192, "avg", pool_proj_4cd),
-      "4e": Widths(0, 128, 192, 192, 256, "max", 0),
-      "5a": Widths(352, 192, 320, 160, 224, "avg", 128),
-      "5b": Widths(352, 192, 320, 192, 224, "max", 128),
+    "3a": Widths(64, 64, 64, 64, 96, "avg", 32),
+    "3b": Widths(64, 64, 96, 64, 96, "avg", 64),
+    "3c": Widths(0, 128, 160, 64, 96, "max", 0),
+    "4a": Widths(224, 64, 96, 96, 128, "avg", 128),
+    "4b": Widths(192, 96, 128, 96, 128, "avg", 128),
+    "4c": Widths(160, 128, 160, 128, 160, "avg", pool_proj_4cd),
+    "4d": Widths(96, 128, 192, 160, 192, "avg", pool_proj_4cd),
+    "4e": Widths(0, 128, 192, 192, 256, "max", 0),
+    "5a": Widths(352, 192, 320, 160, 224, "avg", 128),
+    "5b": Widths(352, 192, 320, 192, 224, "max", 128),
   }
 
 
@@ -76,8 +75,10 @@ class InceptionModule(nn.Module):
     unit = lambda name, features, stride: self.unit(features, (3, 3), stride, name=name)
 
     first = (self._merged if self.merged else functools.partial(self._first, train=train, mask=mask))(x)
-    second = {"3x3": (unit("3x3", widths.conv3x3, stride), first["3x3_reduce"]),
-              "double_3x3_1": (unit("double_3x3_1", widths.conv_double, 1), first["double_3x3_reduce"])}
+    second = {
+      "3x3": (unit("3x3", widths.conv3x3, stride), first["3x3_reduce"]),
+      "double_3x3_1": (unit("double_3x3_1", widths.conv_double, 1), first["double_3x3_reduce"]),
+    }
     pooled = None if "pool_proj" in first else self._pool(x, stride)
     if pooled is not None and widths.pool_proj:
       second["pool_proj"] = (self.unit(widths.pool_proj, name="pool_proj"), pooled)
@@ -92,8 +93,10 @@ class InceptionModule(nn.Module):
     """The 1x1 convolutions that the module begins with and what follows each, the average's projection among them."""
     units = {name: self.unit(features, name=name) for name, features in _first_convolutions(self.widths).items()}
     if self.is_initializing():  # Each by itself, for who follows the calls (report/describe.py).
-      return {name: unit(self._pool(x, stride=1) if name == "pool_proj" else x, train=train, mask=mask)
-              for name, unit in units.items()}
+      return {
+        name: unit(self._pool(x, stride=1) if name == "pool_proj" else x, train=train, mask=mask)
+        for name, unit in units.items()
+      }
     units = {name: unit.parts(x.shape[-1]) for name, unit in units.items()}
     parameters = {name: unit.conv.parameters(x.shape[-1]) for name, unit in units.items()}
     kernels, biases = zip(*parameters.values())
@@ -106,8 +109,9 @@ class InceptionModule(nn.Module):
       return max_pool_stride2(x, self.reduction_pool)
     if self.widths.pool == "max":
       return convolution.max_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)))
-    return convolution.avg_pool(x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)),
-                                count_include_pad=self.avg_pool_include_pad)
+    return convolution.avg_pool(
+      x, window=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)), count_include_pad=self.avg_pool_include_pad
+    )
 
   def _merged(self, x: jax.Array) -> dict[str, jax.Array]:
     """The first convolutions as one, and the average over its projection; see `merge`."""
@@ -130,8 +134,12 @@ class InceptionModule(nn.Module):
 
 def _first_convolutions(widths: Widths) -> dict[str, int]:
   """Features of the 1x1 convolutions that a module begins with, the average's projection among them."""
-  features = {"1x1": widths.conv1x1, "3x3_reduce": widths.reduce3x3, "double_3x3_reduce": widths.reduce_double,
-              "pool_proj": widths.pool_proj if widths.pool == "avg" else 0}
+  features = {
+    "1x1": widths.conv1x1,
+    "3x3_reduce": widths.reduce3x3,
+    "double_3x3_reduce": widths.reduce_double,
+    "pool_proj": widths.pool_proj if widths.pool == "avg" else 0,
+  }
   return {name: width for name, width in features.items() if width}
 
 
@@ -213,8 +221,13 @@ class Inception(nn.Module):
   def _unit(self, norm: Callable[..., nn.Module] | None) -> Callable[..., nn.Module]:
     """The constructor of this network's convolution units: `unit(features, window, stride, name=...)`."""
     return functools.partial(
-        layers.ConvUnit, norm=norm, padding=self.padding, nonlinearity=layers.NONLINEARITIES[self.nonlinearity],
-        use_bias=self.conv_bias, init_scale=self.init_scale)
+      layers.ConvUnit,
+      norm=norm,
+      padding=self.padding,
+      nonlinearity=layers.NONLINEARITIES[self.nonlinearity],
+      use_bias=self.conv_bias,
+      init_scale=self.init_scale,
+    )
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool | None = None, mask: jax.Array | None = None) -> jax.Array:
@@ -236,8 +249,9 @@ class Inception(nn.Module):
       if norm is not None and name in self.per_activation:
         norm = functools.partial(norm, per_activation=True)
       unit = self._unit(norm)
-      x = InceptionModule(widths, unit, self.reduction_pool, self.avg_pool_include_pad, self.merged,
-                          name=f"inception_{name}")(x, train=train, mask=mask)
+      x = InceptionModule(
+        widths, unit, self.reduction_pool, self.avg_pool_include_pad, self.merged, name=f"inception_{name}"
+      )(x, train=train, mask=mask)
       if name in self.auxiliary_heads and (train or self.is_initializing()):
         head = AuxiliaryHead(self.num_classes, unit, self._scale, name=f"auxiliary_{name}")
         self.sow("auxiliary", name, head(x, train=train, mask=mask))
@@ -255,7 +269,8 @@ class Inception(nn.Module):
     window, stride = ((3, 3), 1) if self.stem == "small" else ((7, 7), 2)
     multiplier = DEPTH_MULTIPLIER if self.stem == "separable" else 0
     x = first_unit(self._scale(64), window, stride, depth_multiplier=multiplier, name="conv1")(
-        x, train=train, mask=mask)
+      x, train=train, mask=mask
+    )
     x = lrn(max_pool_stride2(x, self.stem_pool))
     x = unit(self._scale(64), name="conv2_reduce")(x, train=train, mask=mask)
     x = unit(self._scale(192), (3, 3), name="conv2")(x, train=train, mask=mask)
@@ -288,8 +303,10 @@ def merge(model: Inception, params: dict[str, Any]) -> tuple[Inception, dict[str
     module = dict(params[f"inception_{name}"])
     first = [module.pop(unit)["conv"] for unit in _first_convolutions(widths)]
     kernels, biases = ([conv[leaf] for conv in first] for leaf in ("kernel", "bias"))
-    params[f"inception_{name}"] = module | {"merged": {"kernel": jnp.concatenate(kernels, -1)},
-                                            "bias": jnp.concatenate(biases)}
+    params[f"inception_{name}"] = module | {
+      "merged": {"kernel": jnp.concatenate(kernels, -1)},
+      "bias": jnp.concatenate(biases),
+    }
   return model.clone(stem=stem, merged=True), params
 
 
@@ -297,5 +314,10 @@ def from_config(config: ConfigDict) -> Inception:
   """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
   settings = {name: value for name, value in config.model.items() if name != "name"}
   return Inception(
-      num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype,
-      norm_in_stem=config.batch_norm.in_stem, per_activation=tuple(config.batch_norm.per_activation), **settings)
+    num_classes=config.data.num_classes,
+    norm=layers.norm_from_config(config),
+    dtype=config.dtype,
+    norm_in_stem=config.batch_norm.in_stem,
+    per_activation=tuple(config.batch_norm.per_activation),
+    **settings,
+  )

@@ -2,8 +2,8 @@
 
 import functools
 import re
-from typing import Any, NamedTuple
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,10 +18,10 @@ NONLINEARITIES = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
 # A pooling window of 3 with stride 2 meets the border in four ways; the input is `size` pixels long.
 POOL_PADDING: dict[str, Callable[[int], tuple[int, int]]] = {
-    "same": lambda size: (size % 2, 1),  # TensorFlow
-    "ceil": lambda size: (0, 1 - size % 2),  # Caffe, PyTorch's ceil_mode: the last window may hang over the end.
-    "floor": lambda size: (0, 0),  # MXNet from 2016 on
-    "floor_pad1": lambda size: (1, 1),  # MXNet from 2016 on, in 3c and 4e
+  "same": lambda size: (size % 2, 1),  # TensorFlow
+  "ceil": lambda size: (0, 1 - size % 2),  # Caffe, PyTorch's ceil_mode: the last window may hang over the end.
+  "floor": lambda size: (0, 0),  # MXNet from 2016 on
+  "floor_pad1": lambda size: (1, 1),  # MXNet from 2016 on, in 3c and 4e
 }
 
 
@@ -32,11 +32,15 @@ def check_call(x: jax.Array, train: bool | None) -> None:
     ValueError, TypeError: one sentence on what is missing.
   """
   if jnp.ndim(x) != 4:
-    raise ValueError(f"A network takes a batch of images, [B, H, W, C], and this input is {list(jnp.shape(x))}: give "
-                     "images[None] for a single one.")
+    raise ValueError(
+      f"A network takes a batch of images, [B, H, W, C], and this input is {list(jnp.shape(x))}: give "
+      "images[None] for a single one."
+    )
   if train is None:
-    raise TypeError("The network was not told what it is called for: say train=False for evaluation (running averages, "
-                    "no dropout) or train=True for training.")
+    raise TypeError(
+      "The network was not told what it is called for: say train=False for evaluation (running averages, "
+      "no dropout) or train=True for training."
+    )
 
 
 def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:
@@ -44,9 +48,14 @@ def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:
   settings = config.batch_norm
   if not settings.enabled:
     return None
-  return functools.partial(batch_norm.BatchNorm, epsilon=settings.epsilon, group_size=settings.group_size or None,
-                           use_gamma=settings.use_gamma, momentum=settings.momentum,
-                           frozen=tuple(config.init.freeze) if config.init.freeze_statistics else ())
+  return functools.partial(
+    batch_norm.BatchNorm,
+    epsilon=settings.epsilon,
+    group_size=settings.group_size or None,
+    use_gamma=settings.use_gamma,
+    momentum=settings.momentum,
+    frozen=tuple(config.init.freeze) if config.init.freeze_statistics else (),
+  )
 
 
 class Convolution(nn.Module):
@@ -86,8 +95,9 @@ class Convolution(nn.Module):
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
     """The convolution without bias with this kernel: the layer's own, or those of several layers like it together."""
     padding = {"same": "SAME", "symmetric": tuple((size // 2, size // 2) for size in self.window)}[self.padding]
-    conv2d = functools.partial(convolution.conv2d, strides=(self.stride, self.stride), padding=padding,
-                               feature_group_count=self.groups)
+    conv2d = functools.partial(
+      convolution.conv2d, strides=(self.stride, self.stride), padding=padding, feature_group_count=self.groups
+    )
     return linear(conv2d, x, kernel)
 
 
@@ -137,9 +147,9 @@ def _mixed_linear_forward(product, x, kernel):
 
 def _mixed_linear_backward(product, residuals, dy):
   x, kernel = residuals
-  dx, = jax.vjp(lambda x: product(x, kernel.astype(x.dtype)), x)[1](dy)
+  (dx,) = jax.vjp(lambda x: product(x, kernel.astype(x.dtype)), x)[1](dy)
   # XLA for TPU multiplies these as the bfloat16 values they are, and keeps the sum in float32.
-  dkernel, = jax.vjp(lambda kernel: product(x.astype(kernel.dtype), kernel), kernel)[1](dy.astype(kernel.dtype))
+  (dkernel,) = jax.vjp(lambda kernel: product(x.astype(kernel.dtype), kernel), kernel)[1](dy.astype(kernel.dtype))
   return dx, dkernel
 
 
@@ -156,8 +166,10 @@ def _add_bias(x, bias):
   return x + bias.astype(x.dtype)
 
 
-_add_bias.defvjp(lambda x, bias: (_add_bias(x, bias), bias),
-                 lambda bias, dy: (dy, jnp.sum(dy.astype(bias.dtype), tuple(range(dy.ndim - bias.ndim)))))
+_add_bias.defvjp(
+  lambda x, bias: (_add_bias(x, bias), bias),
+  lambda bias, dy: (dy, jnp.sum(dy.astype(bias.dtype), tuple(range(dy.ndim - bias.ndim)))),
+)
 
 
 class ConvUnit(nn.Module):
@@ -190,12 +202,26 @@ class ConvUnit(nn.Module):
     """The layers of the unit for an input of so many channels."""
     window, stride, depthwise = self.window, self.stride, None
     if self.depth_multiplier:
-      depthwise = Convolution(channels * self.depth_multiplier, window, stride, self.padding, groups=channels,
-                              init_gain=self.init_scale, name="depthwise")
+      depthwise = Convolution(
+        channels * self.depth_multiplier,
+        window,
+        stride,
+        self.padding,
+        groups=channels,
+        init_gain=self.init_scale,
+        name="depthwise",
+      )
       window, stride = (1, 1), 1
     # He et al. (2015): sqrt(2 / fan_in) keeps the variance through a ReLU [choice: the paper is silent].
-    conv = Convolution(self.features, window, stride, self.padding, self.use_bias or self.norm is None,
-                       init_gain=2**0.5 * self.init_scale, name="conv")
+    conv = Convolution(
+      self.features,
+      window,
+      stride,
+      self.padding,
+      self.use_bias or self.norm is None,
+      init_gain=2**0.5 * self.init_scale,
+      name="conv",
+    )
     return UnitParts(depthwise, conv, None if self.norm is None else self.norm(name="bn"), self.nonlinearity)
 
 
@@ -208,8 +234,9 @@ class UnitParts(NamedTuple):
   nonlinearity: Callable[[jax.Array], jax.Array]
 
 
-def side_by_side(units: Sequence[ConvUnit], xs: Sequence[jax.Array], *, train: bool,
-                 mask: jax.Array | None = None) -> list[jax.Array]:
+def side_by_side(
+  units: Sequence[ConvUnit], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
+) -> list[jax.Array]:
   """Applies units that do not depend on each other, each to its own input; see `activate`."""
   if len(units) > 1 and units[0].is_initializing():  # Each by itself, for who follows the calls (report/describe.py).
     return [unit(x, train=train, mask=mask) for unit, x in zip(units, xs, strict=True)]
@@ -218,8 +245,9 @@ def side_by_side(units: Sequence[ConvUnit], xs: Sequence[jax.Array], *, train: b
   return activate(parts, [convolve(part, x) for part, x in zip(parts, xs)], train=train, mask=mask)
 
 
-def activate(units: Sequence[UnitParts], xs: Sequence[jax.Array], *, train: bool,
-             mask: jax.Array | None = None) -> list[jax.Array]:
+def activate(
+  units: Sequence[UnitParts], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
+) -> list[jax.Array]:
   """g(BN(x)) of units whose convolutions gave xs, all with BN or all without; their BN layers share collectives."""
   if len(units) == 1 and units[0].norm is not None:
     xs = [units[0].norm(xs[0], train=train, mask=mask)]
@@ -228,8 +256,9 @@ def activate(units: Sequence[UnitParts], xs: Sequence[jax.Array], *, train: bool
   return [unit.nonlinearity(x) for unit, x in zip(units, xs)]
 
 
-def convolve_together(kernels: Sequence[jax.Array], convolve: Callable[[jax.Array, jax.Array], jax.Array],
-                      x: jax.Array) -> list[jax.Array]:
+def convolve_together(
+  kernels: Sequence[jax.Array], convolve: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array
+) -> list[jax.Array]:
   """convolve(x, kernel) for kernels that differ in the number of features only, as one: x is read once for all."""
   ends = np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1]
   return jnp.split(convolve(x, jnp.concatenate(kernels, axis=-1)), ends, axis=-1)
@@ -249,6 +278,7 @@ def fold_batch_norm(variables: dict[str, Any], *, epsilon: float) -> dict[str, A
   Raises:
     ValueError: for BN per activation, which no convolution can hold.
   """
+
   def walk(params: dict[str, Any], statistics: dict[str, Any], path: str) -> dict[str, Any]:
     norms = {name: re.sub("^(conv|hidden)", "bn", name) for name in params}
     norms = {name: norm for name, norm in norms.items() if norm != name and norm in params}
@@ -263,11 +293,18 @@ def fold_batch_norm(variables: dict[str, Any], *, epsilon: float) -> dict[str, A
   def fold(affine: dict[str, jax.Array], norm: dict[str, jax.Array], statistics: dict[str, jax.Array], path: str):
     beta = norm["beta"]
     if beta.ndim != 1:
-      raise ValueError(f"{path[1:]} has BN per activation, which cannot be folded into a convolution: "
-                       "evaluate this network unfolded.")
+      raise ValueError(
+        f"{path[1:]} has BN per activation, which cannot be folded into a convolution: evaluate this network unfolded."
+      )
     kernel, bias = batch_norm.fold(
-        affine["kernel"], affine.get("bias"), statistics["mean"], statistics["var"],
-        norm.get("gamma", jnp.ones_like(beta)), beta, epsilon=epsilon)
+      affine["kernel"],
+      affine.get("bias"),
+      statistics["mean"],
+      statistics["var"],
+      norm.get("gamma", jnp.ones_like(beta)),
+      beta,
+      epsilon=epsilon,
+    )
     return {"kernel": kernel, "bias": bias}
 
   return {"params": walk(variables["params"], variables["batch_stats"], "")}

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from bn_inception.config_dict import ConfigDict
 from bn_inception.models import layers
 
-
 FEATURES = ("hidden",)  # What the network can tell beside its logits: its last hidden units.
 
 
@@ -38,8 +37,7 @@ class MnistMlp(nn.Module):
     x = x.reshape(x.shape[0], -1).astype(self.dtype)
     for layer in (1, 2, 3):
       # No bias under BN: beta takes its role (§3.2).
-      x = layers.Dense(self.hidden_units, use_bias=self.norm is None, kernel_init=initializer,
-                       name=f"hidden{layer}")(x)
+      x = layers.Dense(self.hidden_units, use_bias=self.norm is None, kernel_init=initializer, name=f"hidden{layer}")(x)
       if self.norm is not None:
         x = self.norm(name=f"bn{layer}")(x, train=train, mask=mask)
       if layer == 3:
@@ -54,5 +52,6 @@ class MnistMlp(nn.Module):
 def from_config(config: ConfigDict) -> MnistMlp:
   """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
   settings = {name: value for name, value in config.model.items() if name != "name"}
-  return MnistMlp(num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype,
-                  **settings)
+  return MnistMlp(
+    num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype, **settings
+  )

@@ -9,7 +9,6 @@ loading a release folder and predicting need. Runs and the files of others need 
 """
 
 from bn_inception.models import features
-
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.export import FORMATS, write_torch
 from bn_inception.release.folder import check_free, write
@@ -18,5 +17,19 @@ from bn_inception.release.loading import build, load, read
 from bn_inception.release.released import Release
 from bn_inception.release.run import from_run, is_run
 
-__all__ = ["FORMATS", "Release", "ReleaseError", "build", "check_free", "features", "from_run", "human_name", "is_run",
-           "load", "read", "with_labels", "write", "write_torch"]
+__all__ = [
+  "FORMATS",
+  "Release",
+  "ReleaseError",
+  "build",
+  "check_free",
+  "features",
+  "from_run",
+  "human_name",
+  "is_run",
+  "load",
+  "read",
+  "with_labels",
+  "write",
+  "write_torch",
+]

@@ -3,8 +3,8 @@
 Weights are only moved and transposed, never computed: what a peer does differently its configuration says.
 """
 
-from collections.abc import Callable, Iterable
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax
@@ -28,13 +28,19 @@ def expected_shapes(config: ConfigDict) -> dict[str, Shape]:
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(image), train=False))
   kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
   heads = [name for name in kept["params"] if name.startswith("auxiliary_")]  # In training only.
-  kept = {collection: {name: node for name, node in tree.items() if name not in heads}
-          for collection, tree in kept.items()}
+  kept = {
+    collection: {name: node for name, node in tree.items() if name not in heads} for collection, tree in kept.items()
+  }
   return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(kept, sep="/").items()}
 
 
-def assemble(tensors: Tensors, config: ConfigDict, source_name: Callable[[str], str],
-             layout: Callable[[str, Shape], tuple[Shape, Shape]], ignored: Iterable[str] = ()) -> dict[str, Any]:
+def assemble(
+  tensors: Tensors,
+  config: ConfigDict,
+  source_name: Callable[[str], str],
+  layout: Callable[[str, Shape], tuple[Shape, Shape]],
+  ignored: Iterable[str] = (),
+) -> dict[str, Any]:
   """Arranges a peer's tensors as the variables of a config's network.
 
   Args:

@@ -27,7 +27,7 @@ class ByteReader:
     if not 0 <= size <= self.left:
       raise ReleaseError("it is cut off or damaged: a part of it reaches beyond its end")
     self._position += size
-    return self._content[self._position - size:self._position]
+    return self._content[self._position - size : self._position]
 
   def numbers(self, layout: str) -> tuple[Any, ...]:
     """The next numbers, little-endian, in `struct`'s notation.

@@ -4,8 +4,8 @@ A network has the fields layer (100) or, before 2014-10, layers (2); a layer has
 form 4 and 6); a blob has its values as floats (5) or doubles (8), and its shape (7) or the four old dimensions (1-4).
 """
 
-from collections.abc import Iterator
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -79,8 +79,10 @@ def _varint(reader: ByteReader) -> int:
 
 def _read_blob(key: str, blob: int | memoryview) -> np.ndarray:
   parts = list(_fields(blob))
-  values = {field: b"".join(bytes(value) for number, wire, value in parts if number == field and wire != _VARINT)
-            for field in (_DATA, _DOUBLE_DATA)}
+  values = {
+    field: b"".join(bytes(value) for number, wire, value in parts if number == field and wire != _VARINT)
+    for field in (_DATA, _DOUBLE_DATA)
+  }
   dtype, data = ("<f8", values[_DOUBLE_DATA]) if values[_DOUBLE_DATA] else ("<f4", values[_DATA])
   shapes = [value for field, _, value in parts if field == _SHAPE]
   if shapes:

@@ -8,7 +8,6 @@ import math
 import re
 from typing import Any
 
-
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble
 
@@ -29,24 +28,36 @@ def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | 
     rows["input"] = "1 for pixels of at least 128, 0 for others"
   else:
     means, stds = len(set(data.mean)) > 1, len(set(data.std)) > 1
-    rows["input"] = (f"(pixel - mean) / std, pixels 0 to 255; mean {_numbers(data.mean)}{' (RGB)' * means}, "
-                     f"std {_numbers(data.std)}{' (RGB)' * stds}")
+    rows["input"] = (
+      f"(pixel - mean) / std, pixels 0 to 255; mean {_numbers(data.mean)}{' (RGB)' * means}, "
+      f"std {_numbers(data.std)}{' (RGB)' * stds}"
+    )
   if len(data.mean) == 3:
     rows["order of the channels"] = data.channel_order.upper()
   rows |= {
-      "classes": f"{data.num_classes}: {release.classes}",
-      "names of the classes": f"`labels.txt`: {labels[0]}, ... {labels[-1]}" if labels else "not known",
-      "BN statistics": release.statistics + (f", epsilon {config.batch_norm.epsilon:g}" * config.batch_norm.enabled),
-      "trainable parameters": f"{trainable:,}, and {statistics:,} moving statistics",
-      "published accuracy": release.published, "measured accuracy": _measured(metrics)}
+    "classes": f"{data.num_classes}: {release.classes}",
+    "names of the classes": f"`labels.txt`: {labels[0]}, ... {labels[-1]}" if labels else "not known",
+    "BN statistics": release.statistics + (f", epsilon {config.batch_norm.epsilon:g}" * config.batch_norm.enabled),
+    "trainable parameters": f"{trainable:,}, and {statistics:,} moving statistics",
+    "published accuracy": release.published,
+    "measured accuracy": _measured(metrics),
+  }
   table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
-  paper = """
+  paper = (
+    """
 The paper states 13.6 million parameters. No reading of its Figure 5 and no released network that is known reaches that
 number: they have 11.18 to 11.30 million, and why is not known.
-""" if config.model.name == "inception" and config.model.width == 1 else ""
+"""
+    if config.model.name == "inception" and config.model.width == 1
+    else ""
+  )
   title = "Inception-BN" if config.model.name == "inception" else "The MNIST network of the paper's §4.1"
-  training = ("" if "step" in release else " Its fields about training (learning rate, weight decay and the like) are "
-              "those of\nthis project's configs, not of whoever trained this network.")
+  training = (
+    ""
+    if "step" in release
+    else " Its fields about training (learning rate, weight decay and the like) are "
+    "those of\nthis project's configs, not of whoever trained this network."
+  )
   images = "RGB [B, H, W, 3]" if len(data.mean) == 3 else "gray [B, H, W, 1]"
   what = "photographs" if len(data.mean) == 3 else "images of digits"
   return f"""{_metadata(config, title, metrics)}
@@ -91,9 +102,20 @@ def _metadata(config: ConfigDict, title: str, metrics: dict[str, Any] | None) ->
   data, release = config.data, config.release
   name, _, _ = data.name.partition(":")
   dataset = {"imagenet2012": "imagenet-1k", "digits": "mnist"}.get(name, name)
-  lines = ["---", f"license: {release.get('license', 'unknown')}", "library_name: bn-inception",
-           "pipeline_tag: image-classification", "tags:", "- jax", "- flax", "- batch-normalization",
-           "datasets:", f"- {json.dumps(dataset)}", "metrics:", "- accuracy"]
+  lines = [
+    "---",
+    f"license: {release.get('license', 'unknown')}",
+    "library_name: bn-inception",
+    "pipeline_tag: image-classification",
+    "tags:",
+    "- jax",
+    "- flax",
+    "- batch-normalization",
+    "datasets:",
+    f"- {json.dumps(dataset)}",
+    "metrics:",
+    "- accuracy",
+  ]
   if "base_model" in release:
     lines.append(f"base_model: {json.dumps(release.base_model)}")
   published = re.match(r"top-1 ([\d.]+) ?%, top-5 ([\d.]+) ?%", release.published)
@@ -103,20 +125,34 @@ def _metadata(config: ConfigDict, title: str, metrics: dict[str, Any] | None) ->
   elif published:
     values, source = tuple(float(value) / 100 for value in published.groups()), "stated by its source, not measured"
   if values:
-    lines += ["model-index:", f"- name: {json.dumps(title, ensure_ascii=False)}", "  results:", "  - task:",
-              "      type: image-classification", "    dataset:", f"      name: {json.dumps(dataset)}",
-              f"      type: {json.dumps(dataset)}", f"      split: {json.dumps(data.eval_split)}", "    metrics:"]
+    lines += [
+      "model-index:",
+      f"- name: {json.dumps(title, ensure_ascii=False)}",
+      "  results:",
+      "  - task:",
+      "      type: image-classification",
+      "    dataset:",
+      f"      name: {json.dumps(dataset)}",
+      f"      type: {json.dumps(dataset)}",
+      f"      split: {json.dumps(data.eval_split)}",
+      "    metrics:",
+    ]
     for number, value in zip((1, 5), values):
-      lines += ["    - type: accuracy", f"      name: {json.dumps(f'top-{number} accuracy, {source}')}",
-                f"      value: {value:.5g}"]
+      lines += [
+        "    - type: accuracy",
+        f"      name: {json.dumps(f'top-{number} accuracy, {source}')}",
+        f"      value: {value:.5g}",
+      ]
   return "\n".join([*lines, "---", ""])
 
 
 def _measured(metrics: dict[str, Any] | None) -> str:
   if not metrics:
     return "none"
-  return (f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%} on all {metrics['count']:,} examples of "
-          f"{metrics['data']}: `{metrics['command']}`")
+  return (
+    f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%} on all {metrics['count']:,} examples of "
+    f"{metrics['data']}: `{metrics['command']}`"
+  )
 
 
 def _numbers(values: tuple[float, ...]) -> str:

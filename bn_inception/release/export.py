@@ -4,12 +4,12 @@ StableHLO, SavedModel and ONNX hold the whole way from pixels to logits: uint8 [
 [B, num_classes] out. A state dict of PyTorch is weights alone.
 """
 
-from collections.abc import Callable
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -57,8 +57,11 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
     return
   path = pathlib.Path(path)
   module = path.with_name(_TORCH_MODULE.name)
-  files = {path: torch_file.write(torch_module_state(release.variables)),
-           path.with_suffix(".json"): _torch_config(release.config), module: _TORCH_MODULE.read_bytes()}
+  files = {
+    path: torch_file.write(torch_module_state(release.variables)),
+    path.with_suffix(".json"): _torch_config(release.config),
+    module: _TORCH_MODULE.read_bytes(),
+  }
   if module.is_file() and module.read_bytes() == files[module]:  # Of another export.
     del files[module]
   for file in files:
@@ -73,6 +76,7 @@ def write_stablehlo(release: Release, path: str | os.PathLike) -> None:
     ReleaseError: if there is something in its place already, or it cannot be written.
   """
   import jax.export  # Loaded by nothing else.
+
   path = pathlib.Path(path)
   folder.check_free(path)
   logits, variables, shape = _logits(release)
@@ -88,16 +92,25 @@ def write_savedmodel(release: Release, path: str | os.PathLike) -> None:
     ReleaseError: if there is something in its place already, or it cannot be written.
   """
   from jax.experimental import jax2tf
+
   from bn_inception.data.host_tf import tf
+
   path = pathlib.Path(path)
   folder.check_free(path)
   logits, variables, shape = _logits(release)
-  converted = jax2tf.convert(logits, polymorphic_shapes=[None, f"(batch, {', '.join(map(str, shape))})"],
-                             with_gradient=False, native_serialization_platforms=_PLATFORMS)
+  converted = jax2tf.convert(
+    logits,
+    polymorphic_shapes=[None, f"(batch, {', '.join(map(str, shape))})"],
+    with_gradient=False,
+    native_serialization_platforms=_PLATFORMS,
+  )
   module = tf.Module()
   module.network = tf.nest.map_structure(tf.Variable, variables)
-  module.serve = tf.function(lambda images: {"logits": converted(module.network, images)}, autograph=False,
-                             input_signature=[tf.TensorSpec((None, *shape), tf.uint8, "images")])
+  module.serve = tf.function(
+    lambda images: {"logits": converted(module.network, images)},
+    autograph=False,
+    input_signature=[tf.TensorSpec((None, *shape), tf.uint8, "images")],
+  )
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +137,7 @@ def write_onnx(release: Release, path: str | os.PathLike) -> None:
     import onnx  # noqa: F401  (torch.onnx needs both, and says so late)
     import onnxscript  # noqa: F401
     import torch
+
     from bn_inception.release import torch_module
   except ModuleNotFoundError as error:
     raise ReleaseError(f"ONNX needs packages that are not installed ({error}): pip install -e '.[onnx]'.") from error
@@ -143,14 +157,26 @@ def write_onnx(release: Release, path: str | os.PathLike) -> None:
   state = {name: torch.from_numpy(array) for name, array in torch_module_state(release.variables).items()}
   network.network.load_state_dict(state)
   images = torch.zeros((2, *_image_shape(release.config)), dtype=torch.uint8)
-  program = torch.onnx.export(network, (images,), input_names=["images"], output_names=["logits"], dynamo=True,
-                              dynamic_shapes={"images": {0: torch.export.Dim("batch")}}, verbose=False)
+  program = torch.onnx.export(
+    network,
+    (images,),
+    input_names=["images"],
+    output_names=["logits"],
+    dynamo=True,
+    dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+    verbose=False,
+  )
   _write_files({path: program.model_proto.SerializeToString()})
 
 
 FORMATS: dict[str, Callable[[Release, str | os.PathLike], None]] = {
-    "release": folder.write, "torch": write_torch, "bninception": write_bninception, "stablehlo": write_stablehlo,
-    "savedmodel": write_savedmodel, "onnx": write_onnx}
+  "release": folder.write,
+  "torch": write_torch,
+  "bninception": write_bninception,
+  "stablehlo": write_stablehlo,
+  "savedmodel": write_savedmodel,
+  "onnx": write_onnx,
+}
 
 
 def _image_shape(config: ConfigDict) -> tuple[int, int, int]:

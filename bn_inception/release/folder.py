@@ -28,11 +28,11 @@ import safetensors.numpy
 
 from bn_inception import config_checks, paths, run_directory
 from bn_inception.config_dict import ConfigDict
+from bn_inception.configs import versions
 from bn_inception.release import assemble, labels, peers, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release, TorchTensor
-from bn_inception.configs import versions
 
 _WEIGHTS, _CONFIG, _LABELS, _METRICS = "model.safetensors", "config.json", "labels.txt", "metrics.json"
 _PREPROCESSING, _CARD = "preprocessing.json", "README.md"
@@ -74,12 +74,14 @@ def write(release: Release, path: str | os.PathLike) -> None:
   flat = flax.traverse_util.flatten_dict(release.variables, sep="/")
   metadata = {_TORCH_LAYOUT: json.dumps(release.torch_layout)} if release.torch_layout else None
   flat = {name: np.ascontiguousarray(leaf) for name, leaf in flat.items()}
-  files = {_WEIGHTS: safetensors.numpy.save(flat, metadata),
-           _CONFIG: _to_json(json.loads(config.to_json())),
-           _PREPROCESSING: _to_json(preprocessing(config)),
-           _LABELS: "".join(f"{name}\n" for name in release.labels).encode(),
-           _METRICS: _to_json(release.metrics or {}),
-           _CARD: card(config, release.labels, release.metrics).encode()}
+  files = {
+    _WEIGHTS: safetensors.numpy.save(flat, metadata),
+    _CONFIG: _to_json(json.loads(config.to_json())),
+    _PREPROCESSING: _to_json(preprocessing(config)),
+    _LABELS: "".join(f"{name}\n" for name in release.labels).encode(),
+    _METRICS: _to_json(release.metrics or {}),
+    _CARD: card(config, release.labels, release.metrics).encode(),
+  }
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +118,16 @@ def preprocessing(config: ConfigDict) -> dict[str, Any]:
   data = config.data
   colours = "rgb" if len(data.mean) == 3 else "gray"  # Also where the input's channels are in another order.
   return {
-      "resize_shorter_side": data.eval_resize, "crop_size": data.image_size, "interpolation": "bilinear, antialiased",
-      "layout": "NHWC", "pixel_range": [0, 255], "binary": data.binary,
-      f"mean_{colours}": list(data.mean), f"std_{colours}": list(data.std), "channel_order": data.channel_order}
+    "resize_shorter_side": data.eval_resize,
+    "crop_size": data.image_size,
+    "interpolation": "bilinear, antialiased",
+    "layout": "NHWC",
+    "pixel_range": [0, 255],
+    "binary": data.binary,
+    f"mean_{colours}": list(data.mean),
+    f"std_{colours}": list(data.std),
+    "channel_order": data.channel_order,
+  }
 
 
 def read(path: pathlib.Path) -> Release:
@@ -137,15 +146,25 @@ def read(path: pathlib.Path) -> Release:
     shapes = assemble.expected_shapes(config)
   except Exception as error:  # Whatever a config makes the network raise, it is the config that is wrong.
     raise ReleaseError(f"{path / _CONFIG} describes no network ({type(error).__name__}: {error}).") from error
-  different = sorted(name for name in shapes.keys() | flat.keys()
-                     if name not in flat or flat[name].dtype != np.float32 or flat[name].shape != shapes.get(name))
+  different = sorted(
+    name
+    for name in shapes.keys() | flat.keys()
+    if name not in flat or flat[name].dtype != np.float32 or flat[name].shape != shapes.get(name)
+  )
   if different:
-    raise ReleaseError(f"{path / _WEIGHTS} does not hold the network of its config.json: {', '.join(different[:3])} "
-                       f"{'differs' if len(different) == 1 else 'differ'}, {len(different)} in all.")
+    raise ReleaseError(
+      f"{path / _WEIGHTS} does not hold the network of its config.json: {', '.join(different[:3])} "
+      f"{'differs' if len(different) == 1 else 'differ'}, {len(different)} in all."
+    )
   if _read_json(path / _PREPROCESSING) != preprocessing(config):
     raise ReleaseError(f"{path / _PREPROCESSING} is not the preprocessing of its config.json.")
-  return Release(config, flax.traverse_util.unflatten_dict(flat, sep="/"), _read_labels(path, config),
-                 _read_metrics(path), _read_torch_layout(path, content, shapes))
+  return Release(
+    config,
+    flax.traverse_util.unflatten_dict(flat, sep="/"),
+    _read_labels(path, config),
+    _read_metrics(path),
+    _read_torch_layout(path, content, shapes),
+  )
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
@@ -192,15 +211,18 @@ def _read_metrics(path: pathlib.Path) -> dict[str, Any] | None:
   wrong += [name for name in kinds if metrics and name != "loss" and name not in metrics]
   wrong += [name for name in ("top1", "top5") if not wrong and metrics and not 0 <= metrics[name] <= 1]
   if wrong or (metrics and metrics["count"] < 1) or not math.isfinite(metrics.get("loss", 0)):
-    raise ReleaseError(f"{path / _METRICS} holds no metrics of a release: {(wrong or ['count or loss'])[0]} is "
-                       "missing, unknown or impossible.")
+    raise ReleaseError(
+      f"{path / _METRICS} holds no metrics of a release: {(wrong or ['count or loss'])[0]} is "
+      "missing, unknown or impossible."
+    )
   return metrics or None
 
 
-def _read_torch_layout(path: pathlib.Path, content: bytes,
-                       shapes: dict[str, assemble.Shape]) -> tuple[TorchTensor, ...]:
+def _read_torch_layout(
+  path: pathlib.Path, content: bytes, shapes: dict[str, assemble.Shape]
+) -> tuple[TorchTensor, ...]:
   """The layout in the metadata of a file that is known to be sound."""
-  header = json.loads(content[8:8 + int.from_bytes(content[:8], "little")])
+  header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
   text = header.get("__metadata__", {}).get(_TORCH_LAYOUT)
   if text is None:
     return ()

@@ -32,8 +32,11 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
   except ModuleNotFoundError as error:
     raise ReleaseError(f"{text} needs huggingface_hub, which is not installed: pip install -e '.[hub]'.") from error
   try:
-    return pathlib.Path(huggingface_hub.snapshot_download(
-        named[1], revision=named[2], allow_patterns=["*.json", "*.txt", "*.safetensors", "README.md"]))
+    return pathlib.Path(
+      huggingface_hub.snapshot_download(
+        named[1], revision=named[2], allow_patterns=["*.json", "*.txt", "*.safetensors", "README.md"]
+      )
+    )
   except Exception as error:  # The hub has many errors, and those of its connections.
     reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
     raise ReleaseError(f"{text} cannot be downloaded ({type(error).__name__}: {reason}).") from error

@@ -42,8 +42,10 @@ def ilsvrc2015() -> tuple[str, ...]:
   """
   package = importlib.util.find_spec("tensorflow_datasets")
   if package is None:
-    raise ReleaseError("its classes are in the order of ILSVRC-2015, which is read from TensorFlow Datasets: "
-                       "pip install tensorflow-datasets")
+    raise ReleaseError(
+      "its classes are in the order of ILSVRC-2015, which is read from TensorFlow Datasets: "
+      "pip install tensorflow-datasets"
+    )
   path = pathlib.Path(package.submodule_search_locations[0], "image_classification", "imagenet_resized_labels.txt")
   return tuple(path.read_text().split())
 
@@ -78,8 +80,10 @@ def check(names: tuple[str, ...], num_classes: int, source: str) -> None:
     ReleaseError: otherwise; the sentence begins with `source`.
   """
   if len(names) != num_classes:
-    raise ReleaseError(f"{source} names {len(names)} classes, but the network has {num_classes}: give one name a line, "
-                       "in the order of its outputs.")
+    raise ReleaseError(
+      f"{source} names {len(names)} classes, but the network has {num_classes}: give one name a line, "
+      "in the order of its outputs."
+    )
   seen = set()
   for number, name in enumerate(names, 1):
     problem = "has no name" if not name else "has a name that came before" if name in seen else ""

@@ -1,11 +1,11 @@
 """Recognises what a path holds and loads it: a release folder, a run directory or the file of any peer."""
 
-from collections.abc import Callable
 import functools
 import hashlib
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,11 +16,19 @@ import numpy as np
 from bn_inception import models, paths
 from bn_inception.config_dict import ConfigDict
 from bn_inception.data.preprocessing import preprocess
-from bn_inception.release import (caffe_file, folder, hub, mxnet_file, peers, run, source_file, tensorflow_file,
-                                  torch_file)
+from bn_inception.release import (
+  caffe_file,
+  folder,
+  hub,
+  mxnet_file,
+  peers,
+  run,
+  source_file,
+  tensorflow_file,
+  torch_file,
+)
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
-
 
 # The files that published numbers are of, by the first digits of their SHA-256. Only the name of PyTorch's tells them.
 _PUBLISHED_SHA256 = ("52deb4733",)
@@ -44,14 +52,16 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
   if run.is_run(path):
     return run.from_run(path)
   if path.is_dir():
-    raise ReleaseError(f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run "
-                       "directory either.")
+    raise ReleaseError(
+      f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run directory either."
+    )
   path = tensorflow_file.index_of(path)
   content = source_file.read(path)
   nodes = []
   if mxnet_file.recognises(content):
     nodes = mxnet_file.read_symbol(
-        pathlib.Path(paths.local(symbol, "--symbol")) if symbol else mxnet_file.symbol_beside(path))
+      pathlib.Path(paths.local(symbol, "--symbol")) if symbol else mxnet_file.symbol_beside(path)
+    )
   try:
     return _with_provenance(path, content, _from_content(path, content, nodes))
   except ReleaseError as error:
@@ -74,9 +84,11 @@ def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Re
     return release
   # PyTorch's habit: NAME-SHA256.pth.
   named = re.search(r"-([0-9a-f]{8,64})\.", path.name)
-  doubt = (f"its name says SHA-256 {named[1]} and its content has {digest[:len(named[1])]}"
-           if named and not digest.startswith(named[1]) else
-           "it is not known to be the published one")
+  doubt = (
+    f"its name says SHA-256 {named[1]} and its content has {digest[: len(named[1])]}"
+    if named and not digest.startswith(named[1])
+    else "it is not known to be the published one"
+  )
   config = release.config.copy_and_resolve_references()
   config.release.published = f"none for this file, {doubt}; the same architecture as one with {published}"
   return release._replace(config=config)
@@ -95,8 +107,13 @@ def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Nod
   raise ReleaseError(f"it is none of the formats that are known, PyTorch, TensorFlow, MXNet, Caffe{archive}")
 
 
-def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *, folded: bool = False,
-         num_classes: int | None = None) -> tuple[nn.Module, dict[str, Any], Callable[[jax.Array], jax.Array]]:
+def load(
+  path: str | os.PathLike,
+  symbol: str | os.PathLike | None = None,
+  *,
+  folded: bool = False,
+  num_classes: int | None = None,
+) -> tuple[nn.Module, dict[str, Any], Callable[[jax.Array], jax.Array]]:
   """Loads a network, ready for evaluation.
 
   Args:
@@ -120,16 +137,19 @@ def load(path: str | os.PathLike, symbol: str | os.PathLike | None = None, *, fo
     raise ReleaseError(f"{path}: {error}") from error
 
 
-def build(release: Release, *, folded: bool = False,
-          num_classes: int | None = None) -> tuple[nn.Module, dict[str, Any], Callable[[jax.Array], jax.Array]]:
+def build(
+  release: Release, *, folded: bool = False, num_classes: int | None = None
+) -> tuple[nn.Module, dict[str, Any], Callable[[jax.Array], jax.Array]]:
   """The network of a release; arguments and results as of `load`.
 
   Raises:
     ValueError: if it is to be folded and cannot be, or to have other classes than its own.
   """
   if num_classes not in (None, 0):
-    raise ReleaseError(f"This network has {release.config.data.num_classes} classes and cannot be loaded with "
-                       f"{num_classes}: give num_classes=0 for its features, or leave it out.")
+    raise ReleaseError(
+      f"This network has {release.config.data.num_classes} classes and cannot be loaded with "
+      f"{num_classes}: give num_classes=0 for its features, or leave it out."
+    )
   config, variables = release.config, jax.tree.map(jnp.asarray, release.variables)
   model = models.build(config)
   if folded and config.batch_norm.enabled:
@@ -144,14 +164,19 @@ def _checked_preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
   images = images if isinstance(images, jax.Array) else np.asarray(images)
   shape, channels = images.shape, len(config.data.mean)
   if len(shape) != 4 or shape[-1] != channels:
-    advice = (f"convert them to {'RGB' if channels == 3 else 'gray'}" if len(shape) == 4 else
-              "put several into a batch, or give images[None] for a single one")
+    advice = (
+      f"convert them to {'RGB' if channels == 3 else 'gray'}"
+      if len(shape) == 4
+      else "put several into a batch, or give images[None] for a single one"
+    )
     if len(shape) == 4 and shape[1] == channels:
       advice = "put the channels last, images.transpose(0, 2, 3, 1)"
     raise ReleaseError(f"This network takes images [B, H, W, {channels}], and these are {list(shape)}: {advice}.")
   if jnp.issubdtype(images.dtype, jnp.floating) and not isinstance(images, jax.core.Tracer) and images.size:
     low, high = float(images.min()), float(images.max())
     if not 0 <= low <= high <= 255 or 0 < high <= 1:
-      raise ReleaseError(f"Images are pixels from 0 to 255, and these floats are from {low:g} to {high:g}: give uint8, "
-                         "which `preprocess` normalizes.")
+      raise ReleaseError(
+        f"Images are pixels from 0 to 255, and these floats are from {low:g} to {high:g}: give uint8, "
+        "which `preprocess` normalizes."
+      )
   return preprocess(config, images)

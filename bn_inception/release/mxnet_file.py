@@ -60,8 +60,9 @@ def read(content: bytes) -> dict[str, np.ndarray]:
   arrays = [_read_array(reader) for _ in range(_count(reader))]
   names = [_read_name(reader) for _ in range(_count(reader))]
   if len(names) != len(arrays) or len(set(names)) != len(names) or reader.left:
-    raise ReleaseError(f"it is damaged: {len(arrays)} arrays have {len(set(names))} names, and {reader.left} bytes "
-                       "are left")
+    raise ReleaseError(
+      f"it is damaged: {len(arrays)} arrays have {len(set(names))} names, and {reader.left} bytes are left"
+    )
   return dict(zip(names, arrays))
 
 
@@ -107,8 +108,10 @@ def symbol_beside(path: pathlib.Path) -> pathlib.Path:
   for candidate in (symbol, symbol.with_name(f"{symbol.name}.xz")):
     if candidate.is_file():
       return candidate
-  raise ReleaseError(f"{path} needs its graph, which says how the network pools and normalizes, and {symbol} does "
-                     "not exist: put it there, or import the network with --symbol.")
+  raise ReleaseError(
+    f"{path} needs its graph, which says how the network pools and normalizes, and {symbol} does "
+    "not exist: put it there, or import the network with --symbol."
+  )
 
 
 def read_symbol(path: pathlib.Path) -> list[Node]:
@@ -121,11 +124,20 @@ def read_symbol(path: pathlib.Path) -> list[Node]:
   try:
     nodes = json.loads(content)["nodes"]
     names = [node["name"] for node in nodes]
-    nodes = [Node(node["op"], node["name"],
-                  dict(node.get("attrs") or {}) | dict(node.get("attr") or {}) | dict(node.get("param") or {}),
-                  tuple(names[entry[0]] for entry in node["inputs"])) for node in nodes]
-    if not all(isinstance(text, str) for node in nodes
-               for text in (node.operator, node.name, *node.settings, *node.settings.values())):
+    nodes = [
+      Node(
+        node["op"],
+        node["name"],
+        dict(node.get("attrs") or {}) | dict(node.get("attr") or {}) | dict(node.get("param") or {}),
+        tuple(names[entry[0]] for entry in node["inputs"]),
+      )
+      for node in nodes
+    ]
+    if not all(
+      isinstance(text, str)
+      for node in nodes
+      for text in (node.operator, node.name, *node.settings, *node.settings.values())
+    ):
       raise TypeError("a name or a setting is no text")
     return nodes
   except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:

@@ -28,8 +28,10 @@ def conventions(nodes: list[Node]) -> Conventions:
     ReleaseError: if it is no Inception-BN, or has settings that this project's network does not have. The sentence
       lacks the file's name, which the caller puts before it.
   """
-  kinds = {kind: [node for node in nodes if node.operator == kind]
-           for kind in ("Convolution", "BatchNorm", "Pooling", "FullyConnected")}
+  kinds = {
+    kind: [node for node in nodes if node.operator == kind]
+    for kind in ("Convolution", "BatchNorm", "Pooling", "FullyConnected")
+  }
   rows = inception.module_table().values()
   units = 3 + sum(7 if row.pool_proj else 5 for row in rows)
   counts = {"Convolution": units, "BatchNorm": units, "Pooling": 2 + len(rows) + 1, "FullyConnected": 1}
@@ -45,17 +47,22 @@ def conventions(nodes: list[Node]) -> Conventions:
   if not isinstance(epsilon, float) or not 0 < epsilon < 1:
     raise ReleaseError(f"its graph gives BatchNorm the eps {epsilon!r}")
   return Conventions(
-      model={"padding": "symmetric", "conv_bias": not _same(kinds["Convolution"], "no_bias", False),
-             **_pooling(kinds["Pooling"])},
-      batch_norm={"epsilon": epsilon, "use_gamma": not _same(kinds["BatchNorm"], "fix_gamma", True)},
-      head=kinds["FullyConnected"][0].name)
+    model={
+      "padding": "symmetric",
+      "conv_bias": not _same(kinds["Convolution"], "no_bias", False),
+      **_pooling(kinds["Pooling"]),
+    },
+    batch_norm={"epsilon": epsilon, "use_gamma": not _same(kinds["BatchNorm"], "fix_gamma", True)},
+    head=kinds["FullyConnected"][0].name,
+  )
 
 
 def _pooling(nodes: list[Node]) -> dict[str, Any]:
   """Pools in the order of computation: two of the stem, one of each module, the last over the whole map."""
   stem, modules, last = nodes[:2], dict(zip(inception.module_table().items(), nodes[2:-1])), nodes[-1]
   if last.value("pool_type", "max") != "avg" or not (
-      last.value("global_pool", False) or _pair(last, "kernel", None) == (7, 7)):
+    last.value("global_pool", False) or _pair(last, "kernel", None) == (7, 7)
+  ):
     raise ReleaseError(f"its graph ends with the pooling {last.name}, which is no mean over the whole 7x7 map")
   reductions, averages = [], []
   for node in stem:
@@ -79,8 +86,10 @@ def _pooling(nodes: list[Node]) -> dict[str, Any]:
 def _check_pool(node: Node, kind: str, stride: int) -> None:
   found = (node.value("pool_type", "max"), _pair(node, "kernel", None), _pair(node, "stride", (1, 1)))
   if found != (kind, (3, 3), (stride, stride)):
-    raise ReleaseError(f"its graph gives the pooling {node.name} the type, kernel and stride {found}, where "
-                       f"Inception-BN has {(kind, (3, 3), (stride, stride))}")
+    raise ReleaseError(
+      f"its graph gives the pooling {node.name} the type, kernel and stride {found}, where "
+      f"Inception-BN has {(kind, (3, 3), (stride, stride))}"
+    )
 
 
 def _border(nodes: list[Node]) -> str:

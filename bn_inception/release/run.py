@@ -8,14 +8,14 @@ import pathlib
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 import numpy as np
+from jax.sharding import Mesh
 
 from bn_inception import config_checks, paths, run_directory, sharding
 from bn_inception.config_dict import ConfigDict
+from bn_inception.configs import versions
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
-from bn_inception.configs import versions
 
 STATISTICS = ("running", "population")
 
@@ -28,8 +28,14 @@ def is_run(path: str | os.PathLike) -> bool:
   return run_directory.config_path(path).is_file() and (path / "checkpoints").is_dir()
 
 
-def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: str = "running", *,
-             data_dir: str | os.PathLike | None = None, devices: list[jax.Device] | None = None) -> Release:
+def from_run(
+  workdir: str | os.PathLike,
+  step: int | None = None,
+  statistics: str = "running",
+  *,
+  data_dir: str | os.PathLike | None = None,
+  devices: list[jax.Device] | None = None,
+) -> Release:
   """Makes a release of a checkpoint: the weights that evaluation uses (their moving average, if the run keeps one).
 
   Args:
@@ -49,6 +55,7 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
       be used.
   """
   from bn_inception import restore  # Orbax is for runs, and a release is read without.
+
   workdir = pathlib.Path(paths.local(workdir, "--workdir"))
   if statistics not in STATISTICS:
     raise ReleaseError(f"There are no {statistics!r} statistics: choose one of {', '.join(STATISTICS)}.")
@@ -68,10 +75,16 @@ def from_run(workdir: str | os.PathLike, step: int | None = None, statistics: st
   batch_stats = {name: node for name, node in batch_stats.items() if not name.startswith("auxiliary_")}
   collections = {"params": params, "batch_stats": batch_stats} if config.batch_norm.enabled else {"params": params}
   metrics = _metrics(workdir, config, step, statistics)
-  config.release = ConfigDict({
-      "source": "a run of this project", "step": step,
-      "revision": run_directory.read_status(workdir).get("git_revision") or "unknown", "classes": classes,
-      "published": "none", "statistics": statistics if config.batch_norm.enabled else "none"})
+  config.release = ConfigDict(
+    {
+      "source": "a run of this project",
+      "step": step,
+      "revision": run_directory.read_status(workdir).get("git_revision") or "unknown",
+      "classes": classes,
+      "published": "none",
+      "statistics": statistics if config.batch_norm.enabled else "none",
+    }
+  )
   return Release(config, jax.tree.map(np.asarray, jax.device_get(collections)), labels, metrics)
 
 
@@ -83,13 +96,15 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   except (FileNotFoundError, config_checks.ConfigError, versions.VersionError):
     raise
   except Exception as error:  # Whatever is missing or of another type.
-    raise ReleaseError(f"{run_directory.config_path(workdir)} is damaged, it is no config of a run "
-                       f"({type(error).__name__}: {error}).") from error
+    raise ReleaseError(
+      f"{run_directory.config_path(workdir)} is damaged, it is no config of a run ({type(error).__name__}: {error})."
+    ) from error
 
 
 def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   """The names of the run's classes, and where they are from."""
   from bn_inception.data import datasets
+
   try:
     split = datasets.open_split(config.data, config.data.eval_split)
   except datasets.DataError as error:
@@ -104,6 +119,7 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
 def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
   from bn_inception import population, run_data
   from bn_inception.data import pipeline
+
   source = pipeline.open_source(run_data.held(config.data, workdir), config.data.train_split)
   run_data.check(config.data, workdir, train_split=source.split)
   with jax.set_mesh(mesh), contextlib.closing(population.training_batches(config, mesh, source)) as batches:
@@ -120,5 +136,7 @@ def _metrics(workdir: pathlib.Path, config: ConfigDict, step: int, statistics: s
     return None
   values = {name: found[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss")}
   return {name: value for name, value in values.items() if math.isfinite(value)} | {
-      "count": found["eval/count"], "data": f"{config.data.name} {config.data.eval_split}",
-      "command": f"python scripts/evaluate.py --workdir={workdir} --step={step}"}
+    "count": found["eval/count"],
+    "data": f"{config.data.name} {config.data.eval_split}",
+    "command": f"python scripts/evaluate.py --workdir={workdir} --step={step}",
+  }

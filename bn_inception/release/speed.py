@@ -21,12 +21,18 @@ class Speeds(NamedTuple):
 
   def table(self) -> str:
     """Medians with their spread, and the median of the rounds' ratios."""
-    rows = [f"  {name:9}{statistics.median(values):8.1f}  {min(values):8.1f} to {max(values):.1f}"
-            for name, values in self._asdict().items()]
+    rows = [
+      f"  {name:9}{statistics.median(values):8.1f}  {min(values):8.1f} to {max(values):.1f}"
+      for name, values in self._asdict().items()
+    ]
     ratios = [folded / unfolded for unfolded, folded in zip(*self)]
-    return "\n".join([f"Images/s, median and range of {len(ratios)} rounds:", *rows,
-                      f"Folded is {statistics.median(ratios):.2f} times as fast "
-                      f"({min(ratios):.2f} to {max(ratios):.2f})."])
+    return "\n".join(
+      [
+        f"Images/s, median and range of {len(ratios)} rounds:",
+        *rows,
+        f"Folded is {statistics.median(ratios):.2f} times as fast ({min(ratios):.2f} to {max(ratios):.2f}).",
+      ]
+    )
 
 
 def folded_and_unfolded(path: str | os.PathLike, batch_size: int, rounds: int) -> Speeds:

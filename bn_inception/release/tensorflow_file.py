@@ -48,6 +48,7 @@ def read(path: pathlib.Path, content: bytes) -> dict[str, np.ndarray]:
 
 def _read(prefix: str) -> dict[str, np.ndarray]:
   from bn_inception.data.host_tf import tf  # Takes seconds, and no other file needs it.
+
   try:
     reader = tf.train.load_checkpoint(prefix)
     shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()

@@ -9,14 +9,14 @@ A pickle is a program. Python's unpickler never sees it: `_load_pickle` knows th
 of, and no other; the names that they may look up (`_find`) stand for inert values here, never for PyTorch's.
 """
 
-from collections.abc import Iterable
 import io
 import itertools
 import math
 import pickletools
 import struct
-from typing import Any, NamedTuple
 import zipfile
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,22 +27,45 @@ _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 _ZIP_START = b"PK\x03\x04"
 
 _BFLOAT16 = "BFloat16Storage"
-_DTYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8",
-           "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "<i1", "ByteStorage": "<u1",
-           "BoolStorage": "|b1",
-           _BFLOAT16: "<u2"}  # NumPy has no bfloat16: its bits, which `_materialize` widens.
+_DTYPES = {
+  "FloatStorage": "<f4",
+  "DoubleStorage": "<f8",
+  "HalfStorage": "<f2",
+  "LongStorage": "<i8",
+  "IntStorage": "<i4",
+  "ShortStorage": "<i2",
+  "CharStorage": "<i1",
+  "ByteStorage": "<u1",
+  "BoolStorage": "|b1",
+  _BFLOAT16: "<u2",
+}  # NumPy has no bfloat16: its bits, which `_materialize` widens.
 
 _PUSHED_ARGUMENT = frozenset(
-    "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING".split())
-_PUSHED_VALUE = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_TUPLE": tuple,
-                 "EMPTY_LIST": list, "EMPTY_DICT": dict}
+  "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE BINSTRING SHORT_BINSTRING".split()
+)
+_PUSHED_VALUE = {
+  "NONE": lambda: None,
+  "NEWTRUE": lambda: True,
+  "NEWFALSE": lambda: False,
+  "EMPTY_TUPLE": tuple,
+  "EMPTY_LIST": list,
+  "EMPTY_DICT": dict,
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # Of DataParallel, torch.compile, Lightning.
 _AVERAGED = "n_averaged"  # What AveragedModel keeps beside its "module.".
 # Of settings and numbers that training scripts save beside the network: nothing is made of them.
-_INERT = frozenset([("argparse", "Namespace"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
-                    ("numpy._core.multiarray", "scalar"), ("_codecs", "encode"), ("torch", "Size")])
+_INERT = frozenset(
+  [
+    ("argparse", "Namespace"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+    ("torch", "Size"),
+  ]
+)
 _MAX_WRAPPERS = 4
 _MAX_AXES = 8
 _MAX_INSTRUCTIONS = 10**6  # Inception-BN has 20,000.
@@ -66,8 +89,11 @@ class _Tensor(NamedTuple):
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
   """Stands for the functions of torch._utils; later versions have more arguments, about gradients."""
   sizes = [offset, *shape, *strides] if isinstance(shape, tuple) and isinstance(strides, tuple) else [None]
-  if not isinstance(storage, _Storage) or not all(isinstance(size, int) for size in sizes) or (
-      len(sizes) > 1 + 2 * _MAX_AXES):
+  if (
+    not isinstance(storage, _Storage)
+    or not all(isinstance(size, int) for size in sizes)
+    or (len(sizes) > 1 + 2 * _MAX_AXES)
+  ):
     raise ReleaseError("its pickle makes a tensor of something else than a storage and its shape")
   return _Tensor(storage, offset, shape, strides)
 
@@ -104,15 +130,19 @@ def _find(module: Any, name: Any) -> Any:
     raise ReleaseError("its pickle looks up something that is no name; nothing of it was executed")
   if module in ("torch", "torch.storage") and name in _DTYPES:
     return name
-  known = {("collections", "OrderedDict"): _ordered_dict,
-           ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-           ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-           ("torch._utils", "_rebuild_parameter"): _rebuild_parameter}
+  known = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+  }
   if (module, name) in _INERT:
     return _nothing
   if (module, name) not in known:
-    raise ReleaseError(f"its pickle asks for {module}.{name}, which no state dict needs, and nothing of it was executed: "
-                       "save the network's state_dict() alone")
+    raise ReleaseError(
+      f"its pickle asks for {module}.{name}, which no state dict needs, and nothing of it was executed: "
+      "save the network's state_dict() alone"
+    )
   return known[module, name]
 
 
@@ -221,8 +251,9 @@ def _load_pickle(stream: io.BytesIO, storages: dict[str, _Storage] | None = None
       case "STOP":
         return stack.pop()
       case name:
-        raise ReleaseError(f"its pickle has the instruction {name}, which no state dict needs; "
-                           "nothing of it was executed")
+        raise ReleaseError(
+          f"its pickle has the instruction {name}, which no state dict needs; nothing of it was executed"
+        )
   raise ReleaseError(f"its pickle does not end after {_MAX_INSTRUCTIONS:,} instructions")
 
 
@@ -238,8 +269,9 @@ def _read_zip(content: bytes) -> tuple[Any, dict[str, bytes]]:
     if "byteorder" in members and archive.read(members["byteorder"]) != b"little":
       raise ReleaseError("it was written on a big-endian machine, which is not read")
     tree = _load_pickle(io.BytesIO(archive.read(members["data.pkl"])))
-    return tree, {name.removeprefix("data/"): archive.read(member)
-                  for name, member in members.items() if name.startswith("data/")}
+    return tree, {
+      name.removeprefix("data/"): archive.read(member) for name, member in members.items() if name.startswith("data/")
+    }
 
 
 def _read_legacy(content: bytes) -> tuple[Any, dict[str, bytes]]:
@@ -273,23 +305,34 @@ def _named_tensors(tree: Any) -> dict[str, _Tensor]:
       break
     tree = tree[inner[0]]
   if not _is_state_dict(tree) and tree != {}:
-    raise ReleaseError("it holds something else than a state dict, which is a dict of tensors by name, or a checkpoint "
-                       f"with one as {' or '.join(_WRAPPERS)}")
-  while prefix := next((prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in tree) and all(
-      name.startswith(prefix) or name == _AVERAGED for name in tree)), None):
+    raise ReleaseError(
+      "it holds something else than a state dict, which is a dict of tensors by name, or a checkpoint "
+      f"with one as {' or '.join(_WRAPPERS)}"
+    )
+  while prefix := next(
+    (
+      prefix
+      for prefix in _PREFIXES
+      if any(name.startswith(prefix) for name in tree)
+      and all(name.startswith(prefix) or name == _AVERAGED for name in tree)
+    ),
+    None,
+  ):
     tree = {name.removeprefix(prefix): tensor for name, tensor in tree.items() if name != _AVERAGED}
   return dict(tree)
 
 
 def _is_state_dict(tree: Any) -> bool:
-  return isinstance(tree, dict) and bool(tree) and all(
-      isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tree.items())
+  return (
+    isinstance(tree, dict)
+    and bool(tree)
+    and all(isinstance(name, str) and isinstance(tensor, _Tensor) for name, tensor in tree.items())
+  )
 
 
 def _tensors(tree: Any, storages: dict[str, bytes]) -> dict[str, np.ndarray]:
   tensors = _named_tensors(tree)
-  total = sum(math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.storage.dtype]).itemsize
-              for tensor in tensors.values())
+  total = sum(math.prod(tensor.shape) * np.dtype(_DTYPES[tensor.storage.dtype]).itemsize for tensor in tensors.values())
   if total > MAX_BYTES:
     raise ReleaseError(f"its tensors have {total:,} bytes, and more than {MAX_BYTES:,} are not read")
   return {name: _materialize(name, tensor, storages) for name, tensor in tensors.items()}
@@ -334,6 +377,7 @@ def write(tensors: dict[str, np.ndarray]) -> bytes:
   """
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+
     def add(name: str, content: bytes) -> None:
       member = zipfile.ZipInfo(f"archive/{name}")
       unaligned = file.tell() + _LOCAL_HEADER + len(member.filename) + 4
@@ -354,11 +398,27 @@ def _pickle(tensors: dict[str, np.ndarray]) -> bytes:
   empty_dict = b"ccollections\nOrderedDict\n)R"
   program = bytearray(b"\x80\x02" + empty_dict + b"(")
   for key, (name, tensor) in enumerate(tensors.items()):
-    strides = [math.prod(tensor.shape[axis + 1:]) for axis in range(tensor.ndim)]
-    storage = (b"(" + _string("storage") + f"ctorch\n{_STORAGES[tensor.dtype]}\n".encode() + _string(str(key))
-               + _string("cpu") + _integer(tensor.size) + b"tQ")
-    program += (_string(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + _integer(0) + _tuple(tensor.shape)
-                + _tuple(strides) + b"\x89" + empty_dict + b"tR")
+    strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
+    storage = (
+      b"("
+      + _string("storage")
+      + f"ctorch\n{_STORAGES[tensor.dtype]}\n".encode()
+      + _string(str(key))
+      + _string("cpu")
+      + _integer(tensor.size)
+      + b"tQ"
+    )
+    program += (
+      _string(name)
+      + b"ctorch._utils\n_rebuild_tensor_v2\n("
+      + storage
+      + _integer(0)
+      + _tuple(tensor.shape)
+      + _tuple(strides)
+      + b"\x89"
+      + empty_dict
+      + b"tR"
+    )
   return bytes(program + b"u.")
 
 

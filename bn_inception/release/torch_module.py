@@ -21,8 +21,8 @@ and BN are: the config says which.
 Names of parameters follow the modules: `inception.3a.double_3x3_1.conv.weight`, `hidden1.weight`.
 """
 
-from collections import OrderedDict
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -34,25 +34,25 @@ Config = dict[str, Any]
 # Figure 5. Channels of: 1x1, 3x3 reduce, 3x3, double 3x3 reduce, double 3x3; the pool and the projection after it.
 # Modules without 1x1 have stride 2 and pass the pooled input on. None: see `pool_proj_4cd`.
 FIGURE_5 = {
-    "3a": (64, 64, 64, 64, 96, "avg", 32),
-    "3b": (64, 64, 96, 64, 96, "avg", 64),
-    "3c": (0, 128, 160, 64, 96, "max", 0),
-    "4a": (224, 64, 96, 96, 128, "avg", 128),
-    "4b": (192, 96, 128, 96, 128, "avg", 128),
-    "4c": (160, 128, 160, 128, 160, "avg", None),
-    "4d": (96, 128, 192, 160, 192, "avg", None),
-    "4e": (0, 128, 192, 192, 256, "max", 0),
-    "5a": (352, 192, 320, 160, 224, "avg", 128),
-    "5b": (352, 192, 320, 192, 224, "max", 128),
+  "3a": (64, 64, 64, 64, 96, "avg", 32),
+  "3b": (64, 64, 96, 64, 96, "avg", 64),
+  "3c": (0, 128, 160, 64, 96, "max", 0),
+  "4a": (224, 64, 96, 96, 128, "avg", 128),
+  "4b": (192, 96, 128, 96, 128, "avg", 128),
+  "4c": (160, 128, 160, 128, 160, "avg", None),
+  "4d": (96, 128, 192, 160, 192, "avg", None),
+  "4e": (0, 128, 192, 192, 256, "max", 0),
+  "5a": (352, 192, 320, 160, 224, "avg", 128),
+  "5b": (352, 192, 320, 192, 224, "max", 128),
 }
 
 # How a pool of 3x3 and stride 2 meets the border. Padding is of a map of `size` pixels; with `ceil_mode` the last
 # window may hang over the end.
 POOL_PADDING = {
-    "same": lambda size: size % 2,  # TensorFlow, with ceil_mode.
-    "ceil": lambda size: 0,  # Caffe, with ceil_mode.
-    "floor": lambda size: 0,  # MXNet.
-    "floor_pad1": lambda size: 1,  # MXNet in 3c and 4e.
+  "same": lambda size: size % 2,  # TensorFlow, with ceil_mode.
+  "ceil": lambda size: 0,  # Caffe, with ceil_mode.
+  "floor": lambda size: 0,  # MXNet.
+  "floor_pad1": lambda size: 1,  # MXNet in 3c and 4e.
 }
 CEIL_MODE = ("same", "ceil")
 
@@ -98,9 +98,15 @@ class Inception(nn.Module):
     side = data["image_size"] if small else math.ceil(data["image_size"] / 2)
     channels = _scale(config, 64)
     window, stride = (3, 1) if small else (7, 2)
-    self.conv1 = conv_unit(config, len(data["mean"]), channels, window, stride,
-                           depth_multiplier=DEPTH_MULTIPLIER if separable else 0,
-                           norm=config["batch_norm"]["enabled"] and config["batch_norm"]["in_stem"])
+    self.conv1 = conv_unit(
+      config,
+      len(data["mean"]),
+      channels,
+      window,
+      stride,
+      depth_multiplier=DEPTH_MULTIPLIER if separable else 0,
+      norm=config["batch_norm"]["enabled"] and config["batch_norm"]["in_stem"],
+    )
     self.pool1 = MaxPoolStride2(model["stem_pool"])
     side = self.pool1.output_size(side)
     self.conv2_reduce = conv_unit(config, channels, channels)
@@ -149,7 +155,8 @@ class InceptionModule(nn.ModuleDict):
     *widths, pool, pool_proj = FIGURE_5[name]
     pool_proj = config["model"]["pool_proj_4cd"] if pool_proj is None else pool_proj
     conv1x1, reduce3x3, conv3x3, reduce_double, conv_double, pool_proj = (
-        _scale(config, width) for width in (*widths, pool_proj))
+      _scale(config, width) for width in (*widths, pool_proj)
+    )
     stride = 1 if conv1x1 else 2
     out_side = math.ceil(side / stride)
 
@@ -204,8 +211,17 @@ class AuxiliaryHead(nn.Module):
     return self.logits(self.hidden(x[:, :, None, None]).flatten(1))
 
 
-def conv_unit(config: Config, ins: int, outs: int, window: int = 1, stride: int = 1, *, depth_multiplier: int = 0,
-              norm: bool | None = None, per_activation_side: int | None = None) -> nn.Sequential:
+def conv_unit(
+  config: Config,
+  ins: int,
+  outs: int,
+  window: int = 1,
+  stride: int = 1,
+  *,
+  depth_multiplier: int = 0,
+  norm: bool | None = None,
+  per_activation_side: int | None = None,
+) -> nn.Sequential:
   """g(BN(W u)): convolution, BN, nonlinearity (§3.2).
 
   Args:

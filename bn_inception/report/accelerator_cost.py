@@ -4,7 +4,6 @@ The `libtpu` package compiles for a TPU topology without a TPU (ahead-of-time co
 Nothing is run: times are bounds by the chip's data sheet, and the compiler's own estimate of its schedule.
 """
 
-from collections.abc import Callable, Iterator
 import dataclasses
 import importlib.util
 import json
@@ -13,6 +12,7 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -46,16 +46,31 @@ class Chip(NamedTuple):
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CHIPS = {
-    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, _FLAT),
-    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
-    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 448e9, None, _FLAT),
+  "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9, 1.5e9, _FLAT),
+  "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9, 1.75e9, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")),
+  "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 448e9, None, _FLAT),
 }
 
 # Evaluated examples of the data sets that the configs name; others are given by a flag.
 EVAL_EXAMPLES = {"imagenet2012": 50_000, "cifar10": 10_000, "digits": 1_000, "mnist": 10_000}
 
-_ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16, "s32": 32,
-              "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
+_ITEM_BITS = {
+  "pred": 8,
+  "s4": 4,
+  "u4": 4,
+  "s8": 8,
+  "u8": 8,
+  "s16": 16,
+  "u16": 16,
+  "bf16": 16,
+  "f16": 16,
+  "s32": 32,
+  "u32": 32,
+  "f32": 32,
+  "s64": 64,
+  "u64": 64,
+  "f64": 64,
+}
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -96,10 +111,14 @@ class Program:
   def seconds(self, chip: Chip, chips: int) -> dict[str, float]:
     """The least time of a call by what may bound it, and the compiler's estimate where the clock is known."""
     ring = (chips - 1) / chips
-    sent = sum((2 if kind == "all-reduce" else 1) * collective.bytes * ring
-               for kind, collective in self.collectives.items())
-    times = {"arithmetic": self.flop / chip.flop, "memory": self.memory_bytes / chip.bandwidth,
-             "interconnect": sent / chip.interconnect}
+    sent = sum(
+      (2 if kind == "all-reduce" else 1) * collective.bytes * ring for kind, collective in self.collectives.items()
+    )
+    times = {
+      "arithmetic": self.flop / chip.flop,
+      "memory": self.memory_bytes / chip.bandwidth,
+      "interconnect": sent / chip.interconnect,
+    }
     return times | ({"compiler's schedule": self.cycles / chip.clock} if chip.clock else {})
 
 
@@ -119,6 +138,7 @@ class Cost:
 
   def hours(self, config: ConfigDict, eval_examples: int) -> dict[str, tuple[float, float]]:
     """{"training", "evaluation": (least by the data sheet, by the compiler's schedule)}, hours of the topology."""
+
     def call(program: Program) -> tuple[float, float]:
       times = program.seconds(self.chip, self.chips)
       estimate = times.pop("compiler's schedule", 0.0)
@@ -131,8 +151,9 @@ class Cost:
     if self.statistics is not None:
       # A batch of the evaluation split costs an image what a training batch does.
       per_image = eval_examples / config.batch_size * ("batch" in kinds)
-      calls.append((self.statistics,
-                    evaluations * (per_image + config.eval.population_batches * ("population" in kinds))))
+      calls.append(
+        (self.statistics, evaluations * (per_image + config.eval.population_batches * ("population" in kinds)))
+      )
     total = lambda calls: tuple(sum(call(program)[i] * times for program, times in calls) / 3600 for i in (0, 1))
     return {"training": total([(self.train, config.num_steps)]), "evaluation": total(calls)}
 
@@ -154,6 +175,7 @@ def topology_mesh(topology: str) -> jax.sharding.Mesh:
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   jax.config.update("jax_platforms", "cpu")
   from jax.experimental import topologies
+
   return sharding.make_mesh(topologies.get_topology_desc(topology, "tpu").devices)
 
 
@@ -178,10 +200,16 @@ def _measure(config: ConfigDict, topology: str, mesh: jax.sharding.Mesh) -> Cost
   state = state_lib.abstract(lambda: state_lib.create(model, optimizer, config, image_shape), replicated)
 
   def examples(count: int, **leaves: tuple[tuple[int, ...], Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    leaves |= {"image": (image_shape, jnp.uint8), "label": ((), jnp.int32), "mask": ((), jnp.bool_),
-               "skipped": ((), jnp.bool_)}
-    return {name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding.examples(mesh))
-            for name, (shape, dtype) in leaves.items()}
+    leaves |= {
+      "image": (image_shape, jnp.uint8),
+      "label": ((), jnp.int32),
+      "mask": ((), jnp.bool_),
+      "skipped": ((), jnp.bool_),
+    }
+    return {
+      name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding.examples(mesh))
+      for name, (shape, dtype) in leaves.items()
+    }
 
   def compiled(function: Callable, *arguments: Any, images: int, loops: int = 1, **options: Any) -> Program:
     start = time.monotonic()
@@ -189,15 +217,30 @@ def _measure(config: ConfigDict, topology: str, mesh: jax.sharding.Mesh) -> Cost
     return examine(program, images, loops, time.monotonic() - start)
 
   # A call of several steps costs as much as that many calls.
-  train = compiled(step_lib.make_train_step(model, optimizer, config), state,
-                   step_lib.train_batch_shapes(config, image_shape, steps=1, sharding=sharding.micro_batches(mesh)),
-                   images=config.batch_size, loops=config.gradient_accumulation, donate_argnums=0)
-  inference = compiled(step_lib.make_eval_step(model, config), state.params, state.batch_stats,
-                       examples(config.eval.batch_size), images=config.eval.batch_size)
+  train = compiled(
+    step_lib.make_train_step(model, optimizer, config),
+    state,
+    step_lib.train_batch_shapes(config, image_shape, steps=1, sharding=sharding.micro_batches(mesh)),
+    images=config.batch_size,
+    loops=config.gradient_accumulation,
+    donate_argnums=0,
+  )
+  inference = compiled(
+    step_lib.make_eval_step(model, config),
+    state.params,
+    state.batch_stats,
+    examples(config.eval.batch_size),
+    images=config.eval.batch_size,
+  )
   statistics = None
   if config.batch_norm.enabled and {"population", "batch"} & {*config.eval.statistics}:
-    statistics = compiled(step_lib.make_batch_statistics_step(model, config), state.params, state.batch_stats,
-                          examples(config.batch_size, position=((), jnp.uint32)), images=config.batch_size)
+    statistics = compiled(
+      step_lib.make_batch_statistics_step(model, config),
+      state.params,
+      state.batch_stats,
+      examples(config.batch_size, position=((), jnp.uint32)),
+      images=config.batch_size,
+    )
   return Cost(topology, mesh.size, train, inference, statistics)
 
 
@@ -206,12 +249,17 @@ def examine(program: jax.stages.Compiled, images: int, loops: int, compile_secon
   memory, analysis = program.memory_analysis(), program.cost_analysis()
   traffic = [(operation, 1 if entry else loops) for entry, operation in operations(program.as_text())]
   return Program(
-      images=images, arguments=memory.argument_size_in_bytes, temporaries=memory.temp_size_in_bytes,
-      output=memory.output_size_in_bytes - memory.alias_size_in_bytes, flop=analysis["flops"] * loops,
-      bytes=analysis["bytes accessed"] * loops,
-      memory_bytes=sum(operation.memory_bytes * times for operation, times in traffic),
-      cycles=sum(operation.cycles * times for operation, times in traffic),
-      collectives=collectives(program.as_text()), compile_seconds=compile_seconds)
+    images=images,
+    arguments=memory.argument_size_in_bytes,
+    temporaries=memory.temp_size_in_bytes,
+    output=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    flop=analysis["flops"] * loops,
+    bytes=analysis["bytes accessed"] * loops,
+    memory_bytes=sum(operation.memory_bytes * times for operation, times in traffic),
+    cycles=sum(operation.cycles * times for operation, times in traffic),
+    collectives=collectives(program.as_text()),
+    compile_seconds=compile_seconds,
+  )
 
 
 class Operation(NamedTuple):
@@ -263,12 +311,12 @@ def _parse(line: str) -> tuple[str, str, str, list[str], str] | None:
   head = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", line)
   if not head:
     return None
-  rest = line[head.end():]
+  rest = line[head.end() :]
   end = _closing(rest, 0) + 1 if rest[0] == "(" else rest.index(" ")
   result, rest = rest[:end], rest[end:].lstrip()
   kind = re.match(r"[\w\-]+", rest)[0]
   end = _closing(rest, len(kind))
-  return head[1], result, kind, re.findall(r"%([\w.\-]+)", rest[len(kind):end]), rest[end + 1:]
+  return head[1], result, kind, re.findall(r"%([\w.\-]+)", rest[len(kind) : end]), rest[end + 1 :]
 
 
 def _closing(text: str, start: int) -> int:
@@ -300,8 +348,9 @@ def collectives(text: str) -> dict[str, Collective]:
       result, kind, channel = match.groups()
       arrays = [int(size) for size, _ in _arrays(result)]
       found[kind][channel] = max(arrays) if kind != "all-reduce" else sum(arrays)
-  return {kind: Collective(len(by_channel), sum(by_channel.values())) for kind, by_channel in found.items()
-          if by_channel}
+  return {
+    kind: Collective(len(by_channel), sum(by_channel.values())) for kind, by_channel in found.items() if by_channel
+  }
 
 
 def by_layer_kind(text: str) -> dict[str, Operation]:
@@ -356,36 +405,51 @@ def describe(cost: Cost, config: ConfigDict, eval_examples: int, price: float | 
   row("GB to and from memory", lambda p: f"{p.memory_bytes / 1e9:.2f}")
   for kind in _COLLECTIVES:
     if any(kind in p.collectives for p in programs.values()):
-      row(f"{kind}: count, MB", lambda p, kind=kind: "{}, {:.2f}".format(
-          p.collectives.get(kind, Collective(0, 0)).count, p.collectives.get(kind, Collective(0, 0)).bytes / 1e6))
+      found = lambda p, kind=kind: p.collectives.get(kind, Collective(0, 0))
+      row(f"{kind}: count, MB", lambda p, found=found: f"{found(p).count}, {found(p).bytes / 1e6:.2f}")
   for kind in cost.train.seconds(chip, cost.chips):
     row(f"{kind}, ms", lambda p, kind=kind: f"{p.seconds(chip, cost.chips)[kind] * 1e3:.1f}")
   least = lambda p: {kind: t for kind, t in p.seconds(chip, cost.chips).items() if kind != "compiler's schedule"}
   row("bound by", lambda p: max(least(p), key=least(p).get))
   row("images/s a chip, at most", lambda p: f"{p.images / cost.chips / max(least(p).values()):,.0f}")
   if chip.clock:
-    row("images/s a chip, compiler", lambda p: "{:,.0f}".format(
-        p.images / cost.chips / max(p.seconds(chip, cost.chips).values())))
+    row(
+      "images/s a chip, compiler", lambda p: f"{p.images / cost.chips / max(p.seconds(chip, cost.chips).values()):,.0f}"
+    )
   row("compiled in, s", lambda p: f"{p.compile_seconds:.0f}")
 
   label = max(map(len, rows))
   lines = [f"{name:{label}}" + "".join(f"  {cell:>17}" for cell in cells) for name, cells in rows.items()]
   hours = cost.hours(config, eval_examples)
   least_hours, likely = (sum(pair[i] for pair in hours.values()) for i in (0, 1))
-  lines += ["", f"{config.num_steps:,} steps of {config.batch_size} and their evaluations on {cost.topology} "
-                f"({cost.chips} chips):"]
-  lines += [f"  {name + ':':12}{low:8.1f} hours at least, {high:8.1f} by the compiler's schedule"
-            for name, (low, high) in hours.items()]
-  lines.append(f"  {'chip hours:':12}{least_hours * cost.chips:8.0f} at least, {likely * cost.chips:8.0f} by the "
-               "compiler's schedule")
+  lines += [
+    "",
+    f"{config.num_steps:,} steps of {config.batch_size} and their evaluations on {cost.topology} ({cost.chips} chips):",
+  ]
+  lines += [
+    f"  {name + ':':12}{low:8.1f} hours at least, {high:8.1f} by the compiler's schedule"
+    for name, (low, high) in hours.items()
+  ]
+  lines.append(
+    f"  {'chip hours:':12}{least_hours * cost.chips:8.0f} at least, {likely * cost.chips:8.0f} by the "
+    "compiler's schedule"
+  )
   if price is not None:
-    lines.append(f"  {'cost:':12}{least_hours * cost.chips * price:8,.0f} at least, "
-                 f"{likely * cost.chips * price:8,.0f} by the compiler's schedule, at {price:g} a chip and hour")
+    lines.append(
+      f"  {'cost:':12}{least_hours * cost.chips * price:8,.0f} at least, "
+      f"{likely * cost.chips * price:8,.0f} by the compiler's schedule, at {price:g} a chip and hour"
+    )
   return "\n".join(lines)
 
 
-def report(config: ConfigDict, name: str, topology: str, price: float | None = None,
-           eval_examples: int | None = None, output: str | None = None) -> str:
+def report(
+  config: ConfigDict,
+  name: str,
+  topology: str,
+  price: float | None = None,
+  eval_examples: int | None = None,
+  output: str | None = None,
+) -> str:
   """`measure` and `describe`; writes the numbers to the file `output` (JSON) for the report.
 
   Args:
@@ -402,13 +466,21 @@ def report(config: ConfigDict, name: str, topology: str, price: float | None = N
   dataset = config.data.name.partition(":")[0]
   eval_examples = eval_examples or EVAL_EXAMPLES.get(dataset)
   if not eval_examples:
-    raise config_checks.ConfigError(f"The size of {dataset}'s evaluation split is not known here: give "
-                                    "--eval_examples.")
+    raise config_checks.ConfigError(
+      f"The size of {dataset}'s evaluation split is not known here: give --eval_examples."
+    )
   cost = measure(config, topology)
   if output:
     hours = cost.hours(config, eval_examples)
-    result = {"config": name, "dtype": config.dtype, "batch_size": config.batch_size,
-              "group_size": config.batch_norm.group_size, "num_steps": config.num_steps, "jax": jax.__version__,
-              **dataclasses.asdict(cost), "hours": hours}
+    result = {
+      "config": name,
+      "dtype": config.dtype,
+      "batch_size": config.batch_size,
+      "group_size": config.batch_norm.group_size,
+      "num_steps": config.num_steps,
+      "jax": jax.__version__,
+      **dataclasses.asdict(cost),
+      "hours": hours,
+    }
     pathlib.Path(output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
   return describe(cost, config, eval_examples, price)

@@ -5,7 +5,6 @@ Ours and Grain's read their records from the files; the others get the same reco
 parsed), which is to their advantage.
 """
 
-from collections.abc import Iterator
 import datetime
 import importlib.util
 import json
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -34,11 +34,11 @@ from bn_inception.report import machine
 _log = logging.getLogger(__name__)
 
 OURS, DECODE, FLAX, GRAIN, TORCH = (
-    "ours: all host distortions, uint8",
-    "decode only: whole images, no resize",
-    "tf.data as in flax's ImageNet example",
-    "Grain: OpenCV crop, resize, flip, uint8",
-    "torchvision RandomResizedCrop DataLoader",
+  "ours: all host distortions, uint8",
+  "decode only: whole images, no resize",
+  "tf.data as in flax's ImageNet example",
+  "Grain: OpenCV crop, resize, flip, uint8",
+  "torchvision RandomResizedCrop DataLoader",
 )
 _ROUNDS, _SECONDS, _WARM_UP_BATCHES = 7, 4.0, 12
 _PASSES, _IMAGES_PER_PASS = 3, 5_000
@@ -73,9 +73,9 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   size = data.image_size
 
   measure = {
-      OURS: lambda: _measure(pipeline.train_batches(data, source, seed=config.seed, batch_size=batch_size), batch_size),
-      DECODE: lambda: _measure(_decode_only(split, serialized, batch_size), batch_size),
-      FLAX: lambda: _measure(_flax_style(split, serialized, size, batch_size), batch_size),
+    OURS: lambda: _measure(pipeline.train_batches(data, source, seed=config.seed, batch_size=batch_size), batch_size),
+    DECODE: lambda: _measure(_decode_only(split, serialized, batch_size), batch_size),
+    FLAX: lambda: _measure(_flax_style(split, serialized, size, batch_size), batch_size),
   }
   if reason := missing("grain"):
     _log.info("%s: not measured, %s", GRAIN, reason)
@@ -94,20 +94,29 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   for number in range(_ROUNDS):
     for name in names[number % len(names) :] + names[: number % len(names)]:  # None is always first.
       measured[name].append(measure[name]())
-    _log.info("Round %d of %d: %s images/s", number + 1, _ROUNDS,
-              ", ".join(f"{runs[-1][0]:,.0f} ({name.split(':')[0].split(' ')[0]})" for name, runs in measured.items()))
+    _log.info(
+      "Round %d of %d: %s images/s",
+      number + 1,
+      _ROUNDS,
+      ", ".join(f"{runs[-1][0]:,.0f} ({name.split(':')[0].split(' ')[0]})" for name, runs in measured.items()),
+    )
 
   result = {
-      "date": datetime.date.today().isoformat(),
-      "processor": machine.processor(), "cores": cores.available(), "load_before": round(load, 2),
-      "tensorflow": tf.__version__,
-      "data": split.name, "records": split.num_examples, "batch_size": batch_size, "image_size": size,
-      "mean_bytes": round(statistics.mean(map(len, encoded))),
-      "dct": "INTEGER_ACCURATE, in ours and in decode only; TensorFlow's default in flax's",
-      "pipelines": {name: _summary(runs) for name, runs in measured.items()},
-      "memory_mb": memory,
-      "photometric_ms_per_batch_of_32": _photometric_ms(config.seed, size),
-      "device": jax.devices()[0].device_kind,
+    "date": datetime.date.today().isoformat(),
+    "processor": machine.processor(),
+    "cores": cores.available(),
+    "load_before": round(load, 2),
+    "tensorflow": tf.__version__,
+    "data": split.name,
+    "records": split.num_examples,
+    "batch_size": batch_size,
+    "image_size": size,
+    "mean_bytes": round(statistics.mean(map(len, encoded))),
+    "dct": "INTEGER_ACCURATE, in ours and in decode only; TensorFlow's default in flax's",
+    "pipelines": {name: _summary(runs) for name, runs in measured.items()},
+    "memory_mb": memory,
+    "photometric_ms_per_batch_of_32": _photometric_ms(config.seed, size),
+    "device": jax.devices()[0].device_kind,
   }
   medians = {name: row["images_per_second"]["median"] for name, row in result["pipelines"].items()}
   result["ratios"] = {f"ours / {name}": round(medians[OURS] / medians[name], 2) for name in names if name != OURS}
@@ -177,9 +186,14 @@ def _flax_style(split: datasets.Split, serialized: list[bytes], size: int, batch
 
   def train_image(image: tf.Tensor) -> tf.Tensor:
     begin, shape, _ = tf.image.sample_distorted_bounding_box(
-        tf.image.extract_jpeg_shape(image), tf.constant([[[0.0, 0.0, 1.0, 1.0]]]), min_object_covered=0.1,
-        aspect_ratio_range=(3 / 4, 4 / 3), area_range=(0.08, 1.0), max_attempts=10,
-        use_image_if_no_bounding_boxes=True)
+      tf.image.extract_jpeg_shape(image),
+      tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+      min_object_covered=0.1,
+      aspect_ratio_range=(3 / 4, 4 / 3),
+      area_range=(0.08, 1.0),
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
     window = tf.concat([begin[:2], shape[:2]], axis=0)
     pixels = tf.image.decode_and_crop_jpeg(image, window, channels=3)
     pixels = tf.image.resize(pixels, [size, size], method="bicubic")
@@ -229,27 +243,38 @@ def _summary(runs: list[tuple[float, float]]) -> dict[str, Any]:
   rates = [rate for rate, _ in runs]
   per_cpu_second = statistics.median(per_cpu for _, per_cpu in runs)
   return {
-      "images_per_second": {"median": round(statistics.median(rates)), "least": round(min(rates)),
-                            "most": round(max(rates))},
-      "images_per_second_and_core": round(statistics.median(rates) / cores.available()),
-      "images_per_cpu_second": None if math.isnan(per_cpu_second) else round(per_cpu_second),
+    "images_per_second": {
+      "median": round(statistics.median(rates)),
+      "least": round(min(rates)),
+      "most": round(max(rates)),
+    },
+    "images_per_second_and_core": round(statistics.median(rates) / cores.available()),
+    "images_per_cpu_second": None if math.isnan(per_cpu_second) else round(per_cpu_second),
   }
 
 
 def _table(result: dict[str, Any]) -> str:
-  lines = [f"| {'pipeline':42} | images/s | least - most    | a core | a CPU-second | ours is |",
-           f"|{'-' * 44}|---------:|----------------:|-------:|-------------:|--------:|"]
+  lines = [
+    f"| {'pipeline':42} | images/s | least - most    | a core | a CPU-second | ours is |",
+    f"|{'-' * 44}|---------:|----------------:|-------:|-------------:|--------:|",
+  ]
   for name, row in result["pipelines"].items():
     rate, ratio = row["images_per_second"], result["ratios"].get(f"ours / {name}")
     cpu = f"{row['images_per_cpu_second']:,}" if row["images_per_cpu_second"] else ""
-    lines.append(f"| {name:42} | {rate['median']:8,} | {rate['least']:6,} - {rate['most']:6,} | "
-                 f"{row['images_per_second_and_core']:6,} | {cpu:>12} | {f'{ratio:.2f}x' if ratio else '':>7} |")
+    lines.append(
+      f"| {name:42} | {rate['median']:8,} | {rate['least']:6,} - {rate['most']:6,} | "
+      f"{row['images_per_second_and_core']:6,} | {cpu:>12} | {f'{ratio:.2f}x' if ratio else '':>7} |"
+    )
   memory = ", ".join(f"{entry['resident']:,.0f} MB after {entry['epochs']} epochs" for entry in result["memory_mb"])
-  return "\n".join([
-      *lines, "",
+  return "\n".join(
+    [
+      *lines,
+      "",
       f"{result['data']}, {result['records']} records of {result['mean_bytes']:,} bytes, {result['image_size']} px, "
       f"batches of {result['batch_size']}; {result['cores']} cores of {result['processor']}, load "
       f"{result['load_before']} before; {result['date']}.",
       f"Resident memory of ours: {memory}.",
       f"Photometric distortions of 32 images on the device ({result['device']}): "
-      f"{result['photometric_ms_per_batch_of_32']} ms."])
+      f"{result['photometric_ms_per_batch_of_32']} ms.",
+    ]
+  )

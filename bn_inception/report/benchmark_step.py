@@ -5,7 +5,6 @@ training step with its optimizer and donated state. All programs take turns, sev
 machine does meets all of them. Only jax, flax, optax, ml_collections and NumPy are needed, and PyTorch to compare.
 """
 
-from collections.abc import Callable
 import contextlib
 import functools
 import importlib.util
@@ -16,12 +15,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import numpy as np
+from ml_collections import ConfigDict
 
 from bn_inception import config_checks, models, optim, sharding, state as state_lib, step as step_lib
 from bn_inception.data import cores
@@ -96,10 +96,13 @@ def benchmark(config: ConfigDict, *, against: str | None, rounds: int) -> str:
         programs[kind, "PyTorch"], description = _torch_program(config, kind, processes)
       notes += _torch_notes(config, description)
     rates = _measure(programs, rounds)
-    results = {name: Result(rates[name], gflop[name[0]], program.memory(), program.compile_seconds)
-               for name, program in programs.items()}
-  return "\n".join([_heading(config, rounds), _table(results, peak), *_ratios(results), "",
-                    *_notes(config, peak), *notes])
+    results = {
+      name: Result(rates[name], gflop[name[0]], program.memory(), program.compile_seconds)
+      for name, program in programs.items()
+    }
+  return "\n".join(
+    [_heading(config, rounds), _table(results, peak), *_ratios(results), "", *_notes(config, peak), *notes]
+  )
 
 
 def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]:
@@ -116,8 +119,10 @@ def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]
   steps = config.steps_per_call
   shapes = step_lib.train_batch_shapes(config, shape, steps=steps, sharding=sharding.micro_batches(mesh))
   most = {"image": 256, "label": config.data.num_classes, "skipped": 1}
-  batch = {name: jax.device_put(random.integers(most[name], size=leaf.shape).astype(leaf.dtype), leaf.sharding)
-           for name, leaf in shapes.items()}
+  batch = {
+    name: jax.device_put(random.integers(most[name], size=leaf.shape).astype(leaf.dtype), leaf.sharding)
+    for name, leaf in shapes.items()
+  }
   train_call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
   train_call, seconds = _compile(jax.jit(train_call, donate_argnums=0, out_shardings=replicated), state, batch)
 
@@ -134,7 +139,8 @@ def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]
     networks[FOLDED] = models.fold(model, variables, epsilon=config.batch_norm.epsilon)
   for name, (network, its_variables) in networks.items():
     infer = lambda variables, images, network=network: network.apply(
-        variables, step_lib.preprocess(config, images), train=False)
+      variables, step_lib.preprocess(config, images), train=False
+    )
     infer, seconds = _compile(jax.jit(infer), its_variables, images)
     programs[name] = _program(functools.partial(infer, its_variables, images), infer, seconds, config.batch_size)
   return programs
@@ -165,26 +171,42 @@ def _memory(compiled: jax.stages.Compiled) -> int | None:
   analysis = compiled.memory_analysis()
   if analysis is None:
     return None
-  return (analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-          + analysis.temp_size_in_bytes)
+  return (
+    analysis.argument_size_in_bytes
+    + analysis.output_size_in_bytes
+    - analysis.alias_size_in_bytes
+    + analysis.temp_size_in_bytes
+  )
 
 
 def _check_torch(config: ConfigDict) -> None:
   if importlib.util.find_spec("torch") is None:
     raise UserError("--against=torch needs PyTorch, the extra 'torch' of this project: pip install -e '.[torch]'.")
   if config.model.name != "inception":
-    raise UserError(f"--against=torch measures Inception, but model.name is '{config.model.name}': choose another "
-                    "config, or leave out --against.")
+    raise UserError(
+      f"--against=torch measures Inception, but model.name is '{config.model.name}': choose another "
+      "config, or leave out --against."
+    )
 
 
 def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStack) -> tuple[Program, dict[str, str]]:
   """Starts PyTorch, which ends with `processes`; returns also what it says of itself."""
-  request = {"config": config.to_dict(), "batch_size": config.batch_size, "training": kind == TRAINING,
-             "threads": cores.available(),
-             "device": "cuda" if jax.devices()[0].platform == "gpu" else "cpu"}
-  process = processes.enter_context(subprocess.Popen(
-      [sys.executable, "-m", "bn_inception.report.torch_step", json.dumps(request)], stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE, text=True, cwd=pathlib.Path(__file__).parents[2]))
+  request = {
+    "config": config.to_dict(),
+    "batch_size": config.batch_size,
+    "training": kind == TRAINING,
+    "threads": cores.available(),
+    "device": "cuda" if jax.devices()[0].platform == "gpu" else "cpu",
+  }
+  process = processes.enter_context(
+    subprocess.Popen(
+      [sys.executable, "-m", "bn_inception.report.torch_step", json.dumps(request)],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      cwd=pathlib.Path(__file__).parents[2],
+    )
+  )
   memory = [None]
 
   def answer() -> dict[str, Any]:
@@ -216,7 +238,7 @@ def _measure(programs: dict[Any, Program], rounds: int) -> dict[Any, list[float]
     steps[name] = max(round(_ROUND_SECONDS / program.run(1)), 1)
   rates = {name: [] for name in programs}
   for number in range(rounds):
-    for name in list(programs)[::-1 if number % 2 else 1]:
+    for name in list(programs)[:: -1 if number % 2 else 1]:
       time.sleep(_PAUSE_SECONDS)
       programs[name].run(1)
       seconds = programs[name].run(steps[name])
@@ -252,8 +274,10 @@ def _gflop(config: ConfigDict) -> dict[str, float]:
 def _heading(config: ConfigDict, rounds: int) -> str:
   device = jax.devices()[0]
   kind = f"{cores.available()} cores of {machine.processor()}" if device.platform == "cpu" else device.device_kind
-  return (f"{config.model.name}, batch of {config.batch_size}, {config.data.image_size} px, {config.dtype}; jax "
-          f"{jax.__version__} on {kind}; median and range of {rounds} rounds")
+  return (
+    f"{config.model.name}, batch of {config.batch_size}, {config.data.image_size} px, {config.dtype}; jax "
+    f"{jax.__version__} on {kind}; median and range of {rounds} rounds"
+  )
 
 
 def _table(results: dict[tuple[str, str], Result], peak: float) -> str:
@@ -264,8 +288,9 @@ def _table(results: dict[tuple[str, str], Result], peak: float) -> str:
     memory = "" if result.memory is None else f"{result.memory / 1e6:,.0f} MB"
     compiled = "" if result.compile_seconds is None else f"{result.compile_seconds:.1f} s"
     gflop = rate * result.gflop
-    lines.append(f"{f'{kind}: {side}':28}{rate:10,.1f}{spread:>24}{gflop:10,.1f}{gflop / peak:9.0%}{memory:>11}"
-                 f"{compiled:>10}")
+    lines.append(
+      f"{f'{kind}: {side}':28}{rate:10,.1f}{spread:>24}{gflop:10,.1f}{gflop / peak:9.0%}{memory:>11}{compiled:>10}"
+    )
   return "\n".join(lines)
 
 
@@ -284,29 +309,37 @@ def _ratios(results: dict[tuple[str, str], Result]) -> list[str]:
 def _notes(config: ConfigDict, peak: float) -> list[str]:
   """What the numbers are."""
   lines = [
-      "FLOP: a multiply-add of a convolution or fully connected layer of the network as configured is 2, nothing else "
-      "counts; training is 3 times the forward pass. One count for every row.",
-      f"Peak: {peak:,.0f} GFLOP/s, the fastest {config.dtype} matrix product in JAX.",
-      "Memory of ours: arguments, results and temporary arrays of the program, by XLA's memory_analysis.",
+    "FLOP: a multiply-add of a convolution or fully connected layer of the network as configured is 2, nothing else "
+    "counts; training is 3 times the forward pass. One count for every row.",
+    f"Peak: {peak:,.0f} GFLOP/s, the fastest {config.dtype} matrix product in JAX.",
+    "Memory of ours: arguments, results and temporary arrays of the program, by XLA's memory_analysis.",
   ]
   statistics_of_device = jax.devices()[0].memory_stats()
   if statistics_of_device and "peak_bytes_in_use" in statistics_of_device:
-    lines.append(f"Memory of the device: {statistics_of_device['peak_bytes_in_use'] / 1e6:,.0f} MB at most, of all of "
-                 "ours together, by its allocator.")
+    lines.append(
+      f"Memory of the device: {statistics_of_device['peak_bytes_in_use'] / 1e6:,.0f} MB at most, of all of "
+      "ours together, by its allocator."
+    )
   return lines
 
 
 def _torch_notes(config: ConfigDict, description: dict[str, str]) -> list[str]:
   """What PyTorch's numbers are, and what its training does not do."""
   memory = "its allocator's peak" if jax.devices()[0].platform == "gpu" else "what its process grew by"
-  lines = [f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training "
-           f"and one for inference. Memory: {memory}."]
+  lines = [
+    f"PyTorch {description['version']}, {description['device']}: eager, channels_last, a process for training "
+    f"and one for inference. Memory: {memory}."
+  ]
   if config.batch_norm.enabled and config.batch_norm.group_size not in (0, config.batch_size):
     lines.append(f"BN: over groups of {config.batch_norm.group_size} here, over the whole batch in PyTorch.")
   if config.data.photometric_strength:
-    lines.append("Photometric distortions are part of our training step alone: --config.data.photometric_strength=0 "
-                 "leaves them out.")
+    lines.append(
+      "Photometric distortions are part of our training step alone: --config.data.photometric_strength=0 "
+      "leaves them out."
+    )
   if config.gradient_accumulation > 1:
-    lines.append(f"Our training step accumulates the gradients of {config.gradient_accumulation} micro-batches, "
-                 "PyTorch's takes the batch as one.")
+    lines.append(
+      f"Our training step accumulates the gradients of {config.gradient_accumulation} micro-batches, "
+      "PyTorch's takes the batch as one."
+    )
   return lines

@@ -5,9 +5,9 @@ claim's threshold, undecided if it does not, or if a side has a single seed. Thr
 before runs are made; what the paper does not claim has none and is shown.
 """
 
-from collections.abc import Callable, Sequence
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bn_inception.report import measured, paper, speedup, verdicts
@@ -70,71 +70,326 @@ _FIGURE_3 = "§4.2.2, Figure 3"
 _WORDS = "in words only"
 
 CLAIMS = (
-    Claim("mnist_higher", "The network with BN has the higher test accuracy, each at its best learning rate", _FIGURE_1,
-          "a curve", "figure1", "level", "mnist_bn", "mnist_plain"),
-    Claim("mnist_faster", "The network with BN trains faster, each at its best learning rate", _FIGURE_1, "a curve",
-          "figure1", "steps", "mnist_bn", "mnist_plain", 1.0, "mnist_plain"),
-    Claim("mnist_stable", "With BN the distribution of a sigmoid's input is more stable, each at its best rate",
-          "§4.1, Figure 1(b, c)", "curves", "figure1", "stability", "mnist_bn", "mnist_plain"),
-    Claim("mnist_low_higher", "The same at a low learning rate: a higher test accuracy", _FIGURE_1, "a curve",
-          "figure1", "level", "mnist_bn_low_rate", "mnist_plain_low_rate"),
-    Claim("mnist_low_faster", "... training faster", _FIGURE_1, "a curve", "figure1", "steps", "mnist_bn_low_rate",
-          "mnist_plain_low_rate", 1.0, "mnist_plain_low_rate"),
-    Claim("mnist_low_stable", "... more stable inputs of the sigmoid", "§4.1, Figure 1(b, c)", "curves", "figure1",
-          "stability", "mnist_bn_low_rate", "mnist_plain_low_rate"),
-    Claim("speedup", "BN-x5 comes to Inception's accuracy in many times fewer steps", "abstract, §4.2.2",
-          f"{paper.SPEEDUP} times: 2.1M against 31.0M", "figure3", "steps", "bn_x5", "inception", MANY),
-    Claim("bn_alone", "BN alone, at the same learning rate, trains faster than Inception", _FIGURE_3,
-          "13.3M against 31.0M", "figure3", "steps", "bn_baseline", "inception", 1.0, "inception"),
-    Claim("baseline_higher", "BN-Baseline ends higher than Inception", _FIGURE_3, "72.7% against 72.2%", "figure3",
-          "level", "bn_baseline", "inception"),
-    Claim("changes_faster", "The changes of §4.2.1 speed BN up further: BN-x5 against BN-Baseline", _FIGURE_3,
-          "2.1M against 13.3M", "figure3", "steps", "bn_x5", "bn_baseline", 1.0),
-    Claim("x5_higher", "BN-x5 ends higher than Inception", _FIGURE_3, "73.0% against 72.2%", "figure3", "level",
-          "bn_x5", "inception"),
-    Claim("x30_slower", "BN-x30 is slower than BN-x5 at first", "§4.2.2", "2.7M against 2.1M steps to 72.2%", "figure3",
-          "early", "bn_x5", "bn_x30"),
-    Claim("x30_higher", "BN-x30 ends higher than BN-x5", _FIGURE_3, "74.8% against 73.0%", "figure3", "level", "bn_x30",
-          "bn_x5"),
-    Claim("x30_speedup", "BN-x30, too, comes to Inception's accuracy in many times fewer steps", _FIGURE_3,
-          "2.7M against 31.0M", "figure3", "steps", "bn_x30", "inception", MANY),
-    Claim("x30_both", "BN-x30 ends higher than Inception, and is at its end in fewer steps than Inception at its own",
-          "§4.2.2", "74.8% after 6M steps against 72.2% after 31.0M", "figure3", "level_and_steps", "bn_x30",
-          "inception"),
-    Claim("x30_trains", "BN allows much higher learning rates: a network with BN trains at 30 times Inception's",
-          "abstract, §4.2.2", "74.8%", "figure3", "trains", "bn_x30"),
-    Claim("x5_breaks", "5 times its learning rate breaks Inception without BN", "§4.2.2",
-          "parameters reach machine infinity", "figure3", "fails", "inception_x5", "inception"),
-    Claim("sigmoid_trains", "With BN the network with sigmoid trains", "§4.2.2", "69.8%", "figure3", "trains",
-          "bn_x5_sigmoid"),
-    Claim("sigmoid_fails", "Inception with sigmoid does not train without BN: it stays at chance", "§4.2.2",
-          "at most 0.1%", "figure3", "fails", "inception_sigmoid"),
-    Claim("sigmoid_lower", "BN-x5 with sigmoid for ReLU ends lower than with ReLU", _FIGURE_3, "69.8% against 73.0%",
-          "figure3", "level", "bn_x5", "bn_x5_sigmoid"),
-    Claim("rate", "5 times the learning rate has no ill effect on a network with BN", "§4.2.1", _WORDS, "ablation",
-          "level", "alone/learning_rate", "bn_baseline", NO_WORSE),
-    Claim("dropout_faster", "Without dropout the network with BN trains faster", "§4.2.1", _WORDS, "ablation", "steps",
-          "alone/no_dropout", "bn_baseline", 1.0, "bn_baseline"),
-    Claim("dropout", "BN regularizes: without dropout it generalizes no worse", "abstract, §3.4, §4.2.1", _WORDS,
-          "ablation", "level", "alone/no_dropout", "bn_baseline", NO_WORSE),
-    Claim("weight_decay", "A fifth of the L2 weight improves validation accuracy", "§4.2.1", _WORDS, "ablation",
-          "level", "alone/weight_decay", "bn_baseline"),
-    Claim("lrn", "With BN local response normalization is not necessary: no worse without", "§4.2.1", _WORDS,
-          "ablation", "level", "alone/no_lrn", "bn_baseline", NO_WORSE),
-    Claim("shuffling", "Within-shard shuffling improves validation accuracy", "§4.2.1", "about 1%", "ablation", "level",
-          "alone/shuffling", "bn_baseline"),
-    Claim("initialization", "With BN the network is less sensitive to its initialization: larger initial weights do no "
-          "harm", "abstract, §4.2.3", _WORDS, "figure4", "initialization", "ensemble", threshold=NO_WORSE),
-    Claim("crops", "Many crops of an image have a smaller error than one", "§4.2.3", "25.2% to 21.99% top-1", "figure4",
-          "crops", "ensemble"),
-    Claim("ensemble", "The ensemble of six networks has a smaller error than one of them", "§4.2.3",
-          "21.99% to 20.1% top-1", "figure4", "together", "ensemble"),
-    Claim("population", "Population statistics (Algorithm 2) beside moving averages", "§3.1", "both are used",
-          "figure4", "population", ""),
-    Claim("published", "The ensemble improves upon the best published result", "abstract, §4.2.3",
-          f"4.9% against {paper.BEST_PUBLISHED:.2%} top-5 error", "figure4", "published", "ensemble"),
-    Claim("human", "The ensemble's top-5 error is below that of human raters", "abstract, §4.2.3",
-          "4.9% (test 4.82%) against 5.1%", "figure4", "human", "ensemble"),
+  Claim(
+    "mnist_higher",
+    "The network with BN has the higher test accuracy, each at its best learning rate",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "level",
+    "mnist_bn",
+    "mnist_plain",
+  ),
+  Claim(
+    "mnist_faster",
+    "The network with BN trains faster, each at its best learning rate",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "steps",
+    "mnist_bn",
+    "mnist_plain",
+    1.0,
+    "mnist_plain",
+  ),
+  Claim(
+    "mnist_stable",
+    "With BN the distribution of a sigmoid's input is more stable, each at its best rate",
+    "§4.1, Figure 1(b, c)",
+    "curves",
+    "figure1",
+    "stability",
+    "mnist_bn",
+    "mnist_plain",
+  ),
+  Claim(
+    "mnist_low_higher",
+    "The same at a low learning rate: a higher test accuracy",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "level",
+    "mnist_bn_low_rate",
+    "mnist_plain_low_rate",
+  ),
+  Claim(
+    "mnist_low_faster",
+    "... training faster",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "steps",
+    "mnist_bn_low_rate",
+    "mnist_plain_low_rate",
+    1.0,
+    "mnist_plain_low_rate",
+  ),
+  Claim(
+    "mnist_low_stable",
+    "... more stable inputs of the sigmoid",
+    "§4.1, Figure 1(b, c)",
+    "curves",
+    "figure1",
+    "stability",
+    "mnist_bn_low_rate",
+    "mnist_plain_low_rate",
+  ),
+  Claim(
+    "speedup",
+    "BN-x5 comes to Inception's accuracy in many times fewer steps",
+    "abstract, §4.2.2",
+    f"{paper.SPEEDUP} times: 2.1M against 31.0M",
+    "figure3",
+    "steps",
+    "bn_x5",
+    "inception",
+    MANY,
+  ),
+  Claim(
+    "bn_alone",
+    "BN alone, at the same learning rate, trains faster than Inception",
+    _FIGURE_3,
+    "13.3M against 31.0M",
+    "figure3",
+    "steps",
+    "bn_baseline",
+    "inception",
+    1.0,
+    "inception",
+  ),
+  Claim(
+    "baseline_higher",
+    "BN-Baseline ends higher than Inception",
+    _FIGURE_3,
+    "72.7% against 72.2%",
+    "figure3",
+    "level",
+    "bn_baseline",
+    "inception",
+  ),
+  Claim(
+    "changes_faster",
+    "The changes of §4.2.1 speed BN up further: BN-x5 against BN-Baseline",
+    _FIGURE_3,
+    "2.1M against 13.3M",
+    "figure3",
+    "steps",
+    "bn_x5",
+    "bn_baseline",
+    1.0,
+  ),
+  Claim(
+    "x5_higher",
+    "BN-x5 ends higher than Inception",
+    _FIGURE_3,
+    "73.0% against 72.2%",
+    "figure3",
+    "level",
+    "bn_x5",
+    "inception",
+  ),
+  Claim(
+    "x30_slower",
+    "BN-x30 is slower than BN-x5 at first",
+    "§4.2.2",
+    "2.7M against 2.1M steps to 72.2%",
+    "figure3",
+    "early",
+    "bn_x5",
+    "bn_x30",
+  ),
+  Claim(
+    "x30_higher",
+    "BN-x30 ends higher than BN-x5",
+    _FIGURE_3,
+    "74.8% against 73.0%",
+    "figure3",
+    "level",
+    "bn_x30",
+    "bn_x5",
+  ),
+  Claim(
+    "x30_speedup",
+    "BN-x30, too, comes to Inception's accuracy in many times fewer steps",
+    _FIGURE_3,
+    "2.7M against 31.0M",
+    "figure3",
+    "steps",
+    "bn_x30",
+    "inception",
+    MANY,
+  ),
+  Claim(
+    "x30_both",
+    "BN-x30 ends higher than Inception, and is at its end in fewer steps than Inception at its own",
+    "§4.2.2",
+    "74.8% after 6M steps against 72.2% after 31.0M",
+    "figure3",
+    "level_and_steps",
+    "bn_x30",
+    "inception",
+  ),
+  Claim(
+    "x30_trains",
+    "BN allows much higher learning rates: a network with BN trains at 30 times Inception's",
+    "abstract, §4.2.2",
+    "74.8%",
+    "figure3",
+    "trains",
+    "bn_x30",
+  ),
+  Claim(
+    "x5_breaks",
+    "5 times its learning rate breaks Inception without BN",
+    "§4.2.2",
+    "parameters reach machine infinity",
+    "figure3",
+    "fails",
+    "inception_x5",
+    "inception",
+  ),
+  Claim(
+    "sigmoid_trains", "With BN the network with sigmoid trains", "§4.2.2", "69.8%", "figure3", "trains", "bn_x5_sigmoid"
+  ),
+  Claim(
+    "sigmoid_fails",
+    "Inception with sigmoid does not train without BN: it stays at chance",
+    "§4.2.2",
+    "at most 0.1%",
+    "figure3",
+    "fails",
+    "inception_sigmoid",
+  ),
+  Claim(
+    "sigmoid_lower",
+    "BN-x5 with sigmoid for ReLU ends lower than with ReLU",
+    _FIGURE_3,
+    "69.8% against 73.0%",
+    "figure3",
+    "level",
+    "bn_x5",
+    "bn_x5_sigmoid",
+  ),
+  Claim(
+    "rate",
+    "5 times the learning rate has no ill effect on a network with BN",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/learning_rate",
+    "bn_baseline",
+    NO_WORSE,
+  ),
+  Claim(
+    "dropout_faster",
+    "Without dropout the network with BN trains faster",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "steps",
+    "alone/no_dropout",
+    "bn_baseline",
+    1.0,
+    "bn_baseline",
+  ),
+  Claim(
+    "dropout",
+    "BN regularizes: without dropout it generalizes no worse",
+    "abstract, §3.4, §4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/no_dropout",
+    "bn_baseline",
+    NO_WORSE,
+  ),
+  Claim(
+    "weight_decay",
+    "A fifth of the L2 weight improves validation accuracy",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/weight_decay",
+    "bn_baseline",
+  ),
+  Claim(
+    "lrn",
+    "With BN local response normalization is not necessary: no worse without",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/no_lrn",
+    "bn_baseline",
+    NO_WORSE,
+  ),
+  Claim(
+    "shuffling",
+    "Within-shard shuffling improves validation accuracy",
+    "§4.2.1",
+    "about 1%",
+    "ablation",
+    "level",
+    "alone/shuffling",
+    "bn_baseline",
+  ),
+  Claim(
+    "initialization",
+    "With BN the network is less sensitive to its initialization: larger initial weights do no harm",
+    "abstract, §4.2.3",
+    _WORDS,
+    "figure4",
+    "initialization",
+    "ensemble",
+    threshold=NO_WORSE,
+  ),
+  Claim(
+    "crops",
+    "Many crops of an image have a smaller error than one",
+    "§4.2.3",
+    "25.2% to 21.99% top-1",
+    "figure4",
+    "crops",
+    "ensemble",
+  ),
+  Claim(
+    "ensemble",
+    "The ensemble of six networks has a smaller error than one of them",
+    "§4.2.3",
+    "21.99% to 20.1% top-1",
+    "figure4",
+    "together",
+    "ensemble",
+  ),
+  Claim(
+    "population",
+    "Population statistics (Algorithm 2) beside moving averages",
+    "§3.1",
+    "both are used",
+    "figure4",
+    "population",
+    "",
+  ),
+  Claim(
+    "published",
+    "The ensemble improves upon the best published result",
+    "abstract, §4.2.3",
+    f"4.9% against {paper.BEST_PUBLISHED:.2%} top-5 error",
+    "figure4",
+    "published",
+    "ensemble",
+  ),
+  Claim(
+    "human",
+    "The ensemble's top-5 error is below that of human raters",
+    "abstract, §4.2.3",
+    "4.9% (test 4.82%) against 5.1%",
+    "figure4",
+    "human",
+    "ensemble",
+  ),
 )
 IMAGENET = ("published", "human")  # What only ImageNet can answer.
 
@@ -199,15 +454,18 @@ def _interval_text(estimate: verdicts.Estimate | None, text: Callable[[float], s
   return f"; difference {text(estimate.difference)}{unit}, 95% interval {text(low)} to {text(high)}"
 
 
-def _power(verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str],
-           threshold: float = 0.0) -> str:
+def _power(
+  verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str], threshold: float = 0.0
+) -> str:
   """Of an undecided row, what true effect would have been shown in four of five such experiments."""
   if verdict != UNDECIDED:
     return ""
   if estimate is None or not estimate.error:
     return "one seed a side, or seeds that are all alike, have no spread: they could show no effect of any size"
-  return (f"these seeds could have shown it of a true {text(threshold + estimate.detectable)} or more "
-          f"(power {verdicts.POWER:.0%})")
+  return (
+    f"these seeds could have shown it of a true {text(threshold + estimate.detectable)} or more "
+    f"(power {verdicts.POWER:.0%})"
+  )
 
 
 _DIFFERENCE = lambda value: f"difference of {points(value)} points"
@@ -229,8 +487,9 @@ def _diverged(claim: Claim, experiments: Experiments) -> Finding | None:
   count = {name: sum(run.diverged for run in runs) for name, runs in sides.items()}
   if not any(count.values()):
     return None
-  text = "; ".join(f"{count[name]} of {len(runs)} runs of {name_of(name)} diverged"
-                   for name, runs in sides.items() if count[name])
+  text = "; ".join(
+    f"{count[name]} of {len(runs)} runs of {name_of(name)} diverged" for name, runs in sides.items() if count[name]
+  )
   worse, verdict = (claim.of, REFUTED) if count[claim.of] else (claim.beside, CONFIRMED)
   if all(count.values()) or count[worse] < len(sides[worse]) or min(map(len, sides.values())) < 2:
     verdict = UNDECIDED
@@ -246,13 +505,19 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
   spreads = [measured.over_seeds(runs, function) for runs in sides]
   if None in spreads:
     return _missing(claim.of, claim.beside)
-  estimate = verdicts.welch(*(spread.values for spread in spreads),
-                            resolution=tuple(1 / measured.count(runs[0]) for runs in sides))
+  estimate = verdicts.welch(
+    *(spread.values for spread in spreads), resolution=tuple(1 / measured.count(runs[0]) for runs in sides)
+  )
   verdict = verdicts.decide(estimate, claim.threshold)
   margin = f" (margin {-100 * claim.threshold:g})" if claim.threshold else ""
-  return Finding(verdict, f"{what}{describe(spreads[0])} against {describe(spreads[1])}"
-                 + _interval_text(estimate, points, f" points{margin}"), seeds_text(*sides),
-                 _power(verdict, estimate, _DIFFERENCE, claim.threshold), (claim.of, claim.beside))
+  return Finding(
+    verdict,
+    f"{what}{describe(spreads[0])} against {describe(spreads[1])}"
+    + _interval_text(estimate, points, f" points{margin}"),
+    seeds_text(*sides),
+    _power(verdict, estimate, _DIFFERENCE, claim.threshold),
+    (claim.of, claim.beside),
+  )
 
 
 def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -264,9 +529,14 @@ def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
 def _early(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Mean accuracy over the first fifth of the evaluations."""
   del evaluations
-  return _compare(claim, experiments, lambda run: statistics.fmean(
-      top1 for _, top1 in run.accuracy[:max(1, len(run.accuracy) // 5)]) if run.accuracy else None,
-                  "mean accuracy over the first fifth: ")
+  return _compare(
+    claim,
+    experiments,
+    lambda run: (
+      statistics.fmean(top1 for _, top1 in run.accuracy[: max(1, len(run.accuracy) // 5)]) if run.accuracy else None
+    ),
+    "mean accuracy over the first fifth: ",
+  )
 
 
 def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -292,13 +562,18 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     if None in steps:
       texts.append(f"{name_of(name)} came to {percent(accuracy)} in {len(of) - steps.count(None)} of {len(of)} runs")
     else:
-      texts.append(f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
-                   + ("its own plateau" if name == plateau else percent(accuracy)))
+      texts.append(
+        f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
+        + ("its own plateau" if name == plateau else percent(accuracy))
+      )
   if plateau in speedup.baselines(experiments):
     row = next(row for row in speedup.lengths(experiments) if row.name == plateau)
     if not row.plateau:
-      texts.append("it is not known that Inception is at its plateau there" if row.plateau is None else
-                   "Inception still gains by length there")
+      texts.append(
+        "it is not known that Inception is at its plateau there"
+        if row.plateau is None
+        else "Inception still gains by length there"
+      )
   (_, steps), (_, other_steps) = sides.values()
   experiments_of = tuple(dict.fromkeys((claim.of, beside, plateau)))
   if None in steps and steps.count(None) == len(steps) and None not in other_steps:
@@ -307,8 +582,9 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     verdict = REFUTED if verdicts.decide(estimate) == REFUTED else UNDECIDED
     return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _DIFFERENCE), experiments_of)
   # A run that never got there would have taken longer than it ran: what is certain of these lengths is certain of it.
-  at_least = [[run.accuracy[-1][0] if value is None else value for run, value in zip(of, values)]
-              for of, values in sides.values()]
+  at_least = [
+    [run.accuracy[-1][0] if value is None else value for run, value in zip(of, values)] for of, values in sides.values()
+  ]
   estimate = speedup.log_ratio(at_least[1], other_runs, at_least[0], runs)
   threshold = math.log(claim.threshold)
   verdict = verdicts.decide(estimate, threshold)
@@ -369,11 +645,15 @@ def _outcomes(claim: Claim, experiments: Experiments, evaluations: Evaluations, 
   at_chance = [run for run in finite if _stays_at_chance(run)]
   texts = []
   if diverged:
-    texts.append(f"{len(diverged)} of {len(runs)} runs diverged: loss or parameters not finite at step "
-                 + ", ".join(f"{run.status['step']:,}" for run in diverged))
+    texts.append(
+      f"{len(diverged)} of {len(runs)} runs diverged: loss or parameters not finite at step "
+      + ", ".join(f"{run.status['step']:,}" for run in diverged)
+    )
   if finite and (end := measured.over_seeds(finite, measured.level)):
-    texts.append(f"{len(finite)} of {len(runs)} runs stayed finite and came to {describe(end)}; chance is "
-                 f"{percent(measured.chance(runs[0]))}")
+    texts.append(
+      f"{len(finite)} of {len(runs)} runs stayed finite and came to {describe(end)}; chance is "
+      f"{percent(measured.chance(runs[0]))}"
+    )
   if at_chance:
     texts.append(f"{len(at_chance)} of them learned nothing")
   if end := measured.over_seeds(experiments.get(claim.beside, []), measured.level):
@@ -386,8 +666,13 @@ def _outcomes(claim: Claim, experiments: Experiments, evaluations: Evaluations, 
   if len(runs) > 1 and as_claimed in (0, len(runs)):
     verdict = CONFIRMED if as_claimed else REFUTED
   power = "" if verdict != UNDECIDED else "one seed shows nothing of others" if len(runs) == 1 else "the seeds disagree"
-  return Finding(verdict, "; ".join(texts), seeds_text(runs), power,
-                 tuple(name for name in (claim.of, claim.beside) if name in experiments))
+  return Finding(
+    verdict,
+    "; ".join(texts),
+    seeds_text(runs),
+    power,
+    tuple(name for name in (claim.of, claim.beside) if name in experiments),
+  )
 
 
 def _initialization(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -399,9 +684,12 @@ def _initialization(claim: Claim, experiments: Experiments, evaluations: Evaluat
   if not usual or not larger:
     return Finding(NOT_MEASURED, "no finished networks of the ensemble of both kinds")
   scale = max(run.config["model"]["init_scale"] for run in runs)
-  finding = _compare(claim._replace(of=f"initial weights {scale:g} times as large", beside="the usual initial weights"),
-                     {f"initial weights {scale:g} times as large": larger, "the usual initial weights": usual},
-                     measured.level, f"initial weights {scale:g} times as large: ")
+  finding = _compare(
+    claim._replace(of=f"initial weights {scale:g} times as large", beside="the usual initial weights"),
+    {f"initial weights {scale:g} times as large": larger, "the usual initial weights": usual},
+    measured.level,
+    f"initial weights {scale:g} times as large: ",
+  )
   return finding._replace(experiments=(claim.of,))
 
 
@@ -410,8 +698,11 @@ def _errors(evaluations: Evaluations, place: str) -> tuple[int, dict, dict, dict
   kinds = measured.errors(evaluations)
   crops = max((crops for networks, crops, _ in kinds if networks == 1), default=1)
   of = lambda found: {name: metrics[place] for name, metrics in found.items()}
-  together = [found["ensemble"] for (networks, many, statistic), found in kinds.items()
-              if networks > 1 and (many, statistic) == (crops, "running")]
+  together = [
+    found["ensemble"]
+    for (networks, many, statistic), found in kinds.items()
+    if networks > 1 and (many, statistic) == (crops, "running")
+  ]
   many = of(kinds.get((1, crops, "running"), {})) if crops > 1 else {}
   return crops, of(kinds.get((1, 1, "running"), {})), many, together[0] if together else None
 
@@ -425,10 +716,14 @@ def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   estimate = verdicts.paired([one[name] - many[name] for name in one])
   verdict = verdicts.decide(estimate)
   means = [percent(statistics.fmean(errors.values())) for errors in (one, many)]
-  return Finding(verdict, f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks"
-                 + _interval_text(estimate, points, " points"),
-                 "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
-                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
+  return Finding(
+    verdict,
+    f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks"
+    + _interval_text(estimate, points, " points"),
+    "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
+    _power(verdict, estimate, _DIFFERENCE),
+    (claim.of,),
+  )
 
 
 def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -440,24 +735,41 @@ def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) 
   mean, error, count = statistics.fmean(many.values()), together["top1_error"], together["count"]
   estimate = verdicts.proportions(mean, count, error, count)
   verdict = verdicts.decide(estimate)
-  return Finding(verdict, f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} "
-                 f"has {percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
-                 "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
-                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
+  return Finding(
+    verdict,
+    f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} "
+    f"has {percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
+    "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
+    _power(verdict, estimate, _DIFFERENCE),
+    (claim.of,),
+  )
 
 
 def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Both statistics at the end of every run that was evaluated with both."""
   del claim, evaluations
-  gaps = {name: [line["eval/population/top1"] - line["eval/running/top1"] for run in runs for line in run.lines[-1:]
-                 if "eval/population/top1" in line] for name, runs in experiments.items()}
+  gaps = {
+    name: [
+      line["eval/population/top1"] - line["eval/running/top1"]
+      for run in runs
+      for line in run.lines[-1:]
+      if "eval/population/top1" in line
+    ]
+    for name, runs in experiments.items()
+  }
   gaps = {name: found for name, found in gaps.items() if found}
   if not gaps:
     return Finding(NOT_MEASURED, "no finished run that was evaluated with both")
   values = [gap for found in gaps.values() for gap in found]
-  return Finding(SHOWN, f"at the end of {len(values)} runs population statistics are "
-                 f"{points(statistics.fmean(values))} points in top-1 on average, "
-                 f"{100 * max(map(abs, values)):.1f} apart at most", "", "", tuple(gaps))
+  return Finding(
+    SHOWN,
+    f"at the end of {len(values)} runs population statistics are "
+    f"{points(statistics.fmean(values))} points in top-1 on average, "
+    f"{100 * max(map(abs, values)):.1f} apart at most",
+    "",
+    "",
+    tuple(gaps),
+  )
 
 
 def _published(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -470,17 +782,24 @@ def _human(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
 
 def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: int) -> Finding:
   """The ensemble's top-5 error against a published one, both with their binomial errors."""
-  ensembles = [(crops, found["ensemble"]["top5_error"], found["ensemble"]["count"])
-               for (networks, crops, statistic), found in measured.errors(evaluations).items()
-               if networks > 1 and statistic == "running"]
+  ensembles = [
+    (crops, found["ensemble"]["top5_error"], found["ensemble"]["count"])
+    for (networks, crops, statistic), found in measured.errors(evaluations).items()
+    if networks > 1 and statistic == "running"
+  ]
   if not ensembles:
     return Finding(NOT_MEASURED, "no evaluation of the ensemble on ImageNet")
   crops, error, count = max(ensembles)
   estimate = verdicts.proportions(limit, limit_count, error, count)
   verdict = verdicts.decide(estimate)
-  return Finding(verdict, f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
-                 f"{_interval_text(estimate, points, ' points (binomial)')}", "",
-                 _power(verdict, estimate, _DIFFERENCE), (claim.of,))
+  return Finding(
+    verdict,
+    f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
+    f"{_interval_text(estimate, points, ' points (binomial)')}",
+    "",
+    _power(verdict, estimate, _DIFFERENCE),
+    (claim.of,),
+  )
 
 
 def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -492,32 +811,45 @@ def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations)
   if not all(run.accuracy for runs in sides for run in runs):
     return Finding(NOT_MEASURED, "a run without evaluations")
   units = lambda function: lambda run: statistics.fmean(map(function, measured.sigmoid_inputs(run).values()))
-  moved, widened = ([measured.over_seeds(runs, units(function)) for runs in sides]
-                    for function in (measured.movement, measured.widening))
+  moved, widened = (
+    [measured.over_seeds(runs, units(function)) for runs in sides]
+    for function in (measured.movement, measured.widening)
+  )
   estimates = [verdicts.welch(without.values, with_bn.values) for with_bn, without in (moved, widened)]
   found = [verdicts.decide(estimate) for estimate in estimates]
   verdict = found[0] if len(set(found)) == 1 else UNDECIDED  # Where they disagree it is for the reader to say.
   ratio = lambda value: f"{value:.2f}"
-  power = "; ".join(_power(verdict, estimate, lambda value: f"difference of {value:.2f}")
-                    for estimate in dict.fromkeys(estimates)) if verdict == UNDECIDED else ""
-  return Finding(verdict, f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th "
-                 f"and 85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "
-                 f"{describe(widened[0], ratio)}-fold, without BN {describe(widened[1], ratio)}-fold (means of the "
-                 "recorded units)", seeds_text(*sides), power, (claim.of, claim.beside))
+  power = (
+    "; ".join(
+      _power(verdict, estimate, lambda value: f"difference of {value:.2f}") for estimate in dict.fromkeys(estimates)
+    )
+    if verdict == UNDECIDED
+    else ""
+  )
+  return Finding(
+    verdict,
+    f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th "
+    f"and 85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "
+    f"{describe(widened[0], ratio)}-fold, without BN {describe(widened[1], ratio)}-fold (means of the "
+    "recorded units)",
+    seeds_text(*sides),
+    power,
+    (claim.of, claim.beside),
+  )
 
 
 STATISTICS: dict[str, Callable[[Claim, Experiments, Evaluations], Finding]] = {
-    "level": _level,
-    "steps": _steps,
-    "level_and_steps": _level_and_steps,
-    "early": _early,
-    "trains": _trains,
-    "fails": _fails,
-    "stability": _stability,
-    "initialization": _initialization,
-    "crops": _crops,
-    "together": _together,
-    "population": _population,
-    "published": _published,
-    "human": _human,
+  "level": _level,
+  "steps": _steps,
+  "level_and_steps": _level_and_steps,
+  "early": _early,
+  "trains": _trains,
+  "fails": _fails,
+  "stability": _stability,
+  "initialization": _initialization,
+  "crops": _crops,
+  "together": _together,
+  "population": _population,
+  "published": _published,
+  "human": _human,
 }

@@ -1,14 +1,14 @@
 """Pictures of training images as the network gets them: the input pipeline's, with the device's distortions."""
 
-from collections.abc import Sequence
 import math
 import pathlib
+from collections.abc import Sequence
 
 import jax
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
-import numpy as np
 
 from bn_inception import config_checks
 from bn_inception.data import color_distortions, pipeline, stream
@@ -77,6 +77,9 @@ def draw_labelled(images: np.ndarray, names: Sequence[str], output: pathlib.Path
 
 def distorted(config: ConfigDict, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
   """uint8 [n, height, width, channels] of the input at `positions` [n] with the photometric distortions of the step."""
-  distort = jax.jit(lambda images, positions: color_distortions.distort(
-      images, positions, seed=config.seed, strength=config.data.photometric_strength))
+  distort = jax.jit(
+    lambda images, positions: color_distortions.distort(
+      images, positions, seed=config.seed, strength=config.data.photometric_strength
+    )
+  )
   return np.round(np.asarray(distort(images, positions.astype(np.uint32)))).astype(np.uint8)

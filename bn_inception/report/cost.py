@@ -3,8 +3,8 @@
 The programs are lowered for an accelerator, whatever this machine has: some layers are put differently on a CPU.
 """
 
-from collections.abc import Callable
 import json
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -53,20 +53,27 @@ class Accelerator(NamedTuple):
 
 
 ACCELERATORS = (
-    Accelerator("NVIDIA A100 80 GB", 156e12, 2.039e12),  # TF32.
-    Accelerator("NVIDIA H100 SXM", 494e12, 3.35e12),  # TF32.
-    Accelerator("TPU v4", 275e12, 1.2e12),  # bfloat16 passes.
+  Accelerator("NVIDIA A100 80 GB", 156e12, 2.039e12),  # TF32.
+  Accelerator("NVIDIA H100 SXM", 494e12, 3.35e12),  # TF32.
+  Accelerator("TPU v4", 275e12, 1.2e12),  # bfloat16 passes.
 )
 
 
 def of(config: ConfigDict) -> Cost:
   """Traces and lowers a config's training step and inference; one that differs in rates and lengths only is known."""
-  model = {name: value for name, value in config.model.items()
-           if name not in ("dropout_rate", "init_scale", "nonlinearity")}  # These change it by next to nothing.
+  model = {
+    name: value for name, value in config.model.items() if name not in ("dropout_rate", "init_scale", "nonlinearity")
+  }  # These change it by next to nothing.
   program = {
-      "model": model, "batch_norm": config.batch_norm.enabled, "batch_size": config.batch_size, "dtype": config.dtype,
-      "image_size": config.data.image_size, "channels": len(config.data.mean), "classes": config.data.num_classes,
-      "gradient_accumulation": config.gradient_accumulation}
+    "model": model,
+    "batch_norm": config.batch_norm.enabled,
+    "batch_size": config.batch_size,
+    "dtype": config.dtype,
+    "image_size": config.data.image_size,
+    "channels": len(config.data.mean),
+    "classes": config.data.num_classes,
+    "gradient_accumulation": config.gradient_accumulation,
+  }
   key = json.dumps(program)
   if key not in _known:
     _known[key] = _count(config)
@@ -83,8 +90,12 @@ def _count(config: ConfigDict) -> Cost:
   state = jax.eval_shape(lambda: state_lib.create(model, optimizer, config, image_shape))
   batch = step_lib.train_batch_shapes(config, image_shape, steps=1)
   flags = jax.ShapeDtypeStruct((32,), jnp.bool_)
-  eval_batch = {"image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
-                "label": jax.ShapeDtypeStruct((32,), jnp.int32), "mask": flags, "skipped": flags}
+  eval_batch = {
+    "image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
+    "label": jax.ShapeDtypeStruct((32,), jnp.int32),
+    "mask": flags,
+    "skipped": flags,
+  }
   # The body of a loop over micro-batches is counted once.
   train = _work(step_lib.make_train_step(model, optimizer, config), state, batch).times(config.gradient_accumulation)
   inference = _work(step_lib.make_eval_step(model, config), state.params, state.batch_stats, eval_batch)

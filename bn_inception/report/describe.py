@@ -4,8 +4,8 @@ Everything is traced from the network itself, with shapes alone: nothing is comp
 """
 
 import collections
-from collections.abc import Mapping
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,8 +20,15 @@ Shape = tuple[int, ...]
 
 KINDS = ("convolution kernels", "convolution biases", "BN gamma and beta", "fully connected")
 # Columns of Figure 5, by the name of the convolution unit that is counted there.
-_COLUMNS = {"1x1": "\n#1x1", "3x3_reduce": "#3x3\nreduce", "3x3": "\n#3x3", "double_3x3_reduce": "double\nreduce",
-            "double_3x3_2": "double\n#3x3", "conv2_reduce": "#3x3\nreduce", "conv2": "\n#3x3"}
+_COLUMNS = {
+  "1x1": "\n#1x1",
+  "3x3_reduce": "#3x3\nreduce",
+  "3x3": "\n#3x3",
+  "double_3x3_reduce": "double\nreduce",
+  "double_3x3_2": "double\n#3x3",
+  "conv2_reduce": "#3x3\nreduce",
+  "conv2": "\n#3x3",
+}
 
 
 class Call(NamedTuple):
@@ -75,15 +82,19 @@ def trace(model: nn.Module, image_shape: tuple[int, int, int]) -> Calls:
     if context.method_name == "__call__":
       variables = context.module.variables
       params, statistics = (
-          {name: leaf.shape for name, leaf in variables.get(collection, {}).items() if not isinstance(leaf, Mapping)}
-          for collection in ("params", "batch_stats"))
-      calls[context.module.path] = Call(context.module, args[0].shape[1:], output.shape[1:], params,
-                                        sum(map(math.prod, statistics.values())))
+        {name: leaf.shape for name, leaf in variables.get(collection, {}).items() if not isinstance(leaf, Mapping)}
+        for collection in ("params", "batch_stats")
+      )
+      calls[context.module.path] = Call(
+        context.module, args[0].shape[1:], output.shape[1:], params, sum(map(math.prod, statistics.values()))
+      )
     return output
 
   with nn.intercept_methods(record):
-    jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False),
-                   jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    jax.eval_shape(
+      lambda images: model.init(jax.random.key(0), images, train=False),
+      jax.ShapeDtypeStruct((1, *image_shape), jnp.float32),
+    )
   return calls
 
 
@@ -104,8 +115,11 @@ def totals(calls: Calls) -> Totals:
       else:
         kind = {"kernel": "convolution kernels", "bias": "convolution biases"}[name]
       parameters[kind] += math.prod(shape)
-  return Totals(parameters, sum(call.moving_statistics for call in calls.values()),
-                sum(call.multiply_adds for call in calls.values()))
+  return Totals(
+    parameters,
+    sum(call.moving_statistics for call in calls.values()),
+    sum(call.multiply_adds for call in calls.values()),
+  )
 
 
 def _size(shape: Shape) -> str:
@@ -139,8 +153,11 @@ def _row(name: str, group: Calls, module: Call | None, output: Shape) -> dict[st
     widths = module.module.widths
     row = dict.fromkeys(_COLUMNS.values(), "0")
     stride = max(call.module.stride for call in convolutions.values())
-    row |= {"\ntype": f"inception ({name.removeprefix('inception_')})", "patch\n/stride": f"/{stride}",
-            "\npool + proj": f"{widths.pool} + {widths.pool_proj or 'pass through'}"}
+    row |= {
+      "\ntype": f"inception ({name.removeprefix('inception_')})",
+      "patch\n/stride": f"/{stride}",
+      "\npool + proj": f"{widths.pool} + {widths.pool_proj or 'pass through'}",
+    }
   elif is_auxiliary((name,)):
     row["\ntype"] = f"auxiliary ({name.removeprefix('auxiliary_')})"
   elif convolutions:
@@ -150,8 +167,11 @@ def _row(name: str, group: Calls, module: Call | None, output: Shape) -> dict[st
   else:
     row["\ntype"] = "fully connected"
   row |= {_COLUMNS[path[-2]]: str(call.output[-1]) for path, call in convolutions.items() if path[-2] in _COLUMNS}
-  return row | {"\noutput": _size(output), "\nparameters": f"{sum(call.num_params for call in group.values()):,}",
-                "\nmultiply-adds": f"{sum(call.multiply_adds for call in group.values()):,}"}
+  return row | {
+    "\noutput": _size(output),
+    "\nparameters": f"{sum(call.num_params for call in group.values()):,}",
+    "\nmultiply-adds": f"{sum(call.multiply_adds for call in group.values()):,}",
+  }
 
 
 def layer_table(calls: Calls) -> list[dict[str, str]]:
@@ -172,14 +192,23 @@ def layer_table(calls: Calls) -> list[dict[str, str]]:
 
 
 def _format(rows: list[dict[str, str]]) -> str:
-  headings = ["\ntype", "patch\n/stride", "\noutput", *dict.fromkeys(_COLUMNS.values()), "\npool + proj",
-              "\nparameters", "\nmultiply-adds"]
+  headings = [
+    "\ntype",
+    "patch\n/stride",
+    "\noutput",
+    *dict.fromkeys(_COLUMNS.values()),
+    "\npool + proj",
+    "\nparameters",
+    "\nmultiply-adds",
+  ]
   headings = [heading for heading in headings if any(heading in row for row in rows)]
   cells = [[heading.split("\n")[line] for heading in headings] for line in (0, 1)]
   cells += [[row.get(heading, "") for heading in headings] for row in rows]
   widths = [max(map(len, column)) for column in zip(*cells)]
-  lines = ["  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))])
-           for line in cells]
+  lines = [
+    "  ".join([line[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(line[1:], widths[1:]))])
+    for line in cells
+  ]
   return "\n".join(line.rstrip() for line in [*lines[:2], "-" * len(lines[1]), *lines[2:]])
 
 
@@ -191,14 +220,22 @@ def describe(config: ConfigDict) -> str:
   heads = totals({path: call for path, call in calls.items() if is_auxiliary(path)})
   trainable = sum(network.parameters.values())
   numbers = {f"  {kind}": count for kind, count in network.parameters.items()}
-  numbers |= {"trainable parameters": trainable, "moving statistics": network.moving_statistics,
-              "multiply-adds per image": network.multiply_adds}
+  numbers |= {
+    "trainable parameters": trainable,
+    "moving statistics": network.moving_statistics,
+    "multiply-adds per image": network.multiply_adds,
+  }
   if heads.multiply_adds:
-    numbers |= {"auxiliary heads, in training only: parameters": sum(heads.parameters.values()),
-                "auxiliary heads, in training only: multiply-adds": heads.multiply_adds}
+    numbers |= {
+      "auxiliary heads, in training only: parameters": sum(heads.parameters.values()),
+      "auxiliary heads, in training only: multiply-adds": heads.multiply_adds,
+    }
   width = max(map(len, numbers))
   lines = [_format(layer_table(calls)), "", *(f"{name:{width}}  {count:>13,}" for name, count in numbers.items())]
   if config.model.name == "inception":
-    lines += ["", "The paper states 13.6 million parameters. No reading of its Figure 5 reaches that: at full width "
-                  f"they have 11.18 to 11.30 million. This network has {trainable / 1e6:.2f} million."]
+    lines += [
+      "",
+      "The paper states 13.6 million parameters. No reading of its Figure 5 reaches that: at full width "
+      f"they have 11.18 to 11.30 million. This network has {trainable / 1e6:.2f} million.",
+    ]
   return "\n".join(lines)

@@ -19,8 +19,14 @@ from bn_inception.report import curves
 _log = logging.getLogger(__name__)
 
 
-def diagnose_checkpoint(path: str, output: str | os.PathLike | None = None, *, data_dir: str | None = None,
-                        dataset: str | None = None, batches: int = 16) -> Diagnosis:
+def diagnose_checkpoint(
+  path: str,
+  output: str | os.PathLike | None = None,
+  *,
+  data_dir: str | None = None,
+  dataset: str | None = None,
+  batches: int = 16,
+) -> Diagnosis:
   """Compares the running averages of a checkpoint with the statistics of training batches; prints what it finds.
 
   Args:
@@ -38,8 +44,9 @@ def diagnose_checkpoint(path: str, output: str | os.PathLike | None = None, *, d
   if not config.batch_norm.enabled:
     raise diagnose.DiagnosisError(f"{path} has no BN layers, so there are no statistics to diagnose.")
   config.data.dir, config.data.name = data_dir or config.data.dir, dataset or config.data.name
-  train_source, eval_source = (pipeline.open_source(config.data, name)
-                               for name in (config.data.train_split, config.data.eval_split))
+  train_source, eval_source = (
+    pipeline.open_source(config.data, name) for name in (config.data.train_split, config.data.eval_split)
+  )
   model, variables, _ = release.build(one)
   columns = evaluate.output_columns(path, one, eval_source.split)
 
@@ -49,21 +56,32 @@ def diagnose_checkpoint(path: str, output: str | os.PathLike | None = None, *, d
     else:
       inputs = step.preprocess(config, batch["image"])
     logits = model.apply(variables, inputs, train=False)[:, columns]
-    return {"loss": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])),
-            "top-1": jnp.mean(jnp.argmax(logits, -1) == batch["label"])}
+    return {
+      "loss": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])),
+      "top-1": jnp.mean(jnp.argmax(logits, -1) == batch["label"]),
+    }
 
   size = config.batch_size
   training, evaluation = [], []
-  for number, batch in enumerate(itertools.islice(
-      pipeline.train_batches(config.data, train_source, seed=config.seed, batch_size=size), batches)):
+  for number, batch in enumerate(
+    itertools.islice(pipeline.train_batches(config.data, train_source, seed=config.seed, batch_size=size), batches)
+  ):
     position = stream.local_positions(number, batch_size=size)[0].astype(np.uint32)
     training.append({"image": batch["image"][0], "label": batch["label"][0], "position": position})
   for batch in itertools.islice(pipeline.eval_batches(config.data, eval_source, batch_size=size), batches):
     if batch["mask"].all():  # The last may be padded, which no BN layer should see.
       evaluation.append({"image": batch["image"], "label": batch["label"]})
   found = diagnose.diagnose(run, variables, training, evaluation)
-  _log.info("%s: %d training batches of %d examples of %s, %d of %s.\n%s", path, len(training), size,
-            train_source.split.name, len(evaluation), config.data.eval_split, diagnose.table(found))
+  _log.info(
+    "%s: %d training batches of %d examples of %s, %d of %s.\n%s",
+    path,
+    len(training),
+    size,
+    train_source.split.name,
+    len(evaluation),
+    config.data.eval_split,
+    diagnose.table(found),
+  )
   if output is not None:
     draw(found, pathlib.Path(output))
     _log.info("Picture: %s", output)
@@ -80,8 +98,9 @@ def draw(found: Diagnosis, path: pathlib.Path) -> pathlib.Path:
     for axes, values in ((top, layer.shift), (bottom, layer.ratio)):
       axes.plot(np.full(values.shape, place), values, ".", color="#0072B2", markersize=2, alpha=0.4)
   limit = np.array([layer.batch_mean_distance for layer in order])
-  top.bar(range(len(order)), 2 * limit, bottom=-limit, width=0.8, color="#009E73", alpha=0.25,
-          label="means of single batches")
+  top.bar(
+    range(len(order)), 2 * limit, bottom=-limit, width=0.8, color="#009E73", alpha=0.25, label="means of single batches"
+  )
   curves.finish_axes(top, "running - population mean (std)")
   curves.finish_axes(bottom, "running / population variance")
   top.set(xlabel="")

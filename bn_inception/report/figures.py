@@ -4,9 +4,9 @@ Each function returns a figure, or None where it has no runs. `narrow` is for a 
 stand below each other.
 """
 
-from collections.abc import Sequence
 import math
 import statistics
+from collections.abc import Sequence
 
 from matplotlib import ticker
 from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def _panels(rows: int, columns: int, narrow: bool, width: float, height: float) 
     figure = curves.new_figure(_NARROW, height * rows * columns)
     figure.get_layout_engine().set(h_pad=0.12)  # Inches, so that a title stands clear of the axis above.
     below = figure.subplots(rows * columns, 1, squeeze=False)[:, 0]
-    return figure, [list(below[row * columns:(row + 1) * columns]) for row in range(rows)]
+    return figure, [list(below[row * columns : (row + 1) * columns]) for row in range(rows)]
   figure = curves.new_figure(width * columns, height * rows)
   return figure, [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
 
@@ -59,8 +59,9 @@ def _mean_curve(runs: Sequence[Result]) -> tuple[list[float], list[float], list[
   return steps, list(map(statistics.fmean, values)), list(map(min, values)), list(map(max, values))
 
 
-def _draw(axes: Axes, runs: Sequence[Result], label: str, colour: str, style: str = "-",
-          units: tuple[float, float] = (1.0, 1.0)) -> None:
+def _draw(
+  axes: Axes, runs: Sequence[Result], label: str, colour: str, style: str = "-", units: tuple[float, float] = (1.0, 1.0)
+) -> None:
   """The mean over seeds, and the range of the seeds as a band; steps and accuracy in these units."""
   steps, *values = _mean_curve(runs)
   steps = [step / units[0] for step in steps]
@@ -100,8 +101,13 @@ def _figure1_row(row: Sequence[Axes], text: str, with_bn: Sequence[Result], with
     unit = measured.typical_unit(runs[0])
     series = measured.sigmoid_inputs(runs[0])[unit]
     for place, percentile in enumerate((15, 50, 85)):
-      axes.plot([step for step, _ in series], [values[place] for _, values in series],
-                color=("#999999", "#D55E00", "#999999")[place], linewidth=1.2, label=f"{percentile}th percentile")
+      axes.plot(
+        [step for step, _ in series],
+        [values[place] for _, values in series],
+        color=("#999999", "#D55E00", "#999999")[place],
+        linewidth=1.2,
+        label=f"{percentile}th percentile",
+      )
     curves.finish_axes(axes, f"input of sigmoid {unit}, last hidden layer")
     axes.set_title(title)
   for axes in row:
@@ -124,8 +130,12 @@ def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
     _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], _STYLES.get(name, "-"))
   finished = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
   if (plateau := speedup.reference(finished)) is not None:
-    axes.axhline(measured.over_seeds(finished[plateau], measured.level).mean, color="#999999", linewidth=0.8,
-                 label="plateau of Inception")
+    axes.axhline(
+      measured.over_seeds(finished[plateau], measured.level).mean,
+      color="#999999",
+      linewidth=0.8,
+      label="plateau of Inception",
+    )
   curves.finish_axes(axes, "validation top-1 accuracy")
   _steps_axis(axes)
   _legend(figure, axes, narrow)
@@ -155,18 +165,38 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
       end = measured.over_seeds(runs, lambda run: measured.level(run) / accuracy)
       lowest = min(lowest, end.mean - (end.deviation or 0) - 0.05)
       reached = measured.Spread(tuple(value / steps for value in to_plateau)) if None not in to_plateau else None
-      axes.errorbar(reached.mean if reached else never, end.mean, yerr=end.deviation,
-                    xerr=reached.deviation if reached else None, fmt="o", color=colour, markersize=6, capsize=3)
+      axes.errorbar(
+        reached.mean if reached else never,
+        end.mean,
+        yerr=end.deviation,
+        xerr=reached.deviation if reached else None,
+        fmt="o",
+        color=colour,
+        markersize=6,
+        capsize=3,
+      )
     at = row.steps / paper.FIGURE_3["inception"].steps if row.steps else never
-    axes.plot(at, row.top1 / paper.FIGURE_3["inception"].top1, "D", markerfacecolor="none", markeredgewidth=1.6,
-              color=colour, markersize=9, label=None if runs else row.name)
+    axes.plot(
+      at,
+      row.top1 / paper.FIGURE_3["inception"].top1,
+      "D",
+      markerfacecolor="none",
+      markeredgewidth=1.6,
+      color=colour,
+      markersize=9,
+      label=None if runs else row.name,
+    )
   axes.plot([], [], "o", color="#999999", label="measured")
   axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper")
   axes.axhline(1, color="#999999", linewidth=0.8, zorder=0)
   axes.axvline(1.5, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
   curves.finish_axes(axes, "accuracy relative to Inception's")
-  axes.set(xscale="log", xlim=(0.02, 3), xlabel="steps relative to Inception's to its plateau",
-           ylim=(lowest, max(1.08, axes.get_ylim()[1])))
+  axes.set(
+    xscale="log",
+    xlim=(0.02, 3),
+    xlabel="steps relative to Inception's to its plateau",
+    ylim=(lowest, max(1.08, axes.get_ylim()[1])),
+  )
   ticks = (0.02, 1 / 14, 0.2, 0.5, 1)
   axes.set_xticks((*ticks, never), ("1/50", "1/14", "1/5", "1/2", "1", "never"))
   axes.minorticks_off()
@@ -191,11 +221,19 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
     axes.plot(at, [point.ratio for point in points], color=_COLOURS[name], linewidth=1.5, label=_NAMES[name])
     if points and all(point.interval for point in points):
       axes.fill_between(at, *zip(*(point.interval for point in points)), color=_COLOURS[name], alpha=0.15, linewidth=0)
-    axes.plot(101, inception / paper.FIGURE_3[name].steps, "D", markerfacecolor="none", markeredgewidth=1.6,
-              color=_COLOURS[name], markersize=9)
+    axes.plot(
+      101,
+      inception / paper.FIGURE_3[name].steps,
+      "D",
+      markerfacecolor="none",
+      markeredgewidth=1.6,
+      color=_COLOURS[name],
+      markersize=9,
+    )
   axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper, to 72.2%")
-  axes.axhline(paper.SPEEDUP, color="#999999", linewidth=0.8, linestyle="--",
-               label=f"the paper: {paper.SPEEDUP} times fewer")
+  axes.axhline(
+    paper.SPEEDUP, color="#999999", linewidth=0.8, linestyle="--", label=f"the paper: {paper.SPEEDUP} times fewer"
+  )
   axes.axhline(1, color="#999999", linewidth=0.8)
   curves.finish_axes(axes, "times fewer steps")
   axes.set(xlabel="level, % of Inception's plateau", yscale="log", xlim=(79.5, 102))
@@ -210,8 +248,9 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   return figure
 
 
-def ablation(experiments: Experiments, changes: Sequence[str], group_sizes: Sequence[int],
-             narrow: bool = False) -> Figure | None:
+def ablation(
+  experiments: Experiments, changes: Sequence[str], group_sizes: Sequence[int], narrow: bool = False
+) -> Figure | None:
   """§4.2.1: accuracy at the end with each change alone, with all up to each, and for each size of the BN groups.
 
   Args:
@@ -221,16 +260,27 @@ def ablation(experiments: Experiments, changes: Sequence[str], group_sizes: Sequ
     narrow: see above.
   """
   alone = {"BN-Baseline": "bn_baseline"} | {name: f"alone/{name}" for name in changes}
-  up_to = {"BN-Baseline": "bn_baseline", changes[0]: f"alone/{changes[0]}",
-           **{f"+ {name}": f"up_to/{name}" for name in changes[1:-1]}, f"+ {changes[-1]} = BN-x5": "bn_x5"}
+  up_to = {
+    "BN-Baseline": "bn_baseline",
+    changes[0]: f"alone/{changes[0]}",
+    **{f"+ {name}": f"up_to/{name}" for name in changes[1:-1]},
+    f"+ {changes[-1]} = BN-x5": "bn_x5",
+  }
   groups = {f"m = {size}": f"group/{size}" for size in group_sizes}
   if not any(experiments.get(name) for name in [*alone.values(), *groups.values()] if name != "bn_baseline"):
     return None
   figure, [panels] = _panels(1, 3, narrow, 4.4, 3.6)
-  for axes, rows, title in zip(panels, (alone, up_to, groups),
-                               ("each change alone", "one after the other", "size of the BN groups")):
-    _dots(axes, {label.replace("_", " "): measured.over_seeds(experiments.get(name, []), measured.level)
-                 for label, name in rows.items()}, "validation accuracy at the end")
+  for axes, rows, title in zip(
+    panels, (alone, up_to, groups), ("each change alone", "one after the other", "size of the BN groups")
+  ):
+    _dots(
+      axes,
+      {
+        label.replace("_", " "): measured.over_seeds(experiments.get(name, []), measured.level)
+        for label, name in rows.items()
+      },
+      "validation accuracy at the end",
+    )
     axes.set_title(title, fontsize=10)
     if rows is not groups and (baseline := measured.over_seeds(experiments.get("bn_baseline", []), measured.level)):
       axes.axvline(baseline.mean, color="#999999", linewidth=0.8, zorder=0)
@@ -257,18 +307,35 @@ def _dots(axes: Axes, rows: dict[str, measured.Spread | None], label: str) -> No
 
 def figure4(evaluations: dict[str, tuple[dict, dict[str, float]]], narrow: bool = False) -> Figure | None:
   """§4.2.3: top-1 errors of single networks and of the ensemble, with one crop and with many, beside the paper's."""
-  kinds = {(networks, crops): found for (networks, crops, kind), found in measured.errors(evaluations).items()
-           if kind == "running"}
+  kinds = {
+    (networks, crops): found
+    for (networks, crops, kind), found in measured.errors(evaluations).items()
+    if kind == "running"
+  }
   if not kinds:
     return None
   figure, [[ours, theirs]] = _panels(1, 2, narrow, 5, 2.6)
-  name = lambda networks, crops: (("one network" if networks == 1 else f"ensemble of {networks}")
-                                  + f", {crops} crop{'s' if crops > 1 else ''}")
-  _dots(ours, {name(*kind): measured.Spread(tuple(metrics["top1_error"] for metrics in kinds[kind].values()))
-               for kind in sorted(kinds)}, "top-1 error")
+  name = lambda networks, crops: (
+    ("one network" if networks == 1 else f"ensemble of {networks}") + f", {crops} crop{'s' if crops > 1 else ''}"
+  )
+  _dots(
+    ours,
+    {
+      name(*kind): measured.Spread(tuple(metrics["top1_error"] for metrics in kinds[kind].values()))
+      for kind in sorted(kinds)
+    },
+    "top-1 error",
+  )
   ours.set_title("measured", fontsize=10)
-  _dots(theirs, {name(row.networks, row.crops): measured.Spread((row.top1_error,))
-                 for row in paper.FIGURE_4 if row.name.startswith("BN-Inception")}, "top-1 error")
+  _dots(
+    theirs,
+    {
+      name(row.networks, row.crops): measured.Spread((row.top1_error,))
+      for row in paper.FIGURE_4
+      if row.name.startswith("BN-Inception")
+    },
+    "top-1 error",
+  )
   theirs.set_title("the paper, on ImageNet", fontsize=10)
   return figure
 
@@ -282,8 +349,17 @@ def sweep(experiments: Experiments, narrow: bool = False) -> Figure | None:
   for (network, points), colour in zip(sorted(rates.items()), curves.RUN_COLOURS * math.ceil(len(rates) / 8)):
     means = [spread.mean for spread in points.values()]
     deviations = [spread.deviation or 0 for spread in points.values()]
-    axes.errorbar(list(points), means, yerr=deviations if any(deviations) else None, fmt="o-", color=colour,
-                  linewidth=1.2, markersize=4, capsize=3, label=network)
+    axes.errorbar(
+      list(points),
+      means,
+      yerr=deviations if any(deviations) else None,
+      fmt="o-",
+      color=colour,
+      linewidth=1.2,
+      markersize=4,
+      capsize=3,
+      label=network,
+    )
   curves.finish_axes(axes, "held-out accuracy at the end")
   axes.set(xscale="log", xlabel="learning rate")
   axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

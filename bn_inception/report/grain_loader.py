@@ -12,9 +12,9 @@ import pickle
 import time
 from typing import Any
 
-from absl import app
 import cv2
 import numpy as np
+from absl import app
 
 from bn_inception.data.grain_source import GrainSource
 
@@ -57,7 +57,7 @@ def batches(source: GrainSource, *, size: int, batch_size: int, workers: int) ->
 
 
 def images_per_second(
-    source: GrainSource, *, size: int, batch_size: int, workers: int, warm_up_batches: int, seconds: float
+  source: GrainSource, *, size: int, batch_size: int, workers: int, warm_up_batches: int, seconds: float
 ) -> float:
   """The rate of a loader with `workers` processes."""
   loader = iter(batches(source, size=size, batch_size=batch_size, workers=workers))
@@ -73,9 +73,16 @@ def main(argv: list[str]) -> None:
   cv2.setNumThreads(1)
   _, file, *numbers = argv
   image_size, batch_size, workers, warm_up_batches = map(int, numbers[:4])
-  print(images_per_second(
-      pickle.loads(pathlib.Path(file).read_bytes()), size=image_size, batch_size=batch_size, workers=workers,
-      warm_up_batches=warm_up_batches, seconds=float(numbers[4])))
+  print(
+    images_per_second(
+      pickle.loads(pathlib.Path(file).read_bytes()),
+      size=image_size,
+      batch_size=batch_size,
+      workers=workers,
+      warm_up_batches=warm_up_batches,
+      seconds=float(numbers[4]),
+    )
+  )
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ Validation accuracy is that with running averages, which the paper tracks during
 of 32, `paper_steps`; for the MNIST network (§4.1) the steps as made.
 """
 
-from collections.abc import Sequence
 import json
 import math
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from bn_inception import run_directory
@@ -87,8 +87,16 @@ def collect(root: pathlib.Path) -> Results:
       continue
     scale, *experiment, seed = parts[scale_at:]
     key = (scale, "/".join(experiment), seed)
-    found.setdefault(key, Result(*key, run_directory.read_config_tree(path), run_directory.read_status(path.parent),
-                                 run_directory.read_metrics(path.parent), path.parent))
+    found.setdefault(
+      key,
+      Result(
+        *key,
+        run_directory.read_config_tree(path),
+        run_directory.read_status(path.parent),
+        run_directory.read_metrics(path.parent),
+        path.parent,
+      ),
+    )
   results: Results = {}
   for (scale, experiment, _), result in sorted(found.items()):
     results.setdefault(scale, {}).setdefault(experiment, []).append(result)
@@ -112,12 +120,20 @@ def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]
 
   At full scale it runs five times as long. Nothing in a run depends on its length, so it is as if it had been made so.
   """
-  steps = max((run.config["num_steps"] for name, runs in experiments.items() if name.startswith(("alone/", "up_to/"))
-               for run in runs), default=None)
+  steps = max(
+    (
+      run.config["num_steps"]
+      for name, runs in experiments.items()
+      if name.startswith(("alone/", "up_to/"))
+      for run in runs
+    ),
+    default=None,
+  )
   if steps is None or "bn_baseline" not in experiments:
     return experiments
-  cut = [run._replace(lines=[line for line in run.lines if line["step"] <= steps]) for run in
-         experiments["bn_baseline"]]
+  cut = [
+    run._replace(lines=[line for line in run.lines if line["step"] <= steps]) for run in experiments["bn_baseline"]
+  ]
   return experiments | {"bn_baseline": cut}
 
 
@@ -129,8 +145,9 @@ def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any
   return found
 
 
-def errors(evaluations: dict[str, tuple[dict[str, Any], dict[str, float]]]) -> dict[
-    tuple[int, int, str], dict[str, dict[str, float]]]:
+def errors(
+  evaluations: dict[str, tuple[dict[str, Any], dict[str, float]]],
+) -> dict[tuple[int, int, str], dict[str, dict[str, float]]]:
   """Evaluations of Figure 4 by what they are of, {(networks, crops, statistics): {"member0", "ensemble": metrics}}."""
   kinds: dict[tuple[int, int, str], dict[str, dict[str, float]]] = {}
   for name, (request, metrics) in evaluations.items():
@@ -189,15 +206,29 @@ def over_seeds(runs: Sequence[Result], function: Any) -> Spread | None:
 
 def newest(results: Results) -> str | None:
   """The date of the newest run, YYYY-MM-DD, as their status says; None if none of them says it."""
-  return max((run.status["time"][:10] for experiments in results.values() for runs in experiments.values()
-              for run in runs if "time" in run.status), default=None)
+  return max(
+    (
+      run.status["time"][:10]
+      for experiments in results.values()
+      for runs in experiments.values()
+      for run in runs
+      if "time" in run.status
+    ),
+    default=None,
+  )
 
 
 def sigmoid_inputs(result: Result) -> dict[int, list[tuple[float, tuple[float, float, float]]]]:
   """For every recorded unit (step, its 15th, 50th and 85th percentile) at every evaluation (Figure 1b, c)."""
   units = result.config["eval"]["sigmoid_input_units"]
-  return {unit: [(line["step"], tuple(line[f"eval/sigmoid_input/{unit}/p{p}"] for p in (15, 50, 85)))
-                 for line in result.lines if f"eval/sigmoid_input/{unit}/p50" in line] for unit in units}
+  return {
+    unit: [
+      (line["step"], tuple(line[f"eval/sigmoid_input/{unit}/p{p}"] for p in (15, 50, 85)))
+      for line in result.lines
+      if f"eval/sigmoid_input/{unit}/p50" in line
+    ]
+    for unit in units
+  }
 
 
 def movement(series: Sequence[tuple[float, tuple[float, float, float]]]) -> float:

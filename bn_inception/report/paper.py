@@ -29,13 +29,13 @@ class VariantRow(NamedTuple):
 
 # Figure 3 and §4.2.2, by config file.
 FIGURE_3 = {
-    "inception": VariantRow("Inception", 31.0e6, 0.722),
-    "bn_baseline": VariantRow("BN-Baseline", 13.3e6, 0.727),
-    "bn_x5": VariantRow("BN-x5", 2.1e6, 0.730),
-    "bn_x30": VariantRow("BN-x30", 2.7e6, 0.748, "after 6e6 steps"),
-    "bn_x5_sigmoid": VariantRow("BN-x5-Sigmoid", None, 0.698),
-    "inception_x5": VariantRow("Inception at the rate of BN-x5", None, None, "parameters reach machine infinity"),
-    "inception_sigmoid": VariantRow("Inception-Sigmoid", None, 0.001, "never better than chance, 1/1000"),
+  "inception": VariantRow("Inception", 31.0e6, 0.722),
+  "bn_baseline": VariantRow("BN-Baseline", 13.3e6, 0.727),
+  "bn_x5": VariantRow("BN-x5", 2.1e6, 0.730),
+  "bn_x30": VariantRow("BN-x30", 2.7e6, 0.748, "after 6e6 steps"),
+  "bn_x5_sigmoid": VariantRow("BN-x5-Sigmoid", None, 0.698),
+  "inception_x5": VariantRow("Inception at the rate of BN-x5", None, None, "parameters reach machine infinity"),
+  "inception_sigmoid": VariantRow("Inception-Sigmoid", None, 0.001, "never better than chance, 1/1000"),
 }
 
 
@@ -51,13 +51,13 @@ class ErrorRow(NamedTuple):
 
 # Figure 4 (§4.2.3).
 FIGURE_4 = (
-    ErrorRow("GoogLeNet ensemble", 144, 7, None, 0.0667),
-    ErrorRow("Deep Image low-res", None, 1, None, 0.0796),
-    ErrorRow("Deep Image high-res", None, 1, 0.2488, 0.0742),
-    ErrorRow("Deep Image ensemble", None, None, None, 0.0598),
-    ErrorRow("BN-Inception single crop", 1, 1, 0.252, 0.0782),
-    ErrorRow("BN-Inception multicrop", 144, 1, 0.2199, 0.0582),
-    ErrorRow("BN-Inception ensemble", 144, 6, 0.201, 0.049),
+  ErrorRow("GoogLeNet ensemble", 144, 7, None, 0.0667),
+  ErrorRow("Deep Image low-res", None, 1, None, 0.0796),
+  ErrorRow("Deep Image high-res", None, 1, 0.2488, 0.0742),
+  ErrorRow("Deep Image ensemble", None, None, None, 0.0598),
+  ErrorRow("BN-Inception single crop", 1, 1, 0.252, 0.0782),
+  ErrorRow("BN-Inception multicrop", 144, 1, 0.2199, 0.0582),
+  ErrorRow("BN-Inception ensemble", 144, 6, 0.201, 0.049),
 )
 
 # Figure 4 (§4.2.3): what the ensemble improves upon.

@@ -1,9 +1,9 @@
 """A table of runs as they stand, from the small files of their run directories; works on running ones too."""
 
-from collections.abc import Sequence
 import datetime
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from bn_inception import paths, run_directory
@@ -27,15 +27,23 @@ def table(folders: Sequence[str], now: datetime.datetime | None = None) -> str:
   now = now or datetime.datetime.now().astimezone()
   rows = [_COLUMNS]
   for folder in (pathlib.Path(paths.local(folder, "A run")) for folder in folders):
-    runs = sorted(path.parent for path in folder.rglob("config.json") if (path.parent / "status.json").exists()
-                  or (path.parent / "metrics.jsonl").exists())
+    runs = sorted(
+      path.parent
+      for path in folder.rglob("config.json")
+      if (path.parent / "status.json").exists() or (path.parent / "metrics.jsonl").exists()
+    )
     if not runs:
       raise UserError(f"{folder} holds no run: give run directories, or folders that hold such.")
     rows += [_row(run, now) for run in runs]
   widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
   left = {_COLUMNS.index(name) for name in ("run", "state", "error")}
-  return "\n".join("  ".join(cell.ljust(width) if column in left else cell.rjust(width)
-                             for column, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows)
+  return "\n".join(
+    "  ".join(
+      cell.ljust(width) if column in left else cell.rjust(width)
+      for column, (cell, width) in enumerate(zip(row, widths))
+    ).rstrip()
+    for row in rows
+  )
 
 
 def _row(run: pathlib.Path, now: datetime.datetime) -> tuple[str, ...]:
@@ -55,9 +63,17 @@ def _row(run: pathlib.Path, now: datetime.datetime) -> tuple[str, ...]:
   if state == "running" and speed and total and step:
     batch_size = 32 * status["paper_steps"] / status["step"] if status.get("step") else _batch_size(run)
     left = tables.duration((total - step) * batch_size / speed)
-  return (str(run), state, f"{step:,}", f"{total:,}" if total else "", f"{speed:,.0f}" if speed else "", left,
-          f"{top1:.2%}" if top1 is not None else "", tables.duration(max(seconds, 0)) + " ago",
-          " ".join(str(status.get("error") or "").split()))
+  return (
+    str(run),
+    state,
+    f"{step:,}",
+    f"{total:,}" if total else "",
+    f"{speed:,.0f}" if speed else "",
+    left,
+    f"{top1:.2%}" if top1 is not None else "",
+    tables.duration(max(seconds, 0)) + " ago",
+    " ".join(str(status.get("error") or "").split()),
+  )
 
 
 def _batch_size(run: pathlib.Path) -> int:

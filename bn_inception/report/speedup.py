@@ -7,9 +7,9 @@ with the one of them that is fastest at each level. Levels are fractions of Ince
 seeds are averaged by their logarithms, whose difference is the logarithm of the ratio.
 """
 
-from collections.abc import Sequence
 import math
 import statistics
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from bn_inception.report import measured, verdicts
@@ -68,8 +68,11 @@ class Length(NamedTuple):
 
 def baselines(experiments: Experiments) -> Experiments:
   """Inception annealed over several lengths, none of whose seeds diverged."""
-  return {name: runs for name, runs in experiments.items() if (name == "inception" or name.startswith(CONTROLS))
-          and all(run.accuracy and not run.diverged for run in runs)}
+  return {
+    name: runs
+    for name, runs in experiments.items()
+    if (name == "inception" or name.startswith(CONTROLS)) and all(run.accuracy and not run.diverged for run in runs)
+  }
 
 
 def reference(experiments: Experiments) -> str | None:
@@ -115,7 +118,8 @@ def fastest(experiments: Experiments, fraction: float) -> tuple[str, float, tupl
   found = baselines(experiments)
   accuracy = fraction * _level(found[plateau]).mean
   steps = {name: steps_of(runs, accuracy) for name, runs in found.items()} | {
-      plateau: own_steps(found[plateau], fraction)}
+    plateau: own_steps(found[plateau], fraction)
+  }
   steps = {name: values for name, values in steps.items() if None not in values}
   name = min(steps, key=lambda name: geometric_mean(steps[name]))
   return name, accuracy, steps[name]
@@ -137,16 +141,27 @@ def curve(experiments: Experiments, network: str, fractions: Sequence[float] = F
       continue
     estimate = log_ratio(baseline_steps, experiments[name], steps, runs)
     limits = tuple(map(math.exp, estimate.interval)) if estimate else None
-    points.append(Point(fraction, accuracy, name, Spread(baseline_steps), Spread(steps),
-                        geometric_mean(baseline_steps) / geometric_mean(steps), limits))
+    points.append(
+      Point(
+        fraction,
+        accuracy,
+        name,
+        Spread(baseline_steps),
+        Spread(steps),
+        geometric_mean(baseline_steps) / geometric_mean(steps),
+        limits,
+      )
+    )
   return points
 
 
-def log_ratio(steps: Sequence[float], runs: Sequence[Result], others: Sequence[float],
-              other_runs: Sequence[Result]) -> verdicts.Estimate | None:
+def log_ratio(
+  steps: Sequence[float], runs: Sequence[Result], others: Sequence[float], other_runs: Sequence[Result]
+) -> verdicts.Estimate | None:
   """The logarithm of the ratio of `steps` (of `runs`) to `others` (of `other_runs`); steps are known to an interval."""
-  resolution = tuple(measured.interval(of[0]) / geometric_mean(values)
-                     for values, of in ((steps, runs), (others, other_runs)))
+  resolution = tuple(
+    measured.interval(of[0]) / geometric_mean(values) for values, of in ((steps, runs), (others, other_runs))
+  )
   return verdicts.welch(tuple(map(_log, steps)), tuple(map(_log, others)), resolution)
 
 

@@ -7,12 +7,12 @@ made, with {"seconds", "memory"}, lines of JSON all. `memory` is the peak so far
 allocated, else what this process grew by since PyTorch was imported.
 """
 
-from collections.abc import Callable
 import importlib.util
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,8 +47,11 @@ def make_train_step(config: dict[str, Any], model: nn.Module) -> Callable[[torch
   """
   parameters = [weights for weights in model.parameters() if weights.requires_grad]
   kernels, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1]
-  optimizer = torch.optim.SGD([{"params": kernels, "weight_decay": config["weight_decay"]}, {"params": others}],
-                              lr=config["learning_rate"], momentum=config["momentum"])
+  optimizer = torch.optim.SGD(
+    [{"params": kernels, "weight_decay": config["weight_decay"]}, {"params": others}],
+    lr=config["learning_rate"],
+    momentum=config["momentum"],
+  )
 
   def train_step(images: torch.Tensor, labels: torch.Tensor) -> None:
     cross_entropy = lambda logits: F.cross_entropy(logits.float(), labels)

@@ -11,8 +11,8 @@ import pickle
 import sys
 import time
 
-from PIL import Image
 import torch
+from PIL import Image
 from torchvision import transforms
 
 
@@ -21,12 +21,14 @@ class Images(torch.utils.data.Dataset):
 
   def __init__(self, encoded: list[bytes], size: int):
     self._encoded = encoded
-    self._transform = transforms.Compose([
+    self._transform = transforms.Compose(
+      [
         transforms.RandomResizedCrop(size),
         transforms.RandomHorizontalFlip(),
         transforms.ToTensor(),
         transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    ])
+      ]
+    )
 
   def __len__(self) -> int:
     return len(self._encoded)
@@ -36,7 +38,7 @@ class Images(torch.utils.data.Dataset):
 
 
 def images_per_second(
-    encoded: list[bytes], *, size: int, batch_size: int, workers: int, warm_up_batches: int, seconds: float
+  encoded: list[bytes], *, size: int, batch_size: int, workers: int, warm_up_batches: int, seconds: float
 ) -> float:
   """The rate of a loader with `workers` processes."""
   data = Images(encoded, size)
@@ -53,6 +55,13 @@ def images_per_second(
 if __name__ == "__main__":
   file, *numbers = sys.argv[1:]
   image_size, batch_size, workers, warm_up_batches = map(int, numbers[:4])
-  print(images_per_second(
-      pickle.loads(pathlib.Path(file).read_bytes()), size=image_size, batch_size=batch_size, workers=workers,
-      warm_up_batches=warm_up_batches, seconds=float(numbers[4])))
+  print(
+    images_per_second(
+      pickle.loads(pathlib.Path(file).read_bytes()),
+      size=image_size,
+      batch_size=batch_size,
+      workers=workers,
+      warm_up_batches=warm_up_batches,
+      seconds=float(numbers[4]),
+    )
+  )

@@ -5,9 +5,9 @@ of two error rates with the binomial error. All verdicts are at the two-sided 5%
 corrected for how many there are.
 """
 
-from collections.abc import Sequence
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,10 +81,11 @@ def welch(a: Sequence[float], b: Sequence[float], resolution: tuple[float, float
   """
   if min(len(a), len(b)) < 2:
     return None
-  variances = [max(statistics.variance(values), step**2 / 12) / len(values)
-               for values, step in zip((a, b), resolution)]
-  return Estimate(statistics.fmean(a) - statistics.fmean(b),
-                  tuple((variance, len(values) - 1) for variance, values in zip(variances, (a, b))))
+  variances = [max(statistics.variance(values), step**2 / 12) / len(values) for values, step in zip((a, b), resolution)]
+  return Estimate(
+    statistics.fmean(a) - statistics.fmean(b),
+    tuple((variance, len(values) - 1) for variance, values in zip(variances, (a, b))),
+  )
 
 
 def paired(gains: Sequence[float]) -> Estimate | None:
@@ -96,8 +97,10 @@ def paired(gains: Sequence[float]) -> Estimate | None:
 
 def proportions(first: float, first_count: float, second: float, second_count: float) -> Estimate:
   """The difference of two rates, each of so many independent examples, with its binomial error."""
-  return Estimate(first - second, tuple((rate * (1 - rate) / count, math.inf) for rate, count in (
-      (first, first_count), (second, second_count))))
+  return Estimate(
+    first - second,
+    tuple((rate * (1 - rate) / count, math.inf) for rate, count in ((first, first_count), (second, second_count))),
+  )
 
 
 def decide(estimate: Estimate | None, threshold: float = 0.0) -> str:

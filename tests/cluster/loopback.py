@@ -5,7 +5,6 @@ of its own would need a line in /etc/hosts. Each pretends to have 8 GPUs, which 
 out and sets CUDA_VISIBLE_DEVICES as it does with real ones.
 """
 
-from collections.abc import Iterator
 import contextlib
 import getpass
 import os
@@ -14,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 
 NODES = ("127.0.0.1", "127.0.0.2")
 GPUS = 8
@@ -34,8 +34,9 @@ class Slurm:
 
   def call(self, *command: str, check: bool = True, **options) -> str:
     """Runs a command of Slurm; returns what it prints."""
-    result = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120, check=False,
-                            **options)
+    result = subprocess.run(
+      command, env=self.environment, capture_output=True, text=True, timeout=120, check=False, **options
+    )
     assert not check or result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
     return result.stdout + result.stderr
 
@@ -62,39 +63,83 @@ def slurm(folder: pathlib.Path) -> Iterator[Slurm]:
     (folder / f"gpu{number}").symlink_to("/dev/null")
   controller, *node_ports = _free_ports(1 + len(NODES))
   host = socket.gethostname().split(".")[0]
-  (folder / "slurm.conf").write_text("\n".join([
-      "ClusterName=loopback", f"SlurmctldHost={host}(127.0.0.1)", f"SlurmctldPort={controller}",
-      f"SlurmUser={getpass.getuser()}", f"SlurmdUser={getpass.getuser()}",
-      "AuthType=auth/munge", "CredType=cred/munge", f"AuthInfo=socket={folder}/munge.socket",
-      f"StateSaveLocation={folder}/state", f"SlurmdSpoolDir={folder}/spool-%n",
-      f"SlurmctldPidFile={folder}/slurmctld.pid", f"SlurmdPidFile={folder}/slurmd-%n.pid",
-      f"SlurmctldLogFile={folder}/slurmctld.log", f"SlurmdLogFile={folder}/slurmd-%n.log", "SlurmctldDebug=verbose",
-      "ProctrackType=proctrack/linuxproc", "TaskPlugin=task/none", "SwitchType=switch/none", "MpiDefault=none",
-      "SelectType=select/cons_tres", "SelectTypeParameters=CR_Core", "SchedulerType=sched/backfill",
-      "AccountingStorageType=accounting_storage/none", "JobAcctGatherType=jobacct_gather/none",
-      "ReturnToService=2", "SlurmdParameters=config_overrides", "SlurmdTimeout=15",
-      "KillWait=30", "JobRequeue=1", "MinJobAge=3600", "InactiveLimit=0",
-      "SchedulerParameters=bf_interval=1,sched_interval=1", "GresTypes=gpu",
-      *(f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=8 Boards=1 SocketsPerBoard=1 "
-        f"CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:{GPUS} State=UNKNOWN"
-        for node, port in zip(NODES, node_ports)),
-      f"PartitionName=all Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP", ""]))
-  (folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName={','.join(NODES)} Name=gpu Count={GPUS} "
-                                    f"File={folder}/gpu[0-{GPUS - 1}]\n")
+  (folder / "slurm.conf").write_text(
+    "\n".join(
+      [
+        "ClusterName=loopback",
+        f"SlurmctldHost={host}(127.0.0.1)",
+        f"SlurmctldPort={controller}",
+        f"SlurmUser={getpass.getuser()}",
+        f"SlurmdUser={getpass.getuser()}",
+        "AuthType=auth/munge",
+        "CredType=cred/munge",
+        f"AuthInfo=socket={folder}/munge.socket",
+        f"StateSaveLocation={folder}/state",
+        f"SlurmdSpoolDir={folder}/spool-%n",
+        f"SlurmctldPidFile={folder}/slurmctld.pid",
+        f"SlurmdPidFile={folder}/slurmd-%n.pid",
+        f"SlurmctldLogFile={folder}/slurmctld.log",
+        f"SlurmdLogFile={folder}/slurmd-%n.log",
+        "SlurmctldDebug=verbose",
+        "ProctrackType=proctrack/linuxproc",
+        "TaskPlugin=task/none",
+        "SwitchType=switch/none",
+        "MpiDefault=none",
+        "SelectType=select/cons_tres",
+        "SelectTypeParameters=CR_Core",
+        "SchedulerType=sched/backfill",
+        "AccountingStorageType=accounting_storage/none",
+        "JobAcctGatherType=jobacct_gather/none",
+        "ReturnToService=2",
+        "SlurmdParameters=config_overrides",
+        "SlurmdTimeout=15",
+        "KillWait=30",
+        "JobRequeue=1",
+        "MinJobAge=3600",
+        "InactiveLimit=0",
+        "SchedulerParameters=bf_interval=1,sched_interval=1",
+        "GresTypes=gpu",
+        *(
+          f"NodeName={node} NodeHostname={host} NodeAddr={node} Port={port} CPUs=8 Boards=1 SocketsPerBoard=1 "
+          f"CoresPerSocket=8 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:{GPUS} State=UNKNOWN"
+          for node, port in zip(NODES, node_ports)
+        ),
+        f"PartitionName=all Nodes={','.join(NODES)} Default=YES MaxTime=INFINITE State=UP",
+        "",
+      ]
+    )
+  )
+  (folder / "gres.conf").write_text(
+    f"AutoDetect=off\nNodeName={','.join(NODES)} Name=gpu Count={GPUS} File={folder}/gpu[0-{GPUS - 1}]\n"
+  )
   key = folder / "munge.key"
   key.write_bytes(os.urandom(128))
   key.chmod(0o600)
   environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
   environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SEARCHED}
   with contextlib.ExitStack() as daemons:
+
     def start(name: str, *arguments: str) -> None:
       log = daemons.enter_context((folder / f"{name}.out").open("w"))
-      process = subprocess.Popen([shutil.which(name, path=_SEARCHED), *arguments], env=environment, stdout=log,
-                                 stderr=subprocess.STDOUT, start_new_session=True)
+      process = subprocess.Popen(
+        [shutil.which(name, path=_SEARCHED), *arguments],
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+      )
       daemons.callback(_end, process)
 
-    start("munged", "--foreground", "--force", f"--socket={folder}/munge.socket", f"--key-file={key}",
-          f"--pid-file={folder}/munged.pid", f"--seed-file={folder}/munged.seed", f"--log-file={folder}/munged.log")
+    start(
+      "munged",
+      "--foreground",
+      "--force",
+      f"--socket={folder}/munge.socket",
+      f"--key-file={key}",
+      f"--pid-file={folder}/munged.pid",
+      f"--seed-file={folder}/munged.seed",
+      f"--log-file={folder}/munged.log",
+    )
     start("slurmctld", "-D", "-c")
     for node in NODES:
       start("slurmd", "-D", "-N", node)

@@ -14,15 +14,23 @@ from bn_inception.errors import UserError
 @pytest.fixture
 def step(monkeypatch):
   """Sets the environment of a Slurm task: node 1 of a step with the given tasks a node."""
+
   def set_(tasks_per_node, local_id, visible, on_node, node=1, **more):
     for name in ("CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE", "JAX_LOCAL_DEVICE_IDS"):
       monkeypatch.delenv(name, raising=False)
-    values = {"SLURM_JOB_ID": 7, "SLURM_STEP_NUM_TASKS": 9, "SLURM_STEP_TASKS_PER_NODE": tasks_per_node,
-              "SLURM_NODEID": node, "SLURM_LOCALID": local_id, **more}
+    values = {
+      "SLURM_JOB_ID": 7,
+      "SLURM_STEP_NUM_TASKS": 9,
+      "SLURM_STEP_TASKS_PER_NODE": tasks_per_node,
+      "SLURM_NODEID": node,
+      "SLURM_LOCALID": local_id,
+      **more,
+    }
     if visible is not None:
       values |= {"CUDA_VISIBLE_DEVICES": visible, "SLURM_GPUS_ON_NODE": on_node}
     for name, value in values.items():
       monkeypatch.setenv(name, str(value))
+
   return set_
 
 
@@ -30,7 +38,9 @@ def device_ids():
   return cluster.arguments(None, None, None, True, False).get("local_device_ids", "JAX's own")
 
 
-@pytest.mark.parametrize("tasks_per_node, local_id, visible, on_node, expected", [
+@pytest.mark.parametrize(
+  "tasks_per_node, local_id, visible, on_node, expected",
+  [
     ("1(x2)", 0, "0,1,2,3,4,5,6,7", 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # JAX itself would take [0].
     ("2(x2)", 1, "0,1,2,3,4,5,6,7", 8, [4, 5, 6, 7]),  # Shared.
     ("8,2", 1, "0,1,2,3", 4, [2, 3]),  # The nodes differ: this is the second one.
@@ -39,7 +49,8 @@ def device_ids():
     ("1(x2)", 0, None, None, []),  # No GPUs from Slurm: whatever the node has.
     ("2(x2)", 1, None, None, "JAX's own"),
     ("1(x2)", 0, "NoDevFiles", None, []),
-])
+  ],
+)
 def test_a_task_takes_all_gpus_that_are_its_own(step, tasks_per_node, local_id, visible, on_node, expected):
   step(tasks_per_node, local_id, visible, on_node)
   assert device_ids() == expected
@@ -66,12 +77,17 @@ def test_devices_that_slurm_did_not_give_are_refused(step, monkeypatch):
   cluster.check_devices()  # A machine of one's own.
 
 
-@pytest.mark.parametrize("coordinator, processes, process_id, join, words", [
+@pytest.mark.parametrize(
+  "coordinator, processes, process_id, join, words",
+  [
     ("host:1", None, None, False, "add --processes and --process_id"),
     (None, 2, None, False, "add --coordinator and --process_id"),  # Ignored, each process would make the whole run.
     (None, None, 0, False, "add --coordinator and --processes"),
-    ("host:1", 2, 2, False, "--process_id=2 is none .* give 0 to 1"), ("host", 2, 1, False, "names no port"),
-    ("host:1", 2, 1, True, "leave out")])
+    ("host:1", 2, 2, False, "--process_id=2 is none .* give 0 to 1"),
+    ("host", 2, 1, False, "names no port"),
+    ("host:1", 2, 1, True, "leave out"),
+  ],
+)
 def test_flags_that_cannot_be_meant(coordinator, processes, process_id, join, words):
   with pytest.raises(UserError, match=words):
     cluster.arguments(coordinator, processes, process_id, join, False)
@@ -85,9 +101,14 @@ def test_tasks_of_a_step_that_do_not_know_of_each_other_are_refused(step):
   assert cluster.arguments("host:1", 2, 1, False, False)["process_id"] == 1
 
 
-@pytest.mark.parametrize("flags, environment, words", [
-    (("--processes=2",), {}, ["add --coordinator and --process_id"]), (("--cluster",), {}, ["finds no Slurm job step"]),
-    (("--cluster",), {"SLURM_JOB_ID": "7"}, ["with srun"])])
+@pytest.mark.parametrize(
+  "flags, environment, words",
+  [
+    (("--processes=2",), {}, ["add --coordinator and --process_id"]),
+    (("--cluster",), {}, ["finds no Slurm job step"]),
+    (("--cluster",), {"SLURM_JOB_ID": "7"}, ["with srun"]),
+  ],
+)
 def test_what_cannot_be_meant_is_one_sentence_before_anything_starts(repository, tmp_path, flags, environment, words):
   code, output, error = train(repository, tmp_path / "run", flags, environment)
   assert code == 2 and not output and not (tmp_path / "run").exists()
@@ -96,8 +117,12 @@ def test_what_cannot_be_meant_is_one_sentence_before_anything_starts(repository,
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_host_that_never_comes_is_told_in_a_sentence_and_the_code_for_another_try(repository, tmp_path, process):
-  code, output, error = train(repository, tmp_path / "run", (
-      f"--coordinator=127.0.0.1:{_free_port()}", "--processes=2", f"--process_id={process}", "--start_seconds=2"), {})
+  code, output, error = train(
+    repository,
+    tmp_path / "run",
+    (f"--coordinator=127.0.0.1:{_free_port()}", "--processes=2", f"--process_id={process}", "--start_seconds=2"),
+    {},
+  )
   assert code == 75 and not output and not (tmp_path / "run").exists()
   assert "waited 2 s (--start_seconds)" in error.strip().splitlines()[-1] and "Traceback" not in error, error
 
@@ -111,6 +136,12 @@ def _free_port() -> int:
 def train(repository, workdir, flags, environment):
   inherited = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "KUBERNETES_"))}
   result = subprocess.run(
-      [sys.executable, "scripts/train.py", "--config=configs/bn_x5.py:quickstart", f"--workdir={workdir}", *flags],
-      cwd=repository, env=inherited | environment, capture_output=True, text=True, check=False, timeout=100)
+    [sys.executable, "scripts/train.py", "--config=configs/bn_x5.py:quickstart", f"--workdir={workdir}", *flags],
+    cwd=repository,
+    env=inherited | environment,
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=100,
+  )
   return result.returncode, result.stdout, result.stderr

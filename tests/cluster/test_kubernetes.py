@@ -37,12 +37,17 @@ def test_job_is_what_jaxs_detection_understands(repository, name):
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_exit_codes_are_told_apart(repository, name):
   job = next(one for one in load(repository, name) if one["kind"] == "Job")
-  rules = {code: rule["action"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
-           for code in rule["onExitCodes"]["values"]}
+  rules = {
+    code: rule["action"]
+    for rule in job["spec"]["podFailurePolicy"]["rules"]
+    if "onExitCodes" in rule
+    for code in rule["onExitCodes"]["values"]
+  }
   assert rules == {2: "FailJob", 3: "FailJob", 75: "Ignore", 143: "Ignore"}
   [container] = job["spec"]["template"]["spec"]["containers"]
-  assert {rule["onExitCodes"]["containerName"] for rule in job["spec"]["podFailurePolicy"]["rules"]
-          if "onExitCodes" in rule} == {container["name"]}
+  assert {
+    rule["onExitCodes"]["containerName"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule
+  } == {container["name"]}
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -32,8 +32,16 @@ def launch(repository: pathlib.Path, tmp_path):
 
   def start(*what: str) -> subprocess.Popen:
     command = ["scripts/launch/local_processes.sh", str(len(what)), "1", *what]
-    return subprocess.Popen(command, cwd=repository, text=True, env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1"},
-                            start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+      command,
+      cwd=repository,
+      text=True,
+      env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1"},
+      start_new_session=True,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+    )
+
   return start
 
 
@@ -63,8 +71,9 @@ def test_a_second_signal_kills(launch):
   assert process.wait(30) != 0
 
 
-@pytest.mark.parametrize("what, code", [(("run", "fail2"), 2), (("fail75", "stubborn"), 75), (("done", "fail1"), 1),
-                                        (("done", "done"), 0)])
+@pytest.mark.parametrize(
+  "what, code", [(("run", "fail2"), 2), (("fail75", "stubborn"), 75), (("done", "fail1"), 1), (("done", "done"), 0)]
+)
 def test_the_first_failure_is_the_exit_code_and_ends_the_others(launch, what, code):
   process = launch(*what)
   output, error = process.communicate(timeout=30)

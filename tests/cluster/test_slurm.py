@@ -27,17 +27,53 @@ class Jobs:
     self.slurm, self.repository, self.folder, self.data_dir = slurm, repository, folder, data_dir
 
   def submit(self, name: str, *options: str, overrides: tuple[str, ...] = (), **variables: str) -> int:
-    environment = self.slurm.environment | {
-        "PYTHON": sys.executable, "PYTHONPATH": str(self.repository), "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "", "LOGS": str(self.folder / "logs")} | variables
+    environment = (
+      self.slurm.environment
+      | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(self.repository),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "2",
+        "XLA_FLAGS": "",
+        "LOGS": str(self.folder / "logs"),
+      }
+      | variables
+    )
     result = subprocess.run(
-        ["sbatch", "--parsable", "--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1",
-         f"--output={self.folder}/%j.out", *options, "scripts/launch/slurm.sh",
-         "--config=configs/mnist.py:bn,quickstart", f"--workdir={self.folder / name}", f"--config.data.dir={self.data_dir}", f"--config.num_steps={_STEPS}",
-         *(f"--config.{value}" for value in (
-             "batch_size=64", "batch_norm.group_size=32", "eval.batch_size=64", "steps_per_call=1", "log_every=50",
-             "eval_every=100", "checkpoint_every=50", "eval.statistics=('running',)", *overrides))],
-        cwd=self.repository, env=environment, capture_output=True, text=True, check=True)
+      [
+        "sbatch",
+        "--parsable",
+        "--nodes=2",
+        "--gpus-per-node=0",
+        "--cpus-per-task=1",
+        f"--output={self.folder}/%j.out",
+        *options,
+        "scripts/launch/slurm.sh",
+        "--config=configs/mnist.py:bn,quickstart",
+        f"--workdir={self.folder / name}",
+        f"--config.data.dir={self.data_dir}",
+        f"--config.num_steps={_STEPS}",
+        *(
+          f"--config.{value}"
+          for value in (
+            "batch_size=64",
+            "batch_norm.group_size=32",
+            "eval.batch_size=64",
+            "steps_per_call=1",
+            "log_every=50",
+            "eval_every=100",
+            "checkpoint_every=50",
+            "eval.statistics=('running',)",
+            *overrides,
+          )
+        ),
+      ],
+      cwd=self.repository,
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=True,
+    )
     return int(result.stdout)
 
   def wait_for_step(self, number: int, name: str, step: int) -> None:
@@ -45,10 +81,12 @@ class Jobs:
 
   def finish(self, number: int) -> dict[str, str]:
     """Waits for the end; a requeued job need not wait for the two minutes that Slurm gives it."""
+
     def reached(job):
       if job["JobState"] == "PENDING" and job["Restarts"] != "0":
         self.slurm.call("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
       return ended(job)
+
     return self.slurm.wait(number, reached)
 
   def status(self, name: str) -> dict:
@@ -59,8 +97,10 @@ class Jobs:
 
   def result(self, name: str) -> list[dict]:
     """The metrics without what is a speed."""
-    return [{key: value for key, value in line.items() if "per_second" not in key}
-            for line in run_directory.read_metrics(self.folder / name)]
+    return [
+      {key: value for key, value in line.items() if "per_second" not in key}
+      for line in run_directory.read_metrics(self.folder / name)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -153,46 +193,90 @@ print("task", os.environ["SLURM_PROCID"], "of GPUs", os.environ["CUDA_VISIBLE_DE
 """
 
 
-@pytest.mark.parametrize("options, expected", [
+@pytest.mark.parametrize(
+  "options, expected",
+  [
     (["--ntasks-per-node=1"], ["0,1,2,3,4,5,6,7 takes 0,1,2,3,4,5,6,7"] * 2),
     (["--ntasks-per-node=2"], ["0,1,2,3,4,5,6,7 takes 0,1,2,3", "0,1,2,3,4,5,6,7 takes 4,5,6,7"] * 2),
-    (["--ntasks-per-node=2", "--gpus-per-task=4"], ["0,1,2,3 takes 0,1,2,3", "4,5,6,7 takes 0,1,2,3"] * 2)])
+    (["--ntasks-per-node=2", "--gpus-per-task=4"], ["0,1,2,3 takes 0,1,2,3", "4,5,6,7 takes 0,1,2,3"] * 2),
+  ],
+)
 def test_jax_takes_every_gpu_that_slurm_gives(slurm, repository, tmp_path, options, expected):
   """The ids are those that JAX has after it has joined the processes; without this project's it has [0] of 8."""
   script = tmp_path / "print_devices.py"
   script.write_text(_PRINT_DEVICES)
-  output = slurm.call("srun", "--nodes=2", "--gpus-per-node=8", *options, f"--export=ALL,PYTHONPATH={repository}",
-                      sys.executable, str(script))
+  output = slurm.call(
+    "srun",
+    "--nodes=2",
+    "--gpus-per-node=8",
+    *options,
+    f"--export=ALL,PYTHONPATH={repository}",
+    sys.executable,
+    str(script),
+  )
   assert sorted(line for line in output.splitlines() if line.startswith("task")) == [
-      f"task {task} of GPUs {what}" for task, what in enumerate(expected)], output
+    f"task {task} of GPUs {what}" for task, what in enumerate(expected)
+  ], output
 
 
 def test_run_on_cpus_of_nodes_with_gpus_is_refused(slurm, repository, tmp_path):
-  output = slurm.call("srun", "--nodes=1", "--gpus-per-node=8",
-                      f"--export=ALL,PYTHONPATH={repository},JAX_PLATFORMS=cpu", sys.executable, "scripts/train.py", "--cluster", "--config=configs/bn_x5.py:quickstart",
-                      f"--workdir={tmp_path / 'run'}", f"--config.data.dir={tmp_path}", check=False, cwd=repository)
+  output = slurm.call(
+    "srun",
+    "--nodes=1",
+    "--gpus-per-node=8",
+    f"--export=ALL,PYTHONPATH={repository},JAX_PLATFORMS=cpu",
+    sys.executable,
+    "scripts/train.py",
+    "--cluster",
+    "--config=configs/bn_x5.py:quickstart",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data.dir={tmp_path}",
+    check=False,
+    cwd=repository,
+  )
   assert "Slurm gave this task 8 GPUs" in output and "Traceback" not in output and not (tmp_path / "run").exists()
 
 
 def test_step_of_several_tasks_without_cluster_is_refused(slurm, repository, tmp_path):
-  output = slurm.call("srun", "--nodes=2", f"--export=ALL,PYTHONPATH={repository}", sys.executable, "scripts/train.py",
-                      "--config=configs/bn_x5.py:quickstart", f"--workdir={tmp_path / 'run'}", check=False,
-                      cwd=repository)
+  output = slurm.call(
+    "srun",
+    "--nodes=2",
+    f"--export=ALL,PYTHONPATH={repository}",
+    sys.executable,
+    "scripts/train.py",
+    "--config=configs/bn_x5.py:quickstart",
+    f"--workdir={tmp_path / 'run'}",
+    check=False,
+    cwd=repository,
+  )
   assert "one of 2 tasks" in output and not (tmp_path / "run").exists()
 
 
 def test_array_gives_every_task_its_index(slurm, repository, tmp_path):
   """With `echo` for Python: each task's command."""
+
   def submit(*arguments):
-    command = ["sbatch", "--parsable", "--wait", "--array=0-1", "--gpus-per-node=0", "--cpus-per-task=1",
-               f"--output={tmp_path}/%a.out", "scripts/launch/slurm_array.sh", "scripts/reproduce.py", "figure3",
-               *arguments]
-    return subprocess.run(command, cwd=repository, env=slurm.environment | {"PYTHON": "echo"}, check=False,
-                          timeout=120).returncode
+    command = [
+      "sbatch",
+      "--parsable",
+      "--wait",
+      "--array=0-1",
+      "--gpus-per-node=0",
+      "--cpus-per-task=1",
+      f"--output={tmp_path}/%a.out",
+      "scripts/launch/slurm_array.sh",
+      "scripts/reproduce.py",
+      "figure3",
+      *arguments,
+    ]
+    return subprocess.run(
+      command, cwd=repository, env=slurm.environment | {"PYTHON": "echo"}, check=False, timeout=120
+    ).returncode
 
   assert submit("--count=2") == 0
   assert [(tmp_path / f"{task}.out").read_text() for task in range(2)] == [
-      f"scripts/reproduce.py figure3 --count=2 --index={task}\n" for task in range(2)]
+    f"scripts/reproduce.py figure3 --count=2 --index={task}\n" for task in range(2)
+  ]
   assert submit() == 2  # Without --count each task would make all runs, or what a part of the array takes for all.
   assert "Give --count=N" in (tmp_path / "1.out").read_text()
 

@@ -6,12 +6,14 @@ import pytest
 
 
 def task(repository, file, code):
-  return subprocess.run(["scripts/launch/task.sh", str(file), "sh", "-c", f"exit {code}"], cwd=repository,
-                        check=False).returncode
+  return subprocess.run(
+    ["scripts/launch/task.sh", str(file), "sh", "-c", f"exit {code}"], cwd=repository, check=False
+  ).returncode
 
 
-@pytest.mark.parametrize("code, ends_with", [(0, 0), (1, 1), (2, 2), (75, 75), (137, 137),
-                                             (3, 0), (143, 0)])  # The step goes on until every task has saved.
+@pytest.mark.parametrize(
+  "code, ends_with", [(0, 0), (1, 1), (2, 2), (75, 75), (137, 137), (3, 0), (143, 0)]
+)  # The step goes on until every task has saved.
 def test_code_of_a_task(repository, tmp_path, code, ends_with):
   file = tmp_path / "code"
   assert task(repository, file, code) == ends_with

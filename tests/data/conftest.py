@@ -1,7 +1,7 @@
 """Data sets of a few given images, prepared by TFDS."""
 
-from collections.abc import Callable, Sequence
 import pathlib
+from collections.abc import Callable, Sequence
 
 import pytest
 import tensorflow_datasets as tfds
@@ -33,10 +33,15 @@ class ReassessedPictures(Pictures):
 
   def _info(self) -> tfds.core.DatasetInfo:
     label = tfds.features.ClassLabel(num_classes=10)
-    features = {"image": tfds.features.Image(), "file_name": tfds.features.Text(), "original_label": label,
-                "real_label": tfds.features.Sequence(label)}
+    features = {
+      "image": tfds.features.Image(),
+      "file_name": tfds.features.Text(),
+      "original_label": label,
+      "real_label": tfds.features.Sequence(label),
+    }
     return tfds.core.DatasetInfo(
-        builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "real_label"))
+      builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=("image", "real_label")
+    )
 
   def _generate_examples(self):
     for row, (file, labels) in enumerate(zip(self._files, self._labels)):

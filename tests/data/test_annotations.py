@@ -17,10 +17,22 @@ LABELS = [[3], [1, 2, 9], [], [0, 5]]
 
 
 def config(name, folder):
-  return ConfigDict({"name": name, "dir": str(folder), "train_split": "train", "shuffle": "none", "image_size": 4,
-                     "on_error": "fail", "eval_resize": 4,
-                     "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False,
-                     "interpolation": "bilinear", "cache": False})
+  return ConfigDict(
+    {
+      "name": name,
+      "dir": str(folder),
+      "train_split": "train",
+      "shuffle": "none",
+      "image_size": 4,
+      "on_error": "fail",
+      "eval_resize": 4,
+      "crop_area": (1.0, 1.0),
+      "crop_aspect": (1.0, 1.0),
+      "flip": False,
+      "interpolation": "bilinear",
+      "cache": False,
+    }
+  )
 
 
 def read(data, split, indices, skipped=()):
@@ -56,7 +68,8 @@ def test_one_label_and_no_name(prepare_pictures):
   data, order = config("pictures", folder), stored_order(folder, "pictures")
   assert not open_split(data, "train").several_labels
   assert read(data, "train", range(3)) == [
-      Annotation(f"train:{index}", [2, 0, 1][row]) for index, row in enumerate(order)]
+    Annotation(f"train:{index}", [2, 0, 1][row]) for index, row in enumerate(order)
+  ]
 
 
 def test_an_example_without_a_label_is_named(prepare_pictures):
@@ -84,8 +97,12 @@ def test_nothing_is_read_where_all_are_skipped(prepare_pictures):
 def test_real_sets_have_names(shared):
   data = ConfigDict({"name": "imagenet2012", "dir": str(shared / "data" / "tfds")})
   builder = tfds.builder("imagenet2012:5.1.0", data_dir=shared / "data" / "tfds")
-  expected = [Annotation(example["file_name"].decode(), int(example["label"])) for example in tfds.as_numpy(
-      builder.as_dataset(split="validation[:5]", decoders={"image": tfds.decode.SkipDecoding()}))]
+  expected = [
+    Annotation(example["file_name"].decode(), int(example["label"]))
+    for example in tfds.as_numpy(
+      builder.as_dataset(split="validation[:5]", decoders={"image": tfds.decode.SkipDecoding()})
+    )
+  ]
   assert read(data, "validation", range(5)) == expected
 
 

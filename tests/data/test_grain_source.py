@@ -4,10 +4,10 @@ import importlib
 import pickle
 import sys
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from bn_inception.data import pipeline
 from bn_inception.data.datasets import DataError
@@ -55,8 +55,9 @@ def test_worker_processes_open_the_files_themselves(data, monkeypatch):
   content = pickle.dumps(source)
   assert len(content) < 10_000  # No records, no open files.
   opened, open_records = [], pipeline.open_records
-  monkeypatch.setattr("bn_inception.data.grain_source.open_records",
-                      lambda split: opened.append(split.name) or open_records(split))
+  monkeypatch.setattr(
+    "bn_inception.data.grain_source.open_records", lambda split: opened.append(split.name) or open_records(split)
+  )
   copy = pickle.loads(content)
   assert repr(copy) == repr(source) == "GrainSource('digits:1.0.0', 'test', decode=True)"
   assert len(copy) == 1000 and not opened
@@ -76,6 +77,7 @@ def test_grain_reads_it(data):
 def test_the_loader_that_is_measured_makes_distorted_batches(data):
   pytest.importorskip("grain", reason="needs the extra 'grain'")
   from bn_inception.report import grain_loader
+
   batches = iter(grain_loader.batches(GrainSource(data, "train", decode=False), size=20, batch_size=16, workers=0))
   images = [next(batches)["image"] for _ in range(3)]
   assert images[0].shape == (16, 20, 20, 3) and images[0].dtype == np.uint8

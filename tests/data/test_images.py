@@ -1,13 +1,13 @@
 """Crops against their definition, and decoding against PIL."""
 
-from collections.abc import Sequence
 import io
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception.data import evaluation_crops, train_distortions
 from bn_inception.data.host_tf import tf
@@ -186,7 +186,7 @@ def test_a_decoded_window_is_the_window_of_the_decoded_image(quality_and_samplin
 
 
 @pytest.mark.parametrize(
-    "mode,file_format", [("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("P", "PNG")]
+  "mode,file_format", [("CMYK", "JPEG"), ("L", "JPEG"), ("RGB", "PNG"), ("L", "PNG"), ("P", "PNG")]
 )
 def test_images_of_other_kinds_have_three_channels(mode: str, file_format: str) -> None:
   picture = Image.fromarray(smooth(64, 64)).convert(mode)
@@ -194,16 +194,23 @@ def test_images_of_other_kinds_have_three_channels(mode: str, file_format: str) 
   encoded = encode(picture, file_format, **options)
   expected = np.asarray(picture.convert("RGB"), float)
   for result in (
-      crop(encoded, 0, 64, crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0)),
-      evaluation_crops.centre_crop(tf.constant(encoded), size=64, resize=64, channels=3).numpy(),
+    crop(encoded, 0, 64, crop_area=(1.0, 1.0), crop_aspect=(1.0, 1.0)),
+    evaluation_crops.centre_crop(tf.constant(encoded), size=64, resize=64, channels=3).numpy(),
   ):
     assert result.shape == (64, 64, 3) and result.dtype == np.uint8
     assert np.abs(result - expected).mean() < 4
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"comment": b"\xff\xc0" * 50}, {"exif": Image.Exif()}, {"icc_profile": b"\xff\xd8" * 90},
-    {"restart_marker_rows": 1}])
+@pytest.mark.parametrize(
+  "options",
+  [
+    {},
+    {"comment": b"\xff\xc0" * 50},
+    {"exif": Image.Exif()},
+    {"icc_profile": b"\xff\xd8" * 90},
+    {"restart_marker_rows": 1},
+  ],
+)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 def test_shape_of_a_jpeg_is_in_its_header(mode: str, options: dict) -> None:
   encoded = encode(Image.fromarray(smooth(37, 290)).convert(mode), "JPEG", **options)
@@ -232,7 +239,7 @@ def test_pixels_of_the_right_size_are_the_stored_ones(shape: tuple[int, int]) ->
   np.testing.assert_array_equal(centre(encoded, 20, 32), inner)
   gray = image[..., 0]
   np.testing.assert_array_equal(
-      centre(encode(Image.fromarray(gray)), 32, 32, 1)[..., 0], gray[top : top + 32, left : left + 32]
+    centre(encode(Image.fromarray(gray)), 32, 32, 1)[..., 0], gray[top : top + 32, left : left + 32]
   )
 
 

@@ -3,8 +3,8 @@
 import io
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception.data import evaluation_crops
 from bn_inception.data.host_tf import tf
@@ -54,7 +54,8 @@ def test_boxes_are_those_of_the_list(shape: tuple[int, int], crops: int) -> None
 def test_every_box_lies_in_the_image_and_the_outer_ones_touch_its_ends(shape: tuple[int, int]) -> None:
   for scale, top, left, side in evaluation_crops.crop_boxes(tf.constant(shape), size=224, crops=144).numpy():
     assert top + side <= np.round(shape[0] * scale / min(shape)) and left + side <= np.round(
-        shape[1] * scale / min(shape))
+      shape[1] * scale / min(shape)
+    )
   ends = [(top + side, left + side) for scale, top, left, side in boxes_by_hand(*shape, 144) if scale == 352]
   assert max(ends) == tuple(int(np.round(length * 352 / min(shape))) for length in shape)
 

@@ -2,11 +2,11 @@
 
 import pathlib
 
-from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
 
 from bn_inception.data import evaluation_crops, own_images, photographs, preparation
 from bn_inception.errors import DataError
@@ -25,9 +25,16 @@ def picture(colour=(120, 120, 120), marked=True) -> Image.Image:
 def save_turned(path: pathlib.Path, orientation: int, upright: Image.Image) -> None:
   """The file of a camera that was held so that its picture must be turned as `orientation` says, to be `upright`."""
   # What undoes each (EXIF 2.3, table of orientations).
-  undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_270}[orientation]
+  undo = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+  }[orientation]
   stored = upright if undo is None else upright.transpose(undo)
   exif = Image.Exif()
   exif[0x0112] = orientation
@@ -47,8 +54,10 @@ def stored(data_dir: pathlib.Path, name: str, split: str) -> dict[str, tuple[str
   """{file name: (class, pixels)} as TFDS reads them."""
   builder = tfds.builder_from_directory(next((data_dir / name).iterdir()))
   names = builder.info.features["label"].names
-  return {example["file_name"].decode(): (names[example["label"]], example["image"])
-          for example in builder.as_data_source(split=split)}
+  return {
+    example["file_name"].decode(): (names[example["label"]], example["image"])
+    for example in builder.as_data_source(split=split)
+  }
 
 
 def prepare(source, data_dir, name="colours", **settings):
@@ -91,8 +100,10 @@ def test_a_folder_becomes_a_data_set_that_can_be_opened(tmp_path):
       np.testing.assert_allclose(pixels[-5, -5], COLOURS[name], atol=6)
       np.testing.assert_allclose(pixels[3, 3], 255, atol=12)  # Upright.
   from bn_inception.data import pipeline
-  opened = pipeline.open_source(ConfigDict({"name": "colours", "dir": str(tmp_path / "data"), "on_error": "fail",
-                                            "num_classes": 3}), "train")
+
+  opened = pipeline.open_source(
+    ConfigDict({"name": "colours", "dir": str(tmp_path / "data"), "on_error": "fail", "num_classes": 3}), "train"
+  )
   assert opened.split.label_names == tuple(COLOURS) and opened.split.id_key == "file_name"
 
 
@@ -109,18 +120,20 @@ def test_splits_of_the_folder_are_kept(tmp_path):
   prepare(tmp_path / "own", tmp_path / "data")
   assert len(stored(tmp_path / "data", "colours", "train")) == 9
   assert {*stored(tmp_path / "data", "colours", "validation")} == {
-      f"val/{name}/{number}.jpg" for name in COLOURS for number in range(2)}
+    f"val/{name}/{number}.jpg" for name in COLOURS for number in range(2)
+  }
 
 
 def test_every_bad_image_is_named_before_anything_is_written(tmp_path, caplog, monkeypatch):
   import logging
+
   source = make_folder(tmp_path / "own")
   monkeypatch.setattr(logging.getLogger("bn_inception"), "propagate", True)
   for name in ("blue/cut.jpg", "green/late.jpg"):
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(source / name)
     content = (source / name).read_bytes()
-    (source / name).write_bytes(content[:300 if "cut" in name else len(content) - 200])
+    (source / name).write_bytes(content[: 300 if "cut" in name else len(content) - 200])
   (source / "green" / "notes.txt").write_text("green")
   (source / "green" / "empty.jpg").touch()
   bad = ["blue/cut.jpg", "green/late.jpg", "green/notes.txt", "green/empty.jpg"]
@@ -133,12 +146,16 @@ def test_every_bad_image_is_named_before_anything_is_written(tmp_path, caplog, m
   assert len(names) == 30 and not names & {*bad}
 
 
-@pytest.mark.parametrize("change, words", [
+@pytest.mark.parametrize(
+  "change, words",
+  [
     (lambda source: picture().save(source / "loose.jpg"), ["loose.jpg", "beside"]),
     (lambda source: (source / "blue" / "more").mkdir(), ["more", "within the class 'blue'"]),
     (lambda source: (source / "empty").mkdir(), ["empty", "holds no image"]),
     (lambda source: (source / " red").mkdir(), ["' red'", "rename"]),
-    (lambda source: [path.unlink() for path in (source / "blue").glob("[1-9].jpg")], ["'blue'", "one image"])])
+    (lambda source: [path.unlink() for path in (source / "blue").glob("[1-9].jpg")], ["'blue'", "one image"]),
+  ],
+)
 def test_what_is_no_folder_of_classes_is_said(tmp_path, change, words):
   source = make_folder(tmp_path / "own")
   change(source)

@@ -1,6 +1,5 @@
 """Batches on the host: exact, the same for any number of hosts, micro-batches and threads, and resumable anywhere."""
 
-from collections.abc import Callable, Iterator
 import concurrent.futures
 import functools
 import itertools
@@ -11,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from bn_inception.data import cores, datasets, evaluation_crops, pipeline, stream
 from bn_inception.data.datasets import DataError
@@ -26,12 +26,23 @@ from bn_inception.data.records import TFRecordShard
 @pytest.fixture(name="data")
 def fixture_data(digits_dir: str) -> ConfigDict:
   """`config.data` of the digits, with every distortion on."""
-  return ConfigDict({
-      "name": "digits", "dir": digits_dir, "train_split": "train", "eval_split": "test", "shuffle": "global",
-      "image_size": 28, "eval_resize": 28, "on_error": "fail", "crop_area": (0.5, 1.0), "crop_aspect": (3 / 4, 4 / 3),
-      "flip": True, "interpolation": "random",
+  return ConfigDict(
+    {
+      "name": "digits",
+      "dir": digits_dir,
+      "train_split": "train",
+      "eval_split": "test",
+      "shuffle": "global",
+      "image_size": 28,
+      "eval_resize": 28,
+      "on_error": "fail",
+      "crop_area": (0.5, 1.0),
+      "crop_aspect": (3 / 4, 4 / 3),
+      "flip": True,
+      "interpolation": "random",
       "cache": False,
-  })
+    }
+  )
 
 
 def train_batches(data: ConfigDict, **options) -> Iterator[dict[str, np.ndarray]]:
@@ -96,18 +107,13 @@ def test_hosts_and_micro_batches_change_nothing(data: ConfigDict) -> None:
   whole = take(train_batches(data, seed=0, batch_size=240), 2)
   for hosts, micro_batches in ((2, 1), (3, 2), (2, 5)):
     parts = [
-        take(
-            train_batches(
-                data,
-                seed=0,
-                batch_size=240,
-                micro_batches=micro_batches,
-                process_index=host,
-                process_count=hosts,
-            ),
-            2,
-        )
-        for host in range(hosts)
+      take(
+        train_batches(
+          data, seed=0, batch_size=240, micro_batches=micro_batches, process_index=host, process_count=hosts
+        ),
+        2,
+      )
+      for host in range(hosts)
     ]
     assert parts[0]["label"].shape == (2, micro_batches, 240 // micro_batches // hosts)
     together = {key: np.concatenate([part[key] for part in parts], axis=2) for key in whole}
@@ -118,8 +124,8 @@ def test_batch_size_does_not_change_an_example(data: ConfigDict) -> None:
   small = take(train_batches(data, seed=0, batch_size=30), 6)
   large = take(train_batches(data, seed=0, batch_size=90), 2)
   assert_equal(
-      {key: value.reshape(180, *value.shape[3:]) for key, value in small.items()},
-      {key: value.reshape(180, *value.shape[3:]) for key, value in large.items()},
+    {key: value.reshape(180, *value.shape[3:]) for key, value in small.items()},
+    {key: value.reshape(180, *value.shape[3:]) for key, value in large.items()},
   )
 
 
@@ -127,8 +133,14 @@ def test_batch_size_does_not_change_an_example(data: ConfigDict) -> None:
 def test_memory_changes_nothing(data: ConfigDict, shuffle: str) -> None:
   data.update({"shuffle": shuffle, "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0), "flip": False})
   cached = ConfigDict({**data, "cache": True})
-  assert_equal(*(take(train_batches(d, seed=3, batch_size=120, micro_batches=2, start_step=20, process_index=1,
-                                             process_count=2), 30) for d in (data, cached)))
+  assert_equal(
+    *(
+      take(
+        train_batches(d, seed=3, batch_size=120, micro_batches=2, start_step=20, process_index=1, process_count=2), 30
+      )
+      for d in (data, cached)
+    )
+  )
   assert_equal(*(take(eval_batches(d, "test[:99%]", batch_size=300), 4) for d in (data, cached)))
 
 
@@ -145,9 +157,9 @@ def test_seeds_and_epochs_differ(data: ConfigDict) -> None:
   data.shuffle = "none"
   first = take(train_batches(data, seed=0, batch_size=100), 1)
   for other in (
-      take(train_batches(data, seed=1, batch_size=100), 1),
-      take(train_batches(data, seed=-1, batch_size=100), 1),
-      take(train_batches(data, seed=0, batch_size=100, start_step=40), 1),
+    take(train_batches(data, seed=1, batch_size=100), 1),
+    take(train_batches(data, seed=-1, batch_size=100), 1),
+    take(train_batches(data, seed=0, batch_size=100, start_step=40), 1),
   ):
     np.testing.assert_array_equal(first["label"], other["label"])  # The order is the stored one ...
     same = (first["image"] == other["image"]).all(axis=(3, 4, 5))
@@ -158,12 +170,12 @@ def test_seeds_and_epochs_differ(data: ConfigDict) -> None:
 def test_evaluation_sees_every_example_once(data: ConfigDict, hosts: int, batch_size: int) -> None:
   images, labels = stored(data, "test")
   parts = [
-      list(eval_batches(data, "test", batch_size=batch_size, process_index=host, process_count=hosts))
-      for host in range(hosts)
+    list(eval_batches(data, "test", batch_size=batch_size, process_index=host, process_count=hosts))
+    for host in range(hosts)
   ]
   assert {len(part) for part in parts} == {-(-1000 // batch_size)}
   batches = [
-      {key: np.concatenate([part[key] for part in step]) for key in ("image", "label", "mask")} for step in zip(*parts)
+    {key: np.concatenate([part[key] for part in step]) for key in ("image", "label", "mask")} for step in zip(*parts)
   ]
   assert all(len(batch["mask"]) == batch_size for batch in batches)
   mask = np.concatenate([batch["mask"] for batch in batches])
@@ -177,20 +189,28 @@ def test_evaluation_sees_every_example_once(data: ConfigDict, hosts: int, batch_
 
 
 def test_photographs_of_the_imagenet(shared: pathlib.Path) -> None:
-  data = ConfigDict({
-      "name": "imagenet2012:5.*.*", "dir": str(shared / "data" / "tfds"), "train_split": "train[:60%]",
-      "shuffle": "within_shard", "image_size": 224, "eval_resize": 256, "on_error": "fail", "crop_area": (0.08, 1.0),
-      "crop_aspect": (3 / 4, 4 / 3), "flip": True,
+  data = ConfigDict(
+    {
+      "name": "imagenet2012:5.*.*",
+      "dir": str(shared / "data" / "tfds"),
+      "train_split": "train[:60%]",
+      "shuffle": "within_shard",
+      "image_size": 224,
+      "eval_resize": 256,
+      "on_error": "fail",
+      "crop_area": (0.08, 1.0),
+      "crop_aspect": (3 / 4, 4 / 3),
+      "flip": True,
       "interpolation": "random",
       "cache": False,
-  })
+    }
+  )
   whole = take(train_batches(data, seed=0, batch_size=64), 6)  # 300 images: across an epoch's end.
   assert whole["image"].shape == (6, 1, 64, 224, 224, 3)
   assert 90 < whole["image"].mean() < 140 and whole["image"].std() > 50
   assert len(np.unique(whole["label"].reshape(-1)[:300])) == 300
   assert_equal(
-      take(train_batches(data, seed=0, batch_size=64, start_step=4), 2),
-      {key: value[4:] for key, value in whole.items()},
+    take(train_batches(data, seed=0, batch_size=64, start_step=4), 2), {key: value[4:] for key, value in whole.items()}
   )
   batches = list(eval_batches(data, "validation[:150]", batch_size=64))
   assert sum(batch["mask"].sum() for batch in batches) == 150
@@ -218,20 +238,28 @@ def stored_pictures(data: ConfigDict) -> list[dict]:
 
 @pytest.mark.parametrize("batches_of", ["train", "eval"])
 @pytest.mark.parametrize("problem", ["cannot be decoded", "has no label"])
-def test_a_bad_example_is_named(
-    prepare_pictures: Callable[..., pathlib.Path], batches_of: str, problem: str
-) -> None:
+def test_a_bad_example_is_named(prepare_pictures: Callable[..., pathlib.Path], batches_of: str, problem: str) -> None:
   images, labels = [tf.io.encode_png(np.zeros((9, 9, 3), np.uint8)).numpy()] * 20, [1] * 20
   if problem == "has no label":
     labels[6] = -1
   else:
     images[6] = b"no image"
-  data = ConfigDict({
-      "name": "pictures", "dir": str(prepare_pictures(images, labels)), "train_split": "train", "shuffle": "none",
-      "image_size": 8, "eval_resize": 8, "on_error": "fail", "crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0),
-      "flip": False, "interpolation": "bilinear",
+  data = ConfigDict(
+    {
+      "name": "pictures",
+      "dir": str(prepare_pictures(images, labels)),
+      "train_split": "train",
+      "shuffle": "none",
+      "image_size": 8,
+      "eval_resize": 8,
+      "on_error": "fail",
+      "crop_area": (1.0, 1.0),
+      "crop_aspect": (1.0, 1.0),
+      "flip": False,
+      "interpolation": "bilinear",
       "cache": False,
-  })
+    }
+  )
   # TFDS stores examples in an order of its own.
   (bad,) = (row for row, e in enumerate(stored_pictures(data)) if e["label"] == -1 or e["image"] == b"no image")
   if batches_of == "train":
@@ -261,7 +289,7 @@ placed = device.to_device(host_too, jax.sharding.SingleDeviceSharding(jax.device
 next(placed)
 """
   result = subprocess.run(
-      [sys.executable, "-c", code, digits_dir], cwd=repository, capture_output=True, timeout=300, check=False
+    [sys.executable, "-c", code, digits_dir], cwd=repository, capture_output=True, timeout=300, check=False
   )
   assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
@@ -274,8 +302,11 @@ def fixture_numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self) -> tfds.core.DatasetInfo:
-      features = {"image": tfds.features.Image(shape=(16, 16, 3), encoding_format="png"),
-                  "label": tfds.features.ClassLabel(num_classes=101), "file_name": tfds.features.Text()}
+      features = {
+        "image": tfds.features.Image(shape=(16, 16, 3), encoding_format="png"),
+        "label": tfds.features.ClassLabel(num_classes=101),
+        "file_name": tfds.features.Text(),
+      }
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
@@ -291,32 +322,48 @@ def fixture_numbered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, path
   for file_format in ("tfrecord", "array_record"):
     roots[file_format] = tmp_path_factory.mktemp(file_format)
     Numbered(data_dir=roots[file_format]).download_and_prepare(
-        file_format=file_format, download_config=tfds.download.DownloadConfig(num_shards=3))
+      file_format=file_format, download_config=tfds.download.DownloadConfig(num_shards=3)
+    )
   return roots
 
 
 def numbered_config(root: pathlib.Path, shuffle: str = "global", on_error: str = "fail") -> ConfigDict:
-  return ConfigDict({
-      "name": "numbered", "dir": str(root), "train_split": "train", "eval_split": "train", "shuffle": shuffle,
-      "image_size": 12, "eval_resize": 12, "on_error": on_error, "crop_area": (0.3, 1.0), "crop_aspect": (0.75, 1.33),
-      "interpolation": "random", "flip": True, "cache": False,
-  })
+  return ConfigDict(
+    {
+      "name": "numbered",
+      "dir": str(root),
+      "train_split": "train",
+      "eval_split": "train",
+      "shuffle": shuffle,
+      "image_size": 12,
+      "eval_resize": 12,
+      "on_error": on_error,
+      "crop_area": (0.3, 1.0),
+      "crop_aspect": (0.75, 1.33),
+      "interpolation": "random",
+      "flip": True,
+      "cache": False,
+    }
+  )
 
 
 def run_hosts(data: ConfigDict, steps: int, hosts: int, start_step: int = 0) -> dict[str, np.ndarray]:
   """The batches of 24 that several hosts supply together, their parts put next to each other."""
   parts = [
-      take(train_batches(data, seed=5, batch_size=24, start_step=start_step, process_index=host,
-                                  process_count=hosts), steps)
-      for host in range(hosts)
+    take(
+      train_batches(data, seed=5, batch_size=24, start_step=start_step, process_index=host, process_count=hosts), steps
+    )
+    for host in range(hosts)
   ]
-  return {key: np.concatenate([part[key] for part in parts], axis=2).reshape(steps * 24, *parts[0][key].shape[3:])
-          for key in parts[0]}
+  return {
+    key: np.concatenate([part[key] for part in parts], axis=2).reshape(steps * 24, *parts[0][key].shape[3:])
+    for key in parts[0]
+  }
 
 
 @pytest.mark.parametrize("file_format, shuffle", [("tfrecord", "global"), ("array_record", "within_shard")])
 def test_every_record_once_an_epoch_on_any_hosts_and_resumed_on_others(
-    numbered: dict[str, pathlib.Path], file_format: str, shuffle: str
+  numbered: dict[str, pathlib.Path], file_format: str, shuffle: str
 ) -> None:
   data = numbered_config(numbered[file_format], shuffle)
   whole = run_hosts(data, 9, hosts=1)  # 216 examples: two epochs and a part.
@@ -357,7 +404,7 @@ def damage(numbered: pathlib.Path, tmp_path: pathlib.Path, kind: str) -> tuple[p
 
 @pytest.mark.parametrize("kind", ["no image", "cut", "checksum"])
 def test_bad_records_fail_or_are_replaced_in_training(
-    numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, caplog: pytest.LogCaptureFixture
+  numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
   root, labels = damage(numbered["tfrecord"], tmp_path, kind)
   words = r"Record 4[01] of numbered:1.0.0 train \(.*number \d+ in .*00001-of-00003\)"
@@ -385,7 +432,7 @@ def test_bad_records_fail_or_are_replaced_in_training(
 
 @pytest.mark.parametrize("kind, batch_size", [("no image", 24), ("checksum", 1), ("checksum", 101)])
 def test_bad_records_are_masked_and_counted_in_evaluation(
-    numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, batch_size: int
+  numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path, kind: str, batch_size: int
 ) -> None:
   root, labels = damage(numbered["tfrecord"], tmp_path, kind)
   with pytest.raises(DataError, match="Record 40 of"):
@@ -406,7 +453,7 @@ def test_a_set_of_bad_records_only_ends(numbered: dict[str, pathlib.Path], tmp_p
 
 
 def test_a_missing_file_is_named_before_the_first_batch(
-    numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path
+  numbered: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
   root, _ = damage(numbered["tfrecord"], tmp_path, "no image")
   (file,) = (root / "numbered" / "1.0.0").glob("*00002-of-00003")
@@ -418,8 +465,11 @@ def test_a_missing_file_is_named_before_the_first_batch(
 
 @pytest.mark.parametrize("cache, reading", [(False, "record 0 and 23 more of "), (True, "record 0 and ")])
 def test_a_stalled_reader_is_reported(
-    numbered: dict[str, pathlib.Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cache: bool,
-    reading: str
+  numbered: dict[str, pathlib.Path],
+  monkeypatch: pytest.MonkeyPatch,
+  caplog: pytest.LogCaptureFixture,
+  cache: bool,
+  reading: str,
 ) -> None:
   """The reader goes on when it was reported three times, however long that takes; patience doubles between reports."""
   release, read, wait, patience = threading.Event(), TFRecordShard.read, concurrent.futures.wait, []
@@ -485,8 +535,14 @@ def test_crop_batches_hold_the_crops_of_every_image_once(data: ConfigDict, crops
   for first, batch_size, hosts in ((985, 7, 1), (0, 500, 1), (993, 6, 2), (1000, 4, 1)):
     if crops == 144 and batch_size > 7:
       continue
-    by_host = [list(crop_batches(data, "test", crops=crops, batch_size=batch_size, first=first,
-                                          process_index=host, process_count=hosts)) for host in range(hosts)]
+    by_host = [
+      list(
+        crop_batches(
+          data, "test", crops=crops, batch_size=batch_size, first=first, process_index=host, process_count=hosts
+        )
+      )
+      for host in range(hosts)
+    ]
     assert {len(batches) for batches in by_host} == {-(-(1000 - first) // batch_size)}
     parts = [batches[step] for step in range(len(by_host[0])) for batches in by_host]
     if not parts:

@@ -1,6 +1,5 @@
 """Preparing data: archives through the unmodified TFDS builder, TFRecord to ArrayRecord, interruptions of both."""
 
-from collections.abc import Callable
 import csv
 import io
 import json
@@ -10,12 +9,13 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 
-from ml_collections import ConfigDict
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+from PIL import Image
 
 from bn_inception.data import cores, preparation
 from bn_inception.data.datasets import DataError, open_split
@@ -60,18 +60,29 @@ def write_archives(folder: pathlib.Path, validation: int = 5) -> pathlib.Path:
   """Both archives with four training and a few validation images."""
   folder.mkdir(exist_ok=True)
   classes = {}
-  for name, content in ((CMYK, encode(gradient("CMYK"))), (PNG, encode(gradient(), "PNG")),
-                        (PLAIN, encode(gradient())), ("n01440764_2", encode(gradient().rotate(90)))):
+  for name, content in (
+    (CMYK, encode(gradient("CMYK"))),
+    (PNG, encode(gradient(), "PNG")),
+    (PLAIN, encode(gradient())),
+    ("n01440764_2", encode(gradient().rotate(90))),
+  ):
     classes.setdefault(name.split("_")[0], {})[f"{name}.JPEG"] = content
   (folder / "ILSVRC2012_img_train.tar").write_bytes(tar({f"{c}.tar": tar(m) for c, m in classes.items()}))
   (folder / "ILSVRC2012_img_val.tar").write_bytes(
-      tar({f"ILSVRC2012_val_{i:08d}.JPEG": encode(gradient().rotate(i)) for i in range(1, validation + 1)}))
+    tar({f"ILSVRC2012_val_{i:08d}.JPEG": encode(gradient().rotate(i)) for i in range(1, validation + 1)})
+  )
   return folder
 
 
 def run(repository: pathlib.Path, *flags: str, **kwargs) -> subprocess.Popen:
-  return subprocess.Popen([sys.executable, "scripts/prepare_data.py", *flags], cwd=repository, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+  return subprocess.Popen(
+    [sys.executable, "scripts/prepare_data.py", *flags],
+    cwd=repository,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    **kwargs,
+  )
 
 
 def examples(data_dir: pathlib.Path, split: str) -> dict[str, dict]:
@@ -106,8 +117,9 @@ def test_archives_become_arrayrecord_with_the_right_labels_and_colours(prepared:
   assert sorted(path.name for path in prepared.iterdir()) == ["imagenet2012"]  # Nothing is left behind.
 
 
-def test_a_second_run_has_nothing_to_do(prepared: pathlib.Path, tmp_path: pathlib.Path,
-                                        caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_run_has_nothing_to_do(
+  prepared: pathlib.Path, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
   with caplog.at_level("INFO", "bn_inception"):
     preparation.prepare(write_archives(tmp_path / "archives"), prepared, "imagenet2012")
   assert "is prepared already" in caplog.text
@@ -124,17 +136,22 @@ def drop_a_validation_image(folder: pathlib.Path) -> None:
   (folder / "ILSVRC2012_img_val.tar").write_bytes(tar(dict.fromkeys(names, image)))
 
 
-@pytest.mark.parametrize("damage, words", [
+@pytest.mark.parametrize(
+  "damage, words",
+  [
     (lambda folder: [path.unlink() for path in folder.iterdir()], ["holds neither", "image-net.org"]),
     (cut, ["damaged or cut off", "image-net.org", "ILSVRC2012_img_train.tar"]),
     (drop_a_validation_image, ["Image 3", "ILSVRC2012_val_00000004.JPEG", "labels would not fit"]),
-    (lambda folder: (folder / "ILSVRC2012_img_train.tar").write_bytes(tar({"n99999999.tar": tar({})})),
-     ["n99999999.tar", "no class of ILSVRC2012"]),
+    (
+      lambda folder: (folder / "ILSVRC2012_img_train.tar").write_bytes(tar({"n99999999.tar": tar({})})),
+      ["n99999999.tar", "no class of ILSVRC2012"],
+    ),
     (lambda folder: (folder / "ILSVRC2012_img_train.tar").write_bytes(b"\0" * 10240), ["holds no image"]),
     (lambda folder: (folder / "ILSVRC2012_img_val.tar").write_bytes(b"<html>not found</html>" * 100), ["damaged"]),
-])
+  ],
+)
 def test_what_is_wrong_with_the_archives_is_said_in_one_sentence(
-    tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], None], words: list[str]
+  tmp_path: pathlib.Path, damage: Callable[[pathlib.Path], None], words: list[str]
 ) -> None:
   archives = write_archives(tmp_path / "archives")
   damage(archives)
@@ -164,7 +181,7 @@ def test_what_cannot_be_begun(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
 
 
 def test_a_finished_split_is_kept_and_a_changed_archive_is_not(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
   archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
   prepare_split = preparation._prepare_split  # pylint: disable=protected-access
@@ -195,8 +212,9 @@ def test_a_finished_split_is_kept_and_a_changed_archive_is_not(
 
 
 @pytest.mark.parametrize("there, absent", [("validation", "train"), ("train", "validation")])
-def test_one_archive_alone_gives_its_split(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, there: str,
-                                           absent: str) -> None:
+def test_one_archive_alone_gives_its_split(
+  tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture, there: str, absent: str
+) -> None:
   archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
   names = {"train": "ILSVRC2012_img_train.tar", "validation": "ILSVRC2012_img_val.tar"}
   missing = (archives / names[absent]).rename(tmp_path / "elsewhere")
@@ -214,7 +232,7 @@ def test_one_archive_alone_gives_its_split(tmp_path: pathlib.Path, caplog: pytes
 
 
 def test_a_finished_split_does_not_need_its_archive_any_more(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
   prepare_split = preparation._prepare_split  # pylint: disable=protected-access
@@ -243,7 +261,7 @@ def test_two_at_once_exclude_each_other(tmp_path: pathlib.Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_real_archives_interrupted_on_the_way(
-    shared: pathlib.Path, repository: pathlib.Path, tmp_path: pathlib.Path, stop: signal.Signals
+  shared: pathlib.Path, repository: pathlib.Path, tmp_path: pathlib.Path, stop: signal.Signals
 ) -> None:
   source = shared / "data" / "ilsvrc_small"
   flags = (f"--source={source}", f"--data_dir={tmp_path}")
@@ -314,7 +332,8 @@ def test_conversion_keeps_every_record_in_its_place(tfrecord: pathlib.Path, tmp_
   preparation.prepare(tfrecord, tmp_path / "array", "shards")
   folders = [path / "shards" / "1.0.0" for path in (tfrecord, tmp_path / "array")]
   assert {p.name.replace("array_record", "tfrecord") for p in folders[1].iterdir()} == {
-      p.name for p in folders[0].iterdir()}
+    p.name for p in folders[0].iterdir()
+  }
   infos = [json.loads((folder / "dataset_info.json").read_text()) for folder in folders]
   assert infos[1] == infos[0] | {"fileFormat": "array_record", "splits": infos[1]["splits"]}
   for before, after in zip(infos[0]["splits"], infos[1]["splits"]):
@@ -331,7 +350,7 @@ def test_conversion_keeps_every_record_in_its_place(tfrecord: pathlib.Path, tmp_
 
 
 def test_conversion_goes_on_after_an_interruption(
-    tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   target = tmp_path / "array"
   convert_file, converted = preparation._convert_file, []  # pylint: disable=protected-access
@@ -364,7 +383,7 @@ def test_conversion_goes_on_after_an_interruption(
 
 @pytest.mark.parametrize("place, words", [(-3, ["is damaged", "checksum"]), (2, ["damaged after 0 whole records"])])
 def test_conversion_does_not_copy_damage(
-    tfrecord: pathlib.Path, tmp_path: pathlib.Path, place: int, words: list[str]
+  tfrecord: pathlib.Path, tmp_path: pathlib.Path, place: int, words: list[str]
 ) -> None:
   path = next((tfrecord / "shards" / "1.0.0").glob("*train*00001-of*"))
   content = bytearray(path.read_bytes())
@@ -377,7 +396,7 @@ def test_conversion_does_not_copy_damage(
 
 
 def test_a_copy_that_reads_back_otherwise_is_not_accepted(
-    tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   class Forgetful:
     def __init__(self, *arguments):
@@ -397,7 +416,7 @@ def test_a_copy_that_reads_back_otherwise_is_not_accepted(
 
 
 def test_a_disk_that_is_full_meanwhile_is_a_sentence(
-    tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   class Full:
     def __init__(self, path, options):

@@ -5,10 +5,10 @@ import dataclasses
 import pathlib
 import threading
 
-from array_record.python import array_record_module
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from ml_collections import ConfigDict
 
 from bn_inception.data.datasets import DataError, Split, open_split
 from bn_inception.data.host_tf import tf
@@ -31,9 +31,22 @@ def write(folder: pathlib.Path, file_format: str) -> Split:
       write_one(record)
     writer.close()
   return Split(
-      name="set:1.0.0", split="train", num_examples=18, num_classes=2, label_names=("a", "b"), file_format=file_format,
-      files=tuple(files), shard_starts=(0, 0, 0), shard_lengths=LENGTHS, file_lengths=LENGTHS, image_key="image",
-      label_key="label", several_labels=False, id_key="", image_channels=3, image_side=None,
+    name="set:1.0.0",
+    split="train",
+    num_examples=18,
+    num_classes=2,
+    label_names=("a", "b"),
+    file_format=file_format,
+    files=tuple(files),
+    shard_starts=(0, 0, 0),
+    shard_lengths=LENGTHS,
+    file_lengths=LENGTHS,
+    image_key="image",
+    label_key="label",
+    several_labels=False,
+    id_key="",
+    image_channels=3,
+    image_side=None,
   )
 
 
@@ -57,7 +70,7 @@ def test_any_order_across_files(tmp_path: pathlib.Path, file_format: str) -> Non
 def test_a_slice_starts_within_a_file(tmp_path: pathlib.Path, file_format: str) -> None:
   whole = write(tmp_path, file_format)
   split = dataclasses.replace(
-      whole, num_examples=6, files=whole.files[0::2], shard_starts=(3, 2), shard_lengths=(2, 4), file_lengths=(5, 12)
+    whole, num_examples=6, files=whole.files[0::2], shard_starts=(3, 2), shard_lengths=(2, 4), file_lengths=(5, 12)
   )
   assert open_records(split).read(range(6)) == CONTENT[0][3:] + CONTENT[2][2:6]
 
@@ -109,8 +122,11 @@ def test_a_changed_byte_is_noticed_and_spares_the_other_records(tmp_path: pathli
   path = pathlib.Path(split.files[2])
   # Incompressible, so that it is found in the file as it is; the seventh of its file.
   flat[13] = np.random.default_rng(0).bytes(500)
-  writer = (tf.io.TFRecordWriter(str(path)) if file_format == "tfrecord"
-            else array_record_module.ArrayRecordWriter(str(path), "group_size:1"))
+  writer = (
+    tf.io.TFRecordWriter(str(path))
+    if file_format == "tfrecord"
+    else array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+  )
   for record in flat[6:]:
     writer.write(record)
   writer.close()

@@ -41,12 +41,12 @@ def test_epochs_and_seeds_differ(shuffle: str) -> None:
   shards = (100,) * 10
   first = records(np.arange(1000), shuffle, shards=shards)
   others = {
-      "stored order": np.arange(1000),
-      "next epoch": records(np.arange(1000, 2000), shuffle, shards=shards),
-      "next seed": records(np.arange(1000), shuffle, seed=4, shards=shards),
-      "far seed": records(np.arange(1000), shuffle, seed=3 + 2**40, shards=shards),
-      "negative seed": records(np.arange(1000), shuffle, seed=-3, shards=shards),
-      "next epoch of the next seed": records(np.arange(1000, 2000), shuffle, seed=4, shards=shards),
+    "stored order": np.arange(1000),
+    "next epoch": records(np.arange(1000, 2000), shuffle, shards=shards),
+    "next seed": records(np.arange(1000), shuffle, seed=4, shards=shards),
+    "far seed": records(np.arange(1000), shuffle, seed=3 + 2**40, shards=shards),
+    "negative seed": records(np.arange(1000), shuffle, seed=-3, shards=shards),
+    "next epoch of the next seed": records(np.arange(1000, 2000), shuffle, seed=4, shards=shards),
   }
   for name, other in others.items():
     # Unrelated permutations agree in one place on average (Poisson), shards in the same order make it ten.
@@ -82,7 +82,10 @@ def test_permutations_have_no_structure(count: int) -> None:
   starts = np.arange(epochs) * count
   at = {place: records(starts + place, "global", shards=(count,)) for place in (0, 1, count // 2)}
   for name, values in {
-      "first": at[0], "middle": at[count // 2], "step": (at[1] - at[0]) % count, "epochs": np.diff(at[0]) % count
+    "first": at[0],
+    "middle": at[count // 2],
+    "step": (at[1] - at[0]) % count,
+    "epochs": np.diff(at[0]) % count,
   }.items():
     tally = np.bincount(values, minlength=count)
     cells = tally[1:] if name == "step" else tally  # A step of 0 cannot be.
@@ -116,10 +119,10 @@ def test_hosts_together_read_every_record_once(hosts: int, micro_batches: int, s
   steps = 101  # batch * 101 examples are `batch` epochs.
   for step in range(steps):
     parts = [
-        stream.local_positions(
-            step, batch_size=batch, micro_batches=micro_batches, process_index=host, process_count=hosts
-        )
-        for host in range(hosts)
+      stream.local_positions(
+        step, batch_size=batch, micro_batches=micro_batches, process_index=host, process_count=hosts
+      )
+      for host in range(hosts)
     ]
     assert {part.shape for part in parts} == {(micro_batches, batch // micro_batches // hosts)}
     together = np.concatenate(parts, axis=1)

@@ -35,8 +35,10 @@ def batches(images, local):
   for first in range(0, len(images), local):
     part = images[first : first + local]
     padding = local - len(part)
-    yield {"image": np.concatenate([part, np.zeros((padding, *part.shape[1:]), np.uint8)]),
-           "mask": np.arange(local) < len(part)}
+    yield {
+      "image": np.concatenate([part, np.zeros((padding, *part.shape[1:]), np.uint8)]),
+      "mask": np.arange(local) < len(part),
+    }
 
 
 def collect(networks, images, batch_size, devices):
@@ -59,9 +61,11 @@ def networks():
 @pytest.fixture(scope="module")
 def expected(networks):
   def compute(images):
-    of_crop = lambda crop: np.mean([by_hand(networks[0], crop, 127.5), by_hand(networks[1], crop, 127.5),
-                                    by_hand(networks[2], crop, 100.0)], axis=0)
+    of_crop = lambda crop: np.mean(
+      [by_hand(networks[0], crop, 127.5), by_hand(networks[1], crop, 127.5), by_hand(networks[2], crop, 100.0)], axis=0
+    )
     return np.array([np.mean([of_crop(crop) for crop in image], axis=0) for image in images])
+
   return compute
 
 

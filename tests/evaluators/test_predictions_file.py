@@ -39,8 +39,15 @@ def test_a_line_tells_the_five_likeliest_classes(tmp_path):
   assert predictions_file.resume(tmp_path / "new" / "run", REQUEST) == 0
   folder = tmp_path / "new" / "run"
   write(folder, [2], probabilities({0: 0.1, 1: 0.05, 2: 0.2, 3: 0.3, 5: 0.25, 7: 0.1}))
-  assert lines(folder) == [{"id": "image0", "label": 2, "top5": [3, 5, 2, 0, 7],
-                            "probability": [0.3, 0.25, 0.2, 0.1, 0.1], "label_probability": 0.2}]
+  assert lines(folder) == [
+    {
+      "id": "image0",
+      "label": 2,
+      "top5": [3, 5, 2, 0, 7],
+      "probability": [0.3, 0.25, 0.2, 0.1, 0.1],
+      "label_probability": 0.2,
+    }
+  ]
 
 
 def test_of_equal_probabilities_the_lower_class_comes_first(tmp_path):
@@ -78,8 +85,13 @@ def test_with_several_labels_any_is_right_and_examples_without_do_not_count(tmp_
   certain = [{3: 0.9, 1: 0.1}, {3: 0.9, 1: 0.1}, {3: 0.9, 1: 0.1}, {0: 1.0}]
   write(tmp_path, [[3, 4], [1], [6, 7], []], probabilities(*certain))
   metrics = predictions_file.metrics(tmp_path, 4)
-  assert metrics == {"top1_error": pytest.approx(2 / 3), "top5_error": pytest.approx(1 / 3), "count": 3, "skipped": 0,
-                     "without_label": 1}
+  assert metrics == {
+    "top1_error": pytest.approx(2 / 3),
+    "top5_error": pytest.approx(1 / 3),
+    "count": 3,
+    "skipped": 0,
+    "without_label": 1,
+  }
 
 
 def test_what_was_skipped_does_not_count_but_must_be_there(tmp_path):
@@ -133,8 +145,12 @@ with predictions_file.writer(pathlib.Path(sys.argv[1])) as append:
 
 def test_a_killed_process_loses_nothing_that_was_appended(tmp_path, repository):
   assert predictions_file.resume(tmp_path, REQUEST) == 0
-  process = subprocess.Popen([sys.executable, "-c", _WRITES, tmp_path], stdout=subprocess.PIPE, text=True,
-                             env=os.environ | {"PYTHONPATH": str(repository)})
+  process = subprocess.Popen(
+    [sys.executable, "-c", _WRITES, tmp_path],
+    stdout=subprocess.PIPE,
+    text=True,
+    env=os.environ | {"PYTHONPATH": str(repository)},
+  )
   assert process.stdout.readline() == "written\n"
   process.kill()
   process.communicate()

@@ -9,16 +9,29 @@ from bn_inception import config_checks, evaluate, hosts, run_directory, train
 from bn_inception.data import datasets
 from bn_inception.experiments import archive, execution, plans
 
-TINY = {"num_steps": 4, "log_every": 2, "eval_every": 2, "checkpoint_every": 2, "steps_per_call": 2,
-        "eval.population_batches": 1}
+TINY = {
+  "num_steps": 4,
+  "log_every": 2,
+  "eval_every": 2,
+  "checkpoint_every": 2,
+  "steps_per_call": 2,
+  "eval.population_batches": 1,
+}
 
 
 @pytest.fixture(autouse=True)
 def tiny_figure(monkeypatch):
   """A figure 'tiny' of four runs of four steps."""
+
   def tiny(scale, seeds):
-    return plans.Plan([plans._run(scale, f"mnist_{network}", seed, "mnist", f"{network},{scale}", extra=TINY)
-                       for seed in range(seeds) for network in plans.MNIST_NETWORKS])
+    return plans.Plan(
+      [
+        plans._run(scale, f"mnist_{network}", seed, "mnist", f"{network},{scale}", extra=TINY)
+        for seed in range(seeds)
+        for network in plans.MNIST_NETWORKS
+      ]
+    )
+
   monkeypatch.setitem(plans.FIGURES, "tiny", (tiny, ("quickstart",), 2))
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   monkeypatch.setattr(execution, "measure", lambda config: (1.0, 1e12))
@@ -66,9 +79,11 @@ def test_a_cut_plan_continues_and_a_finished_one_does_nothing(digits_dir, tmp_pa
 
 def test_machines_share_the_runs_without_overlap(monkeypatch, digits_dir, tmp_path):
   made = []
-  monkeypatch.setattr(train, "train_and_evaluate",
-                      lambda config, workdir, **_: made.append(workdir.parent.name + workdir.name) or {
-                          "status": "done"})
+  monkeypatch.setattr(
+    train,
+    "train_and_evaluate",
+    lambda config, workdir, **_: made.append(workdir.parent.name + workdir.name) or {"status": "done"},
+  )
   for index in range(3):
     execution.reproduce("tiny", str(tmp_path), data_dir=digits_dir, index=index, count=3)
   assert sorted(made) == sorted(name.replace("quickstart/", "").replace("/", "") for name in NAMES)
@@ -86,8 +101,13 @@ def evaluations(monkeypatch, tmp_path, digits_dir):
 
   def figure(scale, seeds):
     runs = plans.FIGURES["tiny"][0](scale, 1).runs
-    return plans.Plan(runs, [plans.Evaluation(f"quickstart/figure4/{name}", tuple(of), 1, "running")
-                             for name, of in (("one", names[:1]), ("two", names[1:]), ("both", names))])
+    return plans.Plan(
+      runs,
+      [
+        plans.Evaluation(f"quickstart/figure4/{name}", tuple(of), 1, "running")
+        for name, of in (("one", names[:1]), ("two", names[1:]), ("both", names))
+      ],
+    )
 
   def evaluate_checkpoints(paths, output, **arguments):
     made.append(output.rpartition("/")[2])
@@ -140,8 +160,13 @@ def test_machines_share_the_evaluations_without_overlap(evaluations, tmp_path):
 def test_diverged_runs_are_results_and_longer_ones_go_on(tmp_path):
   config = plans.Run("x", "mnist", "bn", TINY).config()
   assert not execution.finished(tmp_path, config)
-  for status, step, expected in (("diverged", 1, True), ("done", 4, True), ("done", 2, False), ("running", 2, False),
-                                 ("preempted", 2, False)):
+  for status, step, expected in (
+    ("diverged", 1, True),
+    ("done", 4, True),
+    ("done", 2, False),
+    ("running", 2, False),
+    ("preempted", 2, False),
+  ):
     (tmp_path / "status.json").write_text(json.dumps({"status": status, "step": step}))
     assert execution.finished(tmp_path, config) == expected
 
@@ -168,9 +193,14 @@ def test_the_embedded_digits_serve_where_the_data_set_is_absent(digits_dir, tmp_
       make(**arguments)
 
 
-@pytest.mark.parametrize("arguments,message", [
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
     ({"scale": "imagenet"}, "tiny has no scale 'imagenet': choose one of quickstart"),
-    ({"index": 2, "count": 2}, "Part 2 of 2 does not exist"), ({"num_steps": 3}, "num_steps is 3, but steps_per_call")])
+    ({"index": 2, "count": 2}, "Part 2 of 2 does not exist"),
+    ({"num_steps": 3}, "num_steps is 3, but steps_per_call"),
+  ],
+)
 def test_what_cannot_be_made_is_said_before_anything_starts(digits_dir, tmp_path, arguments, message):
   with pytest.raises(config_checks.ConfigError, match=message):
     execution.reproduce("tiny", str(tmp_path / "runs"), data_dir=digits_dir, **arguments)

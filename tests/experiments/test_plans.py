@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from bn_inception import config_checks, optim
-from bn_inception.experiments import archive, plans
 from bn_inception.configs import bn_baseline, bn_x5
+from bn_inception.experiments import archive, plans
 from tests.test_configs import differences
 
 EVERY = [(figure, scale) for figure, (_, scales, _) in plans.FIGURES.items() for scale in scales]
@@ -71,12 +71,18 @@ def test_seeds_differ_in_the_seed_alone():
 
 
 def test_long_runs_differ_in_their_length_alone_and_end_at_the_same_rate():
-  short, long = ({plans.experiment_of(run): run.config() for run in runs_of("figure3", scale, 1)}
-                 for scale in ("cifar10", "cifar10_long"))
+  short, long = (
+    {plans.experiment_of(run): run.config() for run in runs_of("figure3", scale, 1)}
+    for scale in ("cifar10", "cifar10_long")
+  )
   assert list(short) == list(long)
   for name, config in long.items():
-    assert set(differences(short[name], config)) == {"num_steps", "eval_every", "checkpoint_every",
-                                                     "learning_rate_decay_epochs"}
+    assert set(differences(short[name], config)) == {
+      "num_steps",
+      "eval_every",
+      "checkpoint_every",
+      "learning_rate_decay_epochs",
+    }
     assert config.num_steps == 6 * short[name].num_steps == 6_000
     last_rates = [float(optim.learning_rate_schedule(c, 50_000)(c.num_steps)) for c in (short[name], config)]
     assert last_rates[0] == pytest.approx(last_rates[1], rel=1e-3)
@@ -123,6 +129,7 @@ def test_the_command_of_a_run_makes_its_config(figure, repository, monkeypatch):
   """Through the flags of ml_collections, as the user's shell would give them."""
   from absl import flags
   from ml_collections import config_flags
+
   monkeypatch.chdir(repository)
   for run in runs_of(figure, "cifar10", 1):
     _, script, *words = shlex.split(run.command("runs"))

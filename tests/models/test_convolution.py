@@ -15,23 +15,23 @@ from bn_inception.models import convolution
 
 # kernel shape (height, width, in / groups, out), image size, strides, padding, groups
 CONVOLUTIONS = {
-    "1x1": ((1, 1, 6, 5), (5, 7), (1, 1), "SAME", 1),
-    "1x1, stride 2": ((1, 1, 6, 5), (5, 7), (2, 2), "SAME", 1),
-    "3x3": ((3, 3, 4, 5), (6, 5), (1, 1), "SAME", 1),
-    "3x3, stride 2, even": ((3, 3, 4, 5), (8, 6), (2, 2), "SAME", 1),
-    "3x3, stride 2, odd": ((3, 3, 4, 5), (7, 9), (2, 2), "SAME", 1),
-    "3x3, stride 2, symmetric": ((3, 3, 4, 5), (8, 7), (2, 2), ((1, 1), (1, 1)), 1),
-    "all axes differ": ((2, 3, 4, 5), (7, 10), (2, 3), ((0, 1), (2, 0)), 1),
-    "depthwise 7x7, stride 2": ((7, 7, 1, 24), (12, 11), (2, 2), "SAME", 3),
-    "two groups": ((3, 3, 2, 6), (5, 6), (1, 1), "SAME", 2),
+  "1x1": ((1, 1, 6, 5), (5, 7), (1, 1), "SAME", 1),
+  "1x1, stride 2": ((1, 1, 6, 5), (5, 7), (2, 2), "SAME", 1),
+  "3x3": ((3, 3, 4, 5), (6, 5), (1, 1), "SAME", 1),
+  "3x3, stride 2, even": ((3, 3, 4, 5), (8, 6), (2, 2), "SAME", 1),
+  "3x3, stride 2, odd": ((3, 3, 4, 5), (7, 9), (2, 2), "SAME", 1),
+  "3x3, stride 2, symmetric": ((3, 3, 4, 5), (8, 7), (2, 2), ((1, 1), (1, 1)), 1),
+  "all axes differ": ((2, 3, 4, 5), (7, 10), (2, 3), ((0, 1), (2, 0)), 1),
+  "depthwise 7x7, stride 2": ((7, 7, 1, 24), (12, 11), (2, 2), "SAME", 3),
+  "two groups": ((3, 3, 2, 6), (5, 6), (1, 1), "SAME", 2),
 }
 POOLS = {  # window, image size, strides, padding
-    "3x3, stride 2, TensorFlow": ((3, 3), (8, 6), (2, 2), ((0, 1), (0, 1))),
-    "3x3, stride 2, symmetric": ((3, 3), (7, 8), (2, 2), ((1, 1), (1, 1))),
-    "3x3, stride 2, no padding": ((3, 3), (8, 7), (2, 2), ((0, 0), (0, 0))),
-    "3x3, stride 1": ((3, 3), (5, 4), (1, 1), ((1, 1), (1, 1))),
-    "all axes differ": ((2, 5), (7, 11), (3, 2), ((1, 0), (2, 1))),
-    "strides beyond the window": ((2, 2), (9, 10), (3, 4), ((0, 0), (0, 0))),
+  "3x3, stride 2, TensorFlow": ((3, 3), (8, 6), (2, 2), ((0, 1), (0, 1))),
+  "3x3, stride 2, symmetric": ((3, 3), (7, 8), (2, 2), ((1, 1), (1, 1))),
+  "3x3, stride 2, no padding": ((3, 3), (8, 7), (2, 2), ((0, 0), (0, 0))),
+  "3x3, stride 1": ((3, 3), (5, 4), (1, 1), ((1, 1), (1, 1))),
+  "all axes differ": ((2, 5), (7, 11), (3, 2), ((1, 0), (2, 1))),
+  "strides beyond the window": ((2, 2), (9, 10), (3, 4), ((0, 0), (0, 0))),
 }
 
 
@@ -53,7 +53,7 @@ def padded(x, padding, value=0.0):
 
 def unpadded(x, padding):
   (top, bottom), (left, right) = padding
-  return x[:, top:x.shape[1] - bottom, left:x.shape[2] - right]
+  return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
 
 def brute_force_conv(x, kernel, dy, strides, padding, groups):
@@ -78,7 +78,8 @@ def value_and_gradients(function, dy, *args):
 
 def xla_conv(x, kernel, strides, padding, groups):
   return lax.conv_general_dilated(
-      x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups)
+    x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+  )
 
 
 def random(*shape, seed=0):
@@ -87,8 +88,12 @@ def random(*shape, seed=0):
 
 # What decides how a CPU makes the kernel's gradient: examples, bytes of a chunk, and from how many channels on each tap
 # has a product of its own.
-GRADIENTS = {"a product a tap": (1, 2**21, 1), "a product for all taps": (1, 2**21, 8),
-             "a product a tap and chunk": (6, 3_000, 1), "a product a chunk": (6, 3_000, 8)}
+GRADIENTS = {
+  "a product a tap": (1, 2**21, 1),
+  "a product for all taps": (1, 2**21, 8),
+  "a product a tap and chunk": (6, 3_000, 1),
+  "a product a chunk": (6, 3_000, 8),
+}
 
 
 @pytest.mark.parametrize("way", GRADIENTS.values(), ids=GRADIENTS.keys())
@@ -100,8 +105,7 @@ def test_conv2d_is_brute_force_in_value_and_both_gradients(monkeypatch, case, wa
   monkeypatch.setattr(convolution, "_NARROW", narrow)
   with jax.enable_x64(True):
     x, kernel = random(examples, *size, kernel_shape[2] * groups), random(*kernel_shape)
-    conv = jax.jit(functools.partial(
-        convolution.conv2d, strides=strides, padding=padding, feature_group_count=groups))
+    conv = jax.jit(functools.partial(convolution.conv2d, strides=strides, padding=padding, feature_group_count=groups))
     dy = random(*jax.eval_shape(conv, x, kernel).shape, seed=1)
     explicit = lax.padtype_to_pads(size, kernel_shape[:2], strides, padding) if padding == "SAME" else padding
     expected = brute_force_conv(x, kernel, dy, strides, explicit, groups)
@@ -110,13 +114,14 @@ def test_conv2d_is_brute_force_in_value_and_both_gradients(monkeypatch, case, wa
       np.testing.assert_allclose(actual, desired, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("kernel_shape, size, stride, groups", [
-    ((7, 7, 1, 24), 64, 2, 3), ((3, 3, 64, 96), 28, 1, 1), ((1, 1, 576, 224), 14, 1, 1)])
+@pytest.mark.parametrize(
+  "kernel_shape, size, stride, groups",
+  [((7, 7, 1, 24), 64, 2, 3), ((3, 3, 64, 96), 28, 1, 1), ((1, 1, 576, 224), 14, 1, 1)],
+)
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
 def test_conv2d_is_close_to_xla_on_shapes_of_inception(kernel_shape, size, stride, groups, dtype, tolerance):
   x, kernel = random(2, size, size, kernel_shape[2] * groups), random(*kernel_shape)
-  conv = functools.partial(
-      convolution.conv2d, strides=(stride, stride), padding="SAME", feature_group_count=groups)
+  conv = functools.partial(convolution.conv2d, strides=(stride, stride), padding="SAME", feature_group_count=groups)
   reference = functools.partial(xla_conv, strides=(stride, stride), padding="SAME", groups=groups)
   dy = random(*jax.eval_shape(conv, x, kernel).shape, seed=1)
   # What bfloat16 holds of the inputs, in float32.
@@ -156,7 +161,8 @@ def test_max_pool_is_brute_force_and_xla_in_value_and_gradient(case, dtype):
   x = jnp.asarray(np.random.default_rng(0).integers(np.negative(levels), 0, (2, *size, 3)), dtype)
   pool = jax.jit(functools.partial(convolution.max_pool, window=window, strides=strides, padding=padding))
   reference = lambda x: lax.reduce_window(
-      x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
+    x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0))
+  )
   # Small integers: sums are exact in either type, whatever their order.
   dy = np.random.default_rng(1).integers(-9, 10, jax.eval_shape(pool, x).shape).astype(np.float64)
   actual = value_and_gradients(pool, dy, x)
@@ -173,8 +179,9 @@ def test_avg_pool_is_brute_force(case, count_include_pad):
   window, size, strides, padding = case
   with jax.enable_x64(True):
     x = random(2, *size, 3)
-    pool = functools.partial(convolution.avg_pool, window=window, strides=strides, padding=padding,
-                             count_include_pad=count_include_pad)
+    pool = functools.partial(
+      convolution.avg_pool, window=window, strides=strides, padding=padding, count_include_pad=count_include_pad
+    )
     y = pool(x)
     zeros, inside = padded(x, padding), padded(np.ones_like(x), padding)
     for h, w, rows, columns in windows(size, window, strides, padding):
@@ -189,7 +196,8 @@ def collectives(function, *args):
   sharding = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
   in_shardings = tuple(sharding("data") if arg.shape[0] == 16 else sharding() for arg in args)
   out_shardings = jax.tree.map(
-      lambda out: sharding("data") if out.shape[:1] == (16,) else sharding(), jax.eval_shape(function, *args))
+    lambda out: sharding("data") if out.shape[:1] == (16,) else sharding(), jax.eval_shape(function, *args)
+  )
   with jax.set_mesh(mesh):
     function = jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings)
     program = function.lower(*args).compile().as_text()
@@ -199,8 +207,18 @@ def collectives(function, *args):
 
 def test_chunks_are_equal_and_at_most_their_size_where_examples_allow_it(monkeypatch):
   x, dy = np.zeros((12, 5, 5, 2), np.float32), np.zeros((12, 5, 5, 3), np.float32)  # 500 bytes an example.
-  for chunk_bytes, devices, chunks in ((6_000, 1, 2), (2_999, 1, 3), (2_000, 1, 3), (1_999, 1, 4), (1_400, 1, 6),
-                                       (10, 1, 12), (3_000, 2, 2), (1_499, 2, 3), (10, 4, 3), (10_000, 12, 1)):
+  for chunk_bytes, devices, chunks in (
+    (6_000, 1, 2),
+    (2_999, 1, 3),
+    (2_000, 1, 3),
+    (1_999, 1, 4),
+    (1_400, 1, 6),
+    (10, 1, 12),
+    (3_000, 2, 2),
+    (1_499, 2, 3),
+    (10, 4, 3),
+    (10_000, 12, 1),
+  ):
     monkeypatch.setattr(convolution, "_CHUNK_BYTES", chunk_bytes)
     assert convolution._number_of_chunks(x, dy, devices) == chunks
 
@@ -217,7 +235,8 @@ def test_conv2d_sharded_over_the_batch_needs_one_all_reduce(monkeypatch, case, n
   dy = jnp.zeros(jax.eval_shape(conv, x, kernel).shape)
   assert not collectives(lambda x, kernel, dy: value_and_gradients(conv, dy, x, kernel)[:2], x, kernel, dy)
   assert collectives(lambda x, kernel, dy: value_and_gradients(conv, dy, x, kernel)[2], x, kernel, dy) == {
-      "all-reduce": 1}
+    "all-reduce": 1
+  }
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")

@@ -38,29 +38,44 @@ avg pool     1x1x1024
 
 # What a reading of the table changes, by layer.
 READINGS = {
-    "576 channels as stated": (96, {"4c": {"pool + proj": "avg + 96"}, "4d": {"pool + proj": "avg + 96"}}),
-    "projection of 128 as stated": (128, {"4c": {"output": "14x14x608"}, "4d": {"output": "14x14x608"},
-                                          "4e": {"output": "7x7x1056"}}),
+  "576 channels as stated": (96, {"4c": {"pool + proj": "avg + 96"}, "4d": {"pool + proj": "avg + 96"}}),
+  "projection of 128 as stated": (
+    128,
+    {"4c": {"output": "14x14x608"}, "4d": {"output": "14x14x608"}, "4e": {"output": "7x7x1056"}},
+  ),
 }
 
 # Released networks, and both readings with both stems: counts made from their own files and code.
 # convolution kernels, biases, BN channels, fully connected, trainable, with moving statistics, 1e9 multiply-adds
-CADENE = dict(stem="plain", pool_proj_4cd=128, conv_bias=True, padding="symmetric", stem_pool="ceil",
-              reduction_pool="ceil", avg_pool_include_pad=True)
+CADENE = dict(
+  stem="plain",
+  pool_proj_4cd=128,
+  conv_bias=True,
+  padding="symmetric",
+  stem_pool="ceil",
+  reduction_pool="ceil",
+  avg_pool_include_pad=True,
+)
 COUNTS = {
-    "128, plain stem": (dict(stem="plain", pool_proj_4cd=128),
-                        (10_240_192, 0, 10_016, 1_025_000, 11_285_224, 11_305_256, 2.033)),
-    "128, separable stem": (dict(pool_proj_4cd=128),
-                            (10_233_496, 0, 10_016, 1_025_000, 11_278_528, 11_298_560, 1.949)),
-    "96, plain stem (lim0606)": (dict(stem="plain", padding="symmetric", stem_pool="ceil", reduction_pool="ceil",
-                                      avg_pool_include_pad=True),
-                                 (10_150_080, 0, 9_952, 1_025_000, 11_194_984, 11_214_888, 2.019)),
-    "96, separable stem": ({}, (10_143_384, 0, 9_952, 1_025_000, 11_188_288, 11_208_192, 1.935)),
-    "Cadene": (CADENE, (10_240_192, 10_016, 10_016, 1_025_000, 11_295_240, 11_315_272, 2.033)),
-    "MXNet": (CADENE | dict(stem_pool="floor", reduction_pool="floor_pad1"),
-              (10_240_192, 10_016, 10_016, 1_025_000, 11_295_240, 11_315_272, 1.987)),
-    "TF-slim": (dict(norm_in_stem=False, num_classes=1001, norm=functools.partial(NORM, use_gamma=False)),
-                (10_143_384, 64, 9_888, 1_026_025, 11_179_361, 11_199_137, 1.935)),
+  "128, plain stem": (
+    dict(stem="plain", pool_proj_4cd=128),
+    (10_240_192, 0, 10_016, 1_025_000, 11_285_224, 11_305_256, 2.033),
+  ),
+  "128, separable stem": (dict(pool_proj_4cd=128), (10_233_496, 0, 10_016, 1_025_000, 11_278_528, 11_298_560, 1.949)),
+  "96, plain stem (lim0606)": (
+    dict(stem="plain", padding="symmetric", stem_pool="ceil", reduction_pool="ceil", avg_pool_include_pad=True),
+    (10_150_080, 0, 9_952, 1_025_000, 11_194_984, 11_214_888, 2.019),
+  ),
+  "96, separable stem": ({}, (10_143_384, 0, 9_952, 1_025_000, 11_188_288, 11_208_192, 1.935)),
+  "Cadene": (CADENE, (10_240_192, 10_016, 10_016, 1_025_000, 11_295_240, 11_315_272, 2.033)),
+  "MXNet": (
+    CADENE | dict(stem_pool="floor", reduction_pool="floor_pad1"),
+    (10_240_192, 10_016, 10_016, 1_025_000, 11_295_240, 11_315_272, 1.987),
+  ),
+  "TF-slim": (
+    dict(norm_in_stem=False, num_classes=1001, norm=functools.partial(NORM, use_gamma=False)),
+    (10_143_384, 64, 9_888, 1_026_025, 11_179_361, 11_199_137, 1.935),
+  ),
 }
 
 
@@ -109,8 +124,14 @@ def random_variables(model: inception.Inception):
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
-    low, high = {"bias": (-0.3, 0.3), "gamma": (1, 2), "beta": (-0.3, 0.3), "mean": (-0.3, 0.3), "var": (0.5, 1.5),
-                 "kernel": (-1, 2) / np.sqrt(np.prod(leaf.shape[:-1]))}[path[-1].key]
+    low, high = {
+      "bias": (-0.3, 0.3),
+      "gamma": (1, 2),
+      "beta": (-0.3, 0.3),
+      "mean": (-0.3, 0.3),
+      "var": (0.5, 1.5),
+      "kernel": (-1, 2) / np.sqrt(np.prod(leaf.shape[:-1])),
+    }[path[-1].key]
     return jnp.asarray(rng.uniform(low, high, leaf.shape), jnp.float32)
 
   return jax.tree_util.tree_map_with_path(draw, initial_shapes(model))
@@ -142,9 +163,15 @@ def test_counts_of_released_networks(name):
   gammas_and_betas = bn_channels * (1 if name == "TF-slim" else 2)
   assert parameters["BN gamma and beta"] == gammas_and_betas
   trainable = sum(parameters.values())
-  assert (parameters["convolution kernels"], parameters["convolution biases"], bn_channels,
-          parameters["fully connected"], trainable, trainable + moving_statistics,
-          round(multiply_adds / 1e9, 3)) == expected
+  assert (
+    parameters["convolution kernels"],
+    parameters["convolution biases"],
+    bn_channels,
+    parameters["fully connected"],
+    trainable,
+    trainable + moving_statistics,
+    round(multiply_adds / 1e9, 3),
+  ) == expected
 
 
 def test_mxnet_borders_give_maps_of_55_and_27_but_14_and_7_later():
@@ -240,7 +267,8 @@ def test_auxiliary_logits_come_in_training_only():
   images = jnp.zeros((2, 8, 8, 3))
   collections = ["batch_moments", "auxiliary"]
   apply = lambda train: jax.eval_shape(
-      lambda variables: model.apply(variables, images, train=train, mutable=collections)[1], variables)
+    lambda variables: model.apply(variables, images, train=train, mutable=collections)[1], variables
+  )
   assert [logits.shape for logits in jax.tree.leaves(apply(True)["auxiliary"])] == [(2, 5), (2, 5)]
   assert "auxiliary" not in apply(False)
   assert "auxiliary_4a" in variables["params"] and "auxiliary_4a" in apply(True)["batch_moments"]
@@ -248,8 +276,9 @@ def test_auxiliary_logits_come_in_training_only():
 
 def test_bfloat16_computes_float32_logits_from_float32_parameters():
   model = tiny(dtype="bfloat16", local_response_norm=True, auxiliary_heads=("4a",))
-  init = lambda: model.init_with_output(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False,
-                                        capture_intermediates=True)
+  init = lambda: model.init_with_output(
+    jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False, capture_intermediates=True
+  )
   logits, variables = jax.eval_shape(init)
   inner = variables.pop("intermediates")
   assert logits.dtype == jnp.float32
@@ -265,6 +294,7 @@ def test_bfloat16_computes_float32_logits_from_float32_parameters():
 @pytest.fixture(scope="module")
 def module_parts():
   """Builds an InceptionModule without BN, runs it and returns (input, output, its 1x1 projection's params)."""
+
   def run(widths, **settings):
     x = np.random.default_rng(0).normal(size=(1, 6, 6, 3)).astype(np.float32)
     unit = functools.partial(layers.ConvUnit, nonlinearity=lambda x: x)
@@ -274,18 +304,20 @@ def module_parts():
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes["params"])
     y = compiled(lambda params: module.apply({"params": params}, x, train=False, mask=None))(params)
     return x, np.asarray(y), params
+
   return run
 
 
 @pytest.mark.parametrize("include_pad", [True, False])
 def test_average_pool_counts_the_borders_zeros_or_not(module_parts, include_pad):
   """TensorFlow divides a corner's sum by 4, Caffe by 9."""
-  x, y, params = module_parts(inception.Widths(1, 1, 1, 1, 1, "avg", 2), reduction_pool="same",
-                              avg_pool_include_pad=include_pad)
+  x, y, params = module_parts(
+    inception.Widths(1, 1, 1, 1, 1, "avg", 2), reduction_pool="same", avg_pool_include_pad=include_pad
+  )
   pooled = np.empty(x.shape)
   for i in range(6):
     for j in range(6):
-      window = x[:, max(i - 1, 0):i + 2, max(j - 1, 0):j + 2]
+      window = x[:, max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
       pooled[:, i, j] = window.sum((1, 2)) / (9 if include_pad else window.shape[1] * window.shape[2])
   expected = pooled @ params["pool_proj"]["conv"]["kernel"][0, 0] + params["pool_proj"]["conv"]["bias"]
   np.testing.assert_allclose(y[..., -2:], expected, rtol=1e-4, atol=1e-5)
@@ -298,7 +330,7 @@ def test_branches_are_concatenated_in_the_order_of_figure_5(module_parts):
   one = x @ params["1x1"]["conv"]["kernel"][0, 0] + params["1x1"]["conv"]["bias"]
   np.testing.assert_allclose(y[..., :1], one, rtol=1e-4, atol=1e-5)
   pooled = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
-  pooled = np.max([pooled[:, i:i + 6, j:j + 6] for i in range(3) for j in range(3)], axis=0)
+  pooled = np.max([pooled[:, i : i + 6, j : j + 6] for i in range(3) for j in range(3)], axis=0)
   projection = pooled @ params["pool_proj"]["conv"]["kernel"][0, 0] + params["pool_proj"]["conv"]["bias"]
   np.testing.assert_allclose(y[..., 6:], projection, rtol=1e-4, atol=1e-5)
   three = x @ params["3x3_reduce"]["conv"]["kernel"][0, 0] + params["3x3_reduce"]["conv"]["bias"]
@@ -309,7 +341,7 @@ def test_branches_are_concatenated_in_the_order_of_figure_5(module_parts):
 def test_stride_2_module_passes_the_pooled_input_on(module_parts):
   x, y, _ = module_parts(inception.Widths(0, 1, 1, 1, 1, "max", 0), reduction_pool="ceil", avg_pool_include_pad=False)
   assert y.shape == (1, 3, 3, 1 + 1 + 3)
-  expected = [[x[:, i:i + 3, j:j + 3].max((1, 2)) for j in (0, 2, 4)] for i in (0, 2, 4)]
+  expected = [[x[:, i : i + 3, j : j + 3].max((1, 2)) for j in (0, 2, 4)] for i in (0, 2, 4)]
   np.testing.assert_array_equal(y[..., 2:], np.array(expected).transpose(2, 0, 1, 3))
 
 
@@ -321,7 +353,8 @@ def test_dropout_acts_in_training_where_there_is_an_rng(three_modules, images):
   @compiled
   def run(variables):
     apply = lambda train, seed=None: model.apply(
-        variables, images, train=train, rngs=None if seed is None else {"dropout": jax.random.key(seed)})
+      variables, images, train=train, rngs=None if seed is None else {"dropout": jax.random.key(seed)}
+    )
     return {"evaluation": apply(False, 0), "no rng": apply(True), "dropped": [apply(True, 0), apply(True, 1)]}
 
   logits = run(variables)
@@ -330,10 +363,15 @@ def test_dropout_acts_in_training_where_there_is_an_rng(three_modules, images):
   assert np.abs(first - second).max() > 0.01 < np.abs(first - logits["no rng"]).max()
 
 
-@pytest.mark.parametrize("settings", [
-    {}, {"conv_bias": True, "stem": "plain", "avg_pool_include_pad": True},
-    {"norm": functools.partial(NORM, use_gamma=False), "norm_in_stem": False, "stem": "separable"}],
-    ids=["paper", "with biases", "TF-slim"])
+@pytest.mark.parametrize(
+  "settings",
+  [
+    {},
+    {"conv_bias": True, "stem": "plain", "avg_pool_include_pad": True},
+    {"norm": functools.partial(NORM, use_gamma=False), "norm_in_stem": False, "stem": "separable"},
+  ],
+  ids=["paper", "with biases", "TF-slim"],
+)
 def test_folded_network_is_the_network_at_inference(settings, three_modules, images):
   model = tiny(**settings)
   variables = random_variables(model)

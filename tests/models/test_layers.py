@@ -46,7 +46,9 @@ def test_pools_see_the_windows_of_the_framework_for_even_and_odd_sizes(border):
   for height, width in ((5, 8), (12, 7)):
     x = normal(2, height, width, 3)
     rows, columns = pool_windows(border, height), pool_windows(border, width)
-    expected = [[x[:, row.start:row.stop, column.start:column.stop].max((1, 2)) for column in columns] for row in rows]
+    expected = [
+      [x[:, row.start : row.stop, column.start : column.stop].max((1, 2)) for column in columns] for row in rows
+    ]
     actual = inception.max_pool_stride2(jnp.asarray(x), border)
     np.testing.assert_array_equal(actual, np.array(expected).transpose(2, 0, 1, 3))
 
@@ -62,8 +64,9 @@ def convolve(x: np.ndarray, kernel: np.ndarray, stride: int, padding: list[tuple
   x = np.pad(x, ((0, 0), *padding, (0, 0))).astype(np.float64)
   window = kernel.shape[0]
   rows, columns = (range(0, size - window + 1, stride) for size in x.shape[1:3])
-  return np.array([[np.einsum("bijc,ijcd->bd", x[:, i:i + window, j:j + window], kernel) for j in columns]
-                   for i in rows]).transpose(2, 0, 1, 3)
+  return np.array(
+    [[np.einsum("bijc,ijcd->bd", x[:, i : i + window, j : j + window], kernel) for j in columns] for i in rows]
+  ).transpose(2, 0, 1, 3)
 
 
 @pytest.mark.parametrize("window", [3, 7])
@@ -86,8 +89,11 @@ def test_convolution_adds_its_bias():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize("layer", [layers.Convolution(3, (3, 3), use_bias=True), layers.Convolution(8, groups=4),
-                                   layers.Dense(3)], ids=["convolution", "depthwise", "dense"])
+@pytest.mark.parametrize(
+  "layer",
+  [layers.Convolution(3, (3, 3), use_bias=True), layers.Convolution(8, groups=4), layers.Dense(3)],
+  ids=["convolution", "depthwise", "dense"],
+)
 def test_gradients_of_parameters_are_float32_before_devices_are_summed(layer, devices):
   """Against float64 sums over the same bfloat16 values; their parts rounded to bfloat16 are off by 1e-3."""
   shape = (32, 4) if isinstance(layer, layers.Dense) else (32, 5, 5, 4)
@@ -96,8 +102,10 @@ def test_gradients_of_parameters_are_float32_before_devices_are_summed(layer, de
   x = split(normal(*shape))
   params = layer.init(jax.random.key(0), x)["params"]
   dy = split(normal(*jax.eval_shape(lambda: layer.apply({"params": params}, x)).shape, seed=1))
-  gradients = jax.jit(jax.grad(lambda params, x, dy: jnp.sum((layer.apply({"params": params}, x) * dy).astype(float))),
-                      out_shardings=sharding.replicated(mesh))
+  gradients = jax.jit(
+    jax.grad(lambda params, x, dy: jnp.sum((layer.apply({"params": params}, x) * dy).astype(float))),
+    out_shardings=sharding.replicated(mesh),
+  )
   actual = gradients(params, x, dy)
   x, dy = (np.asarray(a, np.float64) for a in (x, dy))
   if "bias" in params:
@@ -108,8 +116,9 @@ def test_gradients_of_parameters_are_float32_before_devices_are_summed(layer, de
     expected = np.einsum("bhwg,bhwgm->gm", x, dy.reshape(*dy.shape[:3], 4, 2)).reshape(1, 1, 1, 8)
   else:
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    expected = np.array([[np.einsum("bhwc,bhwd->cd", padded[:, i:i + 5, j:j + 5], dy) for j in range(3)]
-                         for i in range(3)])
+    expected = np.array(
+      [[np.einsum("bhwc,bhwd->cd", padded[:, i : i + 5, j : j + 5], dy) for j in range(3)] for i in range(3)]
+    )
   np.testing.assert_allclose(actual["kernel"], expected, rtol=1e-5, atol=1e-4)
 
 
@@ -142,8 +151,10 @@ def test_unit_is_nonlinearity_of_batch_norm_of_convolution(name, g):
   x = normal(4, 3, 3, 2)
   kernel, gamma, beta = normal(1, 1, 2, 3, seed=1), normal(3, seed=2), normal(3, seed=3)
   unit = layers.ConvUnit(3, norm=NORM, nonlinearity=layers.NONLINEARITIES[name])
-  variables = {"params": {"conv": {"kernel": kernel}, "bn": {"gamma": gamma, "beta": beta}},
-               "batch_stats": {"bn": {"mean": np.zeros(3), "var": np.ones(3)}}}
+  variables = {
+    "params": {"conv": {"kernel": kernel}, "bn": {"gamma": gamma, "beta": beta}},
+    "batch_stats": {"bn": {"mean": np.zeros(3), "var": np.ones(3)}},
+  }
   z = (x @ kernel[0, 0]).astype(np.float64)
   z = (z - z.mean((0, 1, 2))) / np.sqrt(z.var((0, 1, 2)) + 1e-3) * gamma + beta
   y, _ = unit.apply(variables, x, train=True, mutable="batch_stats")
@@ -161,8 +172,9 @@ def test_per_activation_normalizes_every_pixel_by_itself():
   np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm,use_bias,expected", [(None, False, True), (None, True, True), (NORM, False, False),
-                                                    (NORM, True, True)])
+@pytest.mark.parametrize(
+  "norm,use_bias,expected", [(None, False, True), (None, True, True), (NORM, False, False), (NORM, True, True)]
+)
 def test_unit_has_a_bias_without_batch_norm_or_on_request(norm, use_bias, expected):
   unit = layers.ConvUnit(3, norm=norm, use_bias=use_bias)
   params = jax.eval_shape(lambda: unit.init(jax.random.key(0), jnp.zeros((1, 2, 2, 2)), train=False))["params"]
@@ -176,7 +188,7 @@ def test_separable_unit_is_a_depthwise_then_a_pointwise_convolution():
   variables = initialize(unit, 5, 5, 2)
   depthwise, pointwise = (np.asarray(variables["params"][name]["kernel"]) for name in ("depthwise", "conv"))
   pads = [(1, 1), (1, 1)]
-  channels = [convolve(x[..., c:c + 1], depthwise[..., 3 * c:3 * c + 3], 2, pads) for c in (0, 1)]
+  channels = [convolve(x[..., c : c + 1], depthwise[..., 3 * c : 3 * c + 3], 2, pads) for c in (0, 1)]
   expected = np.concatenate(channels, axis=-1) @ pointwise[0, 0]
   np.testing.assert_allclose(unit.apply(variables, x, train=False), expected, rtol=1e-5, atol=1e-5)
 
@@ -185,8 +197,8 @@ def test_local_response_norm_is_its_formula_over_five_channels():
   x = 30 * normal(2, 3, 2, 7)
   expected = np.empty(x.shape)
   for channel in range(7):
-    neighbours = x[..., max(channel - 2, 0):channel + 3].astype(np.float64)
-    expected[..., channel] = x[..., channel] / (1 + 1e-4 / 5 * np.square(neighbours).sum(-1))**0.75
+    neighbours = x[..., max(channel - 2, 0) : channel + 3].astype(np.float64)
+    expected[..., channel] = x[..., channel] / (1 + 1e-4 / 5 * np.square(neighbours).sum(-1)) ** 0.75
   np.testing.assert_allclose(layers.local_response_norm(jnp.asarray(x)), expected, rtol=1e-6)
   assert np.abs(expected / x - 1).max() > 0.01  # Large enough to matter.
 
@@ -198,9 +210,15 @@ def test_local_response_norm_of_half_precision_sums_in_float32():
 
 
 def test_folding_a_unit_gives_the_kernel_and_bias_by_hand():
-  variables = {"params": {"unit": {"conv": {"kernel": np.full((1, 1, 1, 1), 3.0), "bias": np.array([2.0])},
-                                   "bn": {"gamma": np.array([5.0]), "beta": np.array([7.0])}}},
-               "batch_stats": {"unit": {"bn": {"mean": np.array([1.0]), "var": np.array([3.99])}}}}
+  variables = {
+    "params": {
+      "unit": {
+        "conv": {"kernel": np.full((1, 1, 1, 1), 3.0), "bias": np.array([2.0])},
+        "bn": {"gamma": np.array([5.0]), "beta": np.array([7.0])},
+      }
+    },
+    "batch_stats": {"unit": {"bn": {"mean": np.array([1.0]), "var": np.array([3.99])}}},
+  }
   folded = layers.fold_batch_norm(variables, epsilon=0.01)
   assert folded.keys() == {"params"} and folded["params"]["unit"].keys() == {"conv"}
   assert float(folded["params"]["unit"]["conv"]["kernel"].squeeze()) == pytest.approx(7.5)  # 3 * 5 / sqrt(4)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from bn_inception import batch_norm
-from bn_inception.models import mnist_mlp
 from bn_inception.configs import mnist
+from bn_inception.models import mnist_mlp
 
 NORM = functools.partial(batch_norm.BatchNorm, epsilon=1e-3)
 
@@ -23,9 +23,13 @@ def images():
   return (np.random.default_rng(0).random((8, 6, 6, 1)) > 0.5).astype(np.float32)
 
 
-@pytest.mark.parametrize("argument,parameters,statistics", [
+@pytest.mark.parametrize(
+  "argument,parameters,statistics",
+  [
     ("plain", 784 * 100 + 100 + 2 * (100 * 100 + 100) + 100 * 10 + 10, 0),
-    ("bn", 784 * 100 + 2 * 100 * 100 + 3 * (100 + 100) + 100 * 10 + 10, 3 * (100 + 100))])
+    ("bn", 784 * 100 + 2 * 100 * 100 + 3 * (100 + 100) + 100 * 10 + 10, 3 * (100 + 100)),
+  ],
+)
 def test_config_gives_three_hidden_layers_of_100_and_a_softmax_of_10(argument, parameters, statistics):
   model = mnist_mlp.from_config(mnist.get_config(argument))
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False))
@@ -64,7 +68,7 @@ def test_initial_weights_are_gaussian_with_the_configured_deviation():
   params = jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False))()["params"]
   kernel = np.asarray(params["hidden1"]["kernel"])
   assert kernel.std() == pytest.approx(0.2, rel=0.01)
-  assert np.mean(kernel**4) / kernel.var()**2 == pytest.approx(3, rel=0.05)  # A Gaussian's kurtosis, not cut off.
+  assert np.mean(kernel**4) / kernel.var() ** 2 == pytest.approx(3, rel=0.05)  # A Gaussian's kurtosis, not cut off.
 
 
 def test_bfloat16_computes_float32_logits_from_float32_parameters(images):

@@ -23,8 +23,11 @@ def parity(shared: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def goldens(parity: pathlib.Path) -> dict[str, Golden]:
-  files = {"torch": next(parity.glob("torch_cadene/*.pth.xz")), "tensorflow": next(parity.glob("tf_slim/*.ckpt.xz")),
-           "mxnet": next(parity.glob("mxnet/*.params.xz"))}
+  files = {
+    "torch": next(parity.glob("torch_cadene/*.pth.xz")),
+    "tensorflow": next(parity.glob("tf_slim/*.ckpt.xz")),
+    "mxnet": next(parity.glob("mxnet/*.params.xz")),
+  }
   return {name: Golden(path, path.with_name("expected.npz")) for name, path in files.items()}
 
 

@@ -7,11 +7,11 @@ prototxt that is written here layer by layer.
 
 import struct
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 import cv2
 import jax
 import numpy as np
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from bn_inception import config_checks, release
 from bn_inception.models import inception
@@ -19,16 +19,39 @@ from bn_inception.release import caffe_file, peers
 
 # Field: number, kind ("message" fields name theirs), repeated.
 MESSAGES = {
-    "BlobShape": {"dim": (1, "int64", True)},
-    "BlobProto": {"num": (1, "int32", False), "channels": (2, "int32", False), "height": (3, "int32", False),
-                  "width": (4, "int32", False), "data": (5, "float", True), "diff": (6, "float", True),
-                  "shape": (7, "BlobShape", False), "double_data": (8, "double", True)},
-    "LayerParameter": {"name": (1, "string", False), "type": (2, "string", False), "bottom": (3, "string", True),
-                       "top": (4, "string", True), "blobs": (7, "BlobProto", True), "phase": (10, "int32", False)},
-    "V1LayerParameter": {"bottom": (2, "string", True), "top": (3, "string", True), "name": (4, "string", False),
-                         "type": (5, "int32", False), "blobs": (6, "BlobProto", True)},
-    "NetParameter": {"name": (1, "string", False), "layers": (2, "V1LayerParameter", True),
-                     "input": (3, "string", True), "layer": (100, "LayerParameter", True)}}
+  "BlobShape": {"dim": (1, "int64", True)},
+  "BlobProto": {
+    "num": (1, "int32", False),
+    "channels": (2, "int32", False),
+    "height": (3, "int32", False),
+    "width": (4, "int32", False),
+    "data": (5, "float", True),
+    "diff": (6, "float", True),
+    "shape": (7, "BlobShape", False),
+    "double_data": (8, "double", True),
+  },
+  "LayerParameter": {
+    "name": (1, "string", False),
+    "type": (2, "string", False),
+    "bottom": (3, "string", True),
+    "top": (4, "string", True),
+    "blobs": (7, "BlobProto", True),
+    "phase": (10, "int32", False),
+  },
+  "V1LayerParameter": {
+    "bottom": (2, "string", True),
+    "top": (3, "string", True),
+    "name": (4, "string", False),
+    "type": (5, "int32", False),
+    "blobs": (6, "BlobProto", True),
+  },
+  "NetParameter": {
+    "name": (1, "string", False),
+    "layers": (2, "V1LayerParameter", True),
+    "input": (3, "string", True),
+    "layer": (100, "LayerParameter", True),
+  },
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +106,13 @@ class Lim:
     for name, row in inception.module_table(96).items():
       top, channels = self.module(f"inception_{name}", row, top, channels)
     self.layer("mean", "Pooling", [top], "pooling_param { pool: AVE kernel_size: 7 stride: 1 }")
-    self.layer("loss3/classifier", "InnerProduct", ["mean"], "inner_product_param { num_output: 1000 }",
-               [self.rng.normal(0, 0.05, (1000, channels)), self.rng.normal(0, 0.1, 1000)])
+    self.layer(
+      "loss3/classifier",
+      "InnerProduct",
+      ["mean"],
+      "inner_product_param { num_output: 1000 }",
+      [self.rng.normal(0, 0.05, (1000, channels)), self.rng.normal(0, 0.1, 1000)],
+    )
 
   def layer(self, name, kind, bottoms, parameters="", blobs=(), top=None):
     bottoms = " ".join(f'bottom: "{bottom}"' for bottom in bottoms)
@@ -95,25 +123,41 @@ class Lim:
 
   def unit(self, name, bottom, ins, outs, size=1, stride=1):
     uniform, shape = self.rng.uniform, (outs, ins, size, size)
-    self.layer(name, "Convolution", [bottom],
-               f"convolution_param {{ num_output: {outs} kernel_size: {size} stride: {stride} pad: {size // 2} "
-               "bias_term: false }", [self.rng.normal(0, (2 / (ins * size**2))**0.5, shape)])
+    self.layer(
+      name,
+      "Convolution",
+      [bottom],
+      f"convolution_param {{ num_output: {outs} kernel_size: {size} stride: {stride} pad: {size // 2} "
+      "bias_term: false }",
+      [self.rng.normal(0, (2 / (ins * size**2)) ** 0.5, shape)],
+    )
     factor = uniform(0.5, 900)
     mean, variance = self.rng.normal(0, 0.2, outs), uniform(0.5, 1.5, outs)
     if name == "conv1/7x7_s2":
       variance *= 5000  # Of pixels.
     variance[:2] = 1e-5
     self.layers[name][1][0][:2] *= 0.01
-    self.layer(f"{name}/bn", "BatchNorm", [name], "batch_norm_param { use_global_stats: true }",
-               [mean * factor, variance * factor, [factor]])
-    self.layer(f"{name}/bn/sc", "Scale", [f"{name}/bn"], "scale_param { bias_term: true }",
-               [uniform(0.8, 1.2, outs), self.rng.normal(0, 0.1, outs)])
+    self.layer(
+      f"{name}/bn",
+      "BatchNorm",
+      [name],
+      "batch_norm_param { use_global_stats: true }",
+      [mean * factor, variance * factor, [factor]],
+    )
+    self.layer(
+      f"{name}/bn/sc",
+      "Scale",
+      [f"{name}/bn"],
+      "scale_param { bias_term: true }",
+      [uniform(0.8, 1.2, outs), self.rng.normal(0, 0.1, outs)],
+    )
     return self.layer(f"{name}/relu", "ReLU", [f"{name}/bn/sc"]), outs
 
   def pool(self, name, bottom, kind, stride):
     pad = 1 if stride == 1 else 0
-    return self.layer(name, "Pooling", [bottom],
-                      f"pooling_param {{ pool: {kind} kernel_size: 3 stride: {stride} pad: {pad} }}")
+    return self.layer(
+      name, "Pooling", [bottom], f"pooling_param {{ pool: {kind} kernel_size: 3 stride: {stride} pad: {pad} }}"
+    )
 
   def module(self, name, row, bottom, channels):
     stride = 1 if row.conv1x1 else 2
@@ -138,8 +182,11 @@ def lim():
 @pytest.fixture(scope="module")
 def lim_path(lim, proto, tmp_path_factory):
   """As it is trained, with two auxiliary heads."""
-  heads = {f"loss{number}/{name}": ("InnerProduct", [np.ones((3, 2), np.float32)])
-           for number in (1, 2) for name in ("conv", "fc", "classifier")}
+  heads = {
+    f"loss{number}/{name}": ("InnerProduct", [np.ones((3, 2), np.float32)])
+    for number in (1, 2)
+    for name in ("conv", "fc", "classifier")
+  }
   path = tmp_path_factory.mktemp("caffe") / "net.caffemodel"
   path.write_bytes(write(proto, lim.layers | heads))
   return path
@@ -161,10 +208,13 @@ def test_lim0606_statistics_are_divided_by_their_factor(lim, lim_path):
   np.testing.assert_allclose(bn["var"], variance / factor, rtol=1e-6)
   gamma, beta = lim.layers["inception_4c/double3x3b/bn/sc"][1]
   assert jax.tree.map(lambda leaf: leaf.tolist(), variables["params"]["inception_4c"]["double_3x3_2"]["bn"]) == {
-      "gamma": gamma.tolist(), "beta": beta.tolist()}
+    "gamma": gamma.tolist(),
+    "beta": beta.tolist(),
+  }
   kernel = lim.layers["inception_4c/double3x3b"][1][0]
-  np.testing.assert_array_equal(variables["params"]["inception_4c"]["double_3x3_2"]["conv"]["kernel"],
-                                kernel.transpose(2, 3, 1, 0))
+  np.testing.assert_array_equal(
+    variables["params"]["inception_4c"]["double_3x3_2"]["conv"]["kernel"], kernel.transpose(2, 3, 1, 0)
+  )
 
 
 def test_factor_0_makes_statistics_0(lim, proto):
@@ -175,8 +225,9 @@ def test_factor_0_makes_statistics_0(lim, proto):
 
 
 def test_lim0606_logits_are_those_of_opencv(lim, lim_path, images):
-  network = cv2.dnn.readNetFromCaffe(np.frombuffer("\n".join(lim.text).encode(), np.uint8),
-                                     np.frombuffer(lim_path.read_bytes(), np.uint8))
+  network = cv2.dnn.readNetFromCaffe(
+    np.frombuffer("\n".join(lim.text).encode(), np.uint8), np.frombuffer(lim_path.read_bytes(), np.uint8)
+  )
   model, variables, preprocess = release.load(lim_path)
   inputs = images[:2, :, :, ::-1].astype(np.float32) - np.float32([104, 117, 123])
   expected = []
@@ -185,7 +236,8 @@ def test_lim0606_logits_are_those_of_opencv(lim, lim_path, images):
     expected.append(network.forward()[0])
   with jax.default_matmul_precision("highest"):
     logits = jax.jit(lambda variables, images: model.apply(variables, preprocess(images), train=False))(
-        variables, images[:2])
+      variables, images[:2]
+    )
   expected = np.array(expected)
   assert np.abs(expected[0] - expected[1]).max() > 1  # The images and not the biases make them.
   assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
@@ -205,8 +257,10 @@ def as_yjxiong(tensors):
     torch_name = name.removesuffix("_bn")
     caffe_name = stem.get(torch_name) or torch_name.replace("_", "/", 2).replace("/", "_", 1)
     layers[caffe_name] = ("Convolution", [tensors[f"{torch_name}.{leaf}"] for leaf in ("weight", "bias")])
-    layers[f"{caffe_name}_bn"] = ("BN", [tensors[f"{name}.{leaf}"].reshape(1, -1, 1, 1)
-                                         for leaf in ("weight", "bias", "running_mean", "running_var")])
+    layers[f"{caffe_name}_bn"] = (
+      "BN",
+      [tensors[f"{name}.{leaf}"].reshape(1, -1, 1, 1) for leaf in ("weight", "bias", "running_mean", "running_var")],
+    )
   return layers | {"fc": ("InnerProduct", [tensors["last_linear.weight"], tensors["last_linear.bias"]])}
 
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from bn_inception import release
+from bn_inception.configs import mnist
 from bn_inception.release import hub, loading
 from tests.release.test_features import make_release
-from bn_inception.configs import mnist
 
 METRICS = {"top1": 0.905, "top5": 0.995, "loss": 0.4, "count": 1000, "data": "digits test", "command": "none"}
 
@@ -38,10 +38,13 @@ def own(tmp_path_factory):
 
 def test_metadata_of_own_networks(own):
   data = front_matter(own)
-  assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("unknown", "bn-inception",
-                                                                           "image-classification")
+  assert (data["license"], data["library_name"], data["pipeline_tag"]) == (
+    "unknown",
+    "bn-inception",
+    "image-classification",
+  )
   assert data["datasets"] == ["mnist"] and data["metrics"] == ["accuracy"] and "base_model" not in data
-  result, = data["model-index"][0]["results"]
+  (result,) = data["model-index"][0]["results"]
   assert result["task"]["type"] == "image-classification" and result["dataset"]["split"] == "test"
   assert [metric["value"] for metric in result["metrics"]] == [0.905, 0.995]
   assert all("1000 examples of digits test" in metric["name"] for metric in result["metrics"])
@@ -49,8 +52,13 @@ def test_metadata_of_own_networks(own):
 
 def test_card_says_what_it_is_for_and_how_it_is_loaded(own):
   text = " ".join((own / "README.md").read_text().split())
-  for words in ("## Intended use and limits", "not for decisions about", 'release.load("this folder")',
-                "hf://user/name", "License: not stated"):
+  for words in (
+    "## Intended use and limits",
+    "not for decisions about",
+    'release.load("this folder")',
+    "hf://user/name",
+    "License: not stated",
+  ):
     assert words in text
 
 
@@ -65,8 +73,10 @@ def test_published_accuracy_is_that_of_the_published_file(goldens, tmp_path, mon
   text = one.config.release.published
   assert text.startswith("top-1 73.524 %") == published
   if not published:
-    assert text.startswith(f"none for this file, its name says SHA-256 52deb4733 and its content has {digest[:9]}; the "
-                           "same architecture as one with top-1 73.524 %")
+    assert text.startswith(
+      f"none for this file, its name says SHA-256 52deb4733 and its content has {digest[:9]}; the "
+      "same architecture as one with top-1 73.524 %"
+    )
     path = tmp_path / f"bn_inception-{digest[:8]}.pth"
     path.symlink_to(goldens["torch"].path)
     text = release.read(path).config.release.published

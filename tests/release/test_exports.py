@@ -16,9 +16,12 @@ from bn_inception.release import torch_file
 from tests.release.test_features import images_of, make_release
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-SHIPPED = {f"{path.stem}:{scale}": (path.stem, scale) for scale in ("imagenet", "cifar10", "quickstart")
-           for path in sorted(CONFIGS.glob("*.py"))
-           if path.stem not in ("__init__", "common", "versions", "mnist", "ensemble")}
+SHIPPED = {
+  f"{path.stem}:{scale}": (path.stem, scale)
+  for scale in ("imagenet", "cifar10", "quickstart")
+  for path in sorted(CONFIGS.glob("*.py"))
+  if path.stem not in ("__init__", "common", "versions", "mnist", "ensemble")
+}
 SHIPPED |= {f"ensemble:imagenet,{member}": ("ensemble", f"imagenet,{member}") for member in range(6)}
 SHIPPED |= {"mnist:bn": ("mnist", "bn"), "mnist:plain": ("mnist", "plain")}
 SMALL = ("mnist:bn", "mnist:plain", "inception:quickstart", "bn_x5:quickstart")
@@ -116,8 +119,9 @@ def test_torch_for_every_shipped_config(name, tmp_path):
 
 @pytest.mark.onnx
 @pytest.mark.parametrize("kind", ["stablehlo", "savedmodel", "onnx"])
-@pytest.mark.parametrize("name", [*SMALL, "inception:cifar10", "bn_x5_sigmoid:cifar10", "inception:imagenet",
-                                  "bn_x5:imagenet"])
+@pytest.mark.parametrize(
+  "name", [*SMALL, "inception:cifar10", "bn_x5_sigmoid:cifar10", "inception:imagenet", "bn_x5:imagenet"]
+)
 def test_other_formats(name, kind, tmp_path):
   pytest.importorskip("onnxruntime", reason="needs ONNX: make test-optional")
   check(name, kind, tmp_path)

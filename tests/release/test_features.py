@@ -14,8 +14,11 @@ def make_release(config):
   image = (1, config.data.image_size, config.data.image_size, len(config.data.mean))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(image), train=False))
   rng = np.random.default_rng(0)
-  draw = lambda leaf: rng.uniform(0.5, 1.5, leaf.shape) if len(leaf.shape) == 1 else rng.normal(
-      0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
+  draw = lambda leaf: (
+    rng.uniform(0.5, 1.5, leaf.shape)
+    if len(leaf.shape) == 1
+    else rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
+  )
   config.release = {"source": "test", "classes": "none", "published": "none", "statistics": "running"}
   return release.Release(config, jax.tree.map(lambda leaf: draw(leaf).astype(np.float32), shapes))
 
@@ -91,13 +94,17 @@ def test_other_features_and_classes_are_a_sentence(small):
     release.build(small, num_classes=5)
 
 
-@pytest.mark.parametrize("spoil, message", [
+@pytest.mark.parametrize(
+  "spoil, message",
+  [
     (lambda images: images[0], r"\[B, H, W, 1\], and these are \[28, 28, 1\]: .* images\[None\]"),
     (lambda images: images.transpose(0, 3, 1, 2), r"\[2, 1, 28, 28\]: put the channels last"),
     (lambda images: images.repeat(3, -1), r"\[2, 28, 28, 3\]: convert them to gray"),
     (lambda images: images / 255, "these floats are from 0 to 1: give uint8"),
     (lambda images: jax.numpy.asarray(images / 127.5 - 1), "from -1 to 1"),
-    (lambda images: images * 2.0, "from 0 to 510")])
+    (lambda images: images * 2.0, "from 0 to 510"),
+  ],
+)
 def test_images_that_are_none_are_a_sentence(small, spoil, message):
   preprocess = release.build(small)[2]
   with pytest.raises(release.ReleaseError, match=message):

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception import release
 from tests.release import test_features
@@ -51,8 +51,14 @@ def files(tmp_path_factory):
 
 def run(python, repository, forbidden, folder, photograph):
   environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-  result = subprocess.run([python, "-c", PROGRAM, json.dumps(forbidden), folder, photograph], capture_output=True,
-                          cwd=folder.parent, env=environment | {"PYTHONPATH": str(repository)}, text=True, check=False)
+  result = subprocess.run(
+    [python, "-c", PROGRAM, json.dumps(forbidden), folder, photograph],
+    capture_output=True,
+    cwd=folder.parent,
+    env=environment | {"PYTHONPATH": str(repository)},
+    text=True,
+    check=False,
+  )
   assert result.returncode == 0, result.stderr
   return json.loads(result.stdout)
 
@@ -71,8 +77,9 @@ def test_in_an_environment_without_other_packages(repository, files, tmp_path):
   pinned = dict(line.split("==") for line in (repository / "requirements.txt").read_text().split() if "==" in line)
   packages = [f"{name}=={pinned[name]}" for name in ("jax", "flax", "numpy", "safetensors", "pillow")]
   python = tmp_path / "venv" / "bin" / "python"
-  installed = subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True,
-                             check=False)
+  installed = subprocess.run(
+    [python, "-m", "pip", "install", "--quiet", *packages], capture_output=True, text=True, check=False
+  )
   if installed.returncode:
     pytest.skip(f"needs a package index: {installed.stderr.strip().splitlines()[-1]}")
   names = subprocess.run([python, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout.split()

@@ -73,7 +73,13 @@ def test_logits_of_the_folder_are_those_of_the_file_bit_for_bit(golden, folder, 
 
 def test_folder_holds_its_files_and_nothing_is_left_beside_it(folder):
   assert sorted(path.name for path in folder.iterdir()) == [
-      "README.md", "config.json", "labels.txt", "metrics.json", "model.safetensors", "preprocessing.json"]
+    "README.md",
+    "config.json",
+    "labels.txt",
+    "metrics.json",
+    "model.safetensors",
+    "preprocessing.json",
+  ]
   assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -103,8 +109,16 @@ def test_card_tells_what_is_known(imported, folder):
   text = (folder / "README.md").read_text()
   count = sum(leaf.size for leaf in jax.tree.leaves(imported.variables["params"]))
   first = imported.labels[0]
-  for fact in (first, imported.config.release.source, imported.config.release.published, f"{count:,}", "13.6 million",
-               "running", imported.config.data.channel_order.upper(), f"{imported.config.data.num_classes}"):
+  for fact in (
+    first,
+    imported.config.release.source,
+    imported.config.release.published,
+    f"{count:,}",
+    "13.6 million",
+    "running",
+    imported.config.data.channel_order.upper(),
+    f"{imported.config.data.num_classes}",
+  ):
     assert fact in text
 
 
@@ -123,9 +137,16 @@ def test_existing_folder_is_not_overwritten(imported, folder, tmp_path):
     release.write(imported, tmp_path / "link")
 
 
-@pytest.mark.parametrize("damage", [
-    lambda content: content[:-1], lambda content: content[:1000], lambda content: b"", lambda content: bytes(100),
-    lambda content: b"\xff" * 8 + content[8:]])
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda content: content[:-1],
+    lambda content: content[:1000],
+    lambda content: b"",
+    lambda content: bytes(100),
+    lambda content: b"\xff" * 8 + content[8:],
+  ],
+)
 def test_damaged_weights_are_an_error(copy, damage):
   path = copy / "model.safetensors"
   replace(path, damage(path.read_bytes()))
@@ -138,19 +159,31 @@ def test_weights_of_another_network_are_an_error(copy):
   path = copy / "model.safetensors"
   flat = safetensors.numpy.load(path.read_bytes())
   kernel = flat.pop("params/conv2/conv/kernel")
-  for change in ({}, {"params/conv2/conv/kernel": kernel.astype(np.float16)},
-                 {"params/conv2/conv/kernel": kernel[:1]}, {"params/conv2/conv/kernel": kernel, "more": kernel}):
+  for change in (
+    {},
+    {"params/conv2/conv/kernel": kernel.astype(np.float16)},
+    {"params/conv2/conv/kernel": kernel[:1]},
+    {"params/conv2/conv/kernel": kernel, "more": kernel},
+  ):
     replace(path, safetensors.numpy.save(flat | change))
     with pytest.raises(release.ReleaseError, match="does not hold the network of its config.json: (params/conv2|more)"):
       release.load(copy)
 
 
-@pytest.mark.parametrize("change", [
-    lambda config: config.pop("model"), lambda config: config.pop("release"), lambda config: config["data"].pop("mean"),
-    lambda config: config["model"].update(stem="separated"), lambda config: config["model"].update(name="resnet"),
-    lambda config: config["model"].update(surprise=1), lambda config: config["batch_norm"].update(epsilon="small"),
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda config: config.pop("model"),
+    lambda config: config.pop("release"),
+    lambda config: config["data"].pop("mean"),
+    lambda config: config["model"].update(stem="separated"),
+    lambda config: config["model"].update(name="resnet"),
+    lambda config: config["model"].update(surprise=1),
+    lambda config: config["batch_norm"].update(epsilon="small"),
     lambda config: config["data"].update(channel_order="gbr"),
-    lambda config: config["data"].update(image_size=10**6, eval_resize=10**6)])
+    lambda config: config["data"].update(image_size=10**6, eval_resize=10**6),
+  ],
+)
 def test_config_of_no_network_is_an_error(copy, change):
   path = copy / "config.json"
   config = json.loads(path.read_text())
@@ -190,9 +223,23 @@ def test_empty_labels_are_names_not_known(copy):
 METRICS = {"top1": 0.7, "top5": 0.9, "loss": 1.0, "count": 50000, "data": "x", "command": "y"}
 
 
-@pytest.mark.parametrize("change", [
-    {"top1": 70.0}, {"top5": -0.1}, {"count": 0}, {"count": 1.5}, {"count": None}, {"loss": float("nan")},
-    {"loss": float("inf")}, {"top1": "0.7"}, {"command": None}, {"command": 1}, {"more": 1}, {"top1": float("nan")}])
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"top1": 70.0},
+    {"top5": -0.1},
+    {"count": 0},
+    {"count": 1.5},
+    {"count": None},
+    {"loss": float("nan")},
+    {"loss": float("inf")},
+    {"top1": "0.7"},
+    {"command": None},
+    {"command": 1},
+    {"more": 1},
+    {"top1": float("nan")},
+  ],
+)
 def test_impossible_metrics_are_an_error(copy, change):
   metrics = {name: value for name, value in (METRICS | change).items() if value is not None}
   replace(copy / "metrics.json", json.dumps(metrics).encode())
@@ -238,26 +285,38 @@ def torch_folder(goldens, tmp_path_factory):
   return path
 
 
-@pytest.mark.parametrize("damage", [
-    lambda rows: rows[1:], lambda rows: [*rows, rows[0]], lambda rows: [["x", "float32", [1], None], *rows[1:]],
-    lambda rows: [[rows[0][0], "float31", *rows[0][2:]], *rows[1:]], lambda rows: 3, lambda rows: [[1, 2]],
-    lambda rows: [[rows[0][0], "float32", [2**70], None], *rows[1:]], lambda rows: [{}], lambda rows: None,
+@pytest.mark.parametrize(
+  "damage",
+  [
+    lambda rows: rows[1:],
+    lambda rows: [*rows, rows[0]],
+    lambda rows: [["x", "float32", [1], None], *rows[1:]],
+    lambda rows: [[rows[0][0], "float31", *rows[0][2:]], *rows[1:]],
+    lambda rows: 3,
+    lambda rows: [[1, 2]],
+    lambda rows: [[rows[0][0], "float32", [2**70], None], *rows[1:]],
+    lambda rows: [{}],
+    lambda rows: None,
     lambda rows: [[rows[0][0], "float32", [-64, -3, 7, 7], None], *rows[1:]],
     lambda rows: [[rows[0][0], "float32", "64", None], *rows[1:]],
     lambda rows: [[[], "float32", [64], None], *rows[1:]],
     lambda rows: [*rows, ["conv2_3x3_bn.num_batches_tracked", "int8", [], 1000]],
     lambda rows: [*rows, ["conv2_3x3_bn.num_batches_tracked", "int64", [2**40], 1]],
-    lambda rows: [*rows, ["other_bn.num_batches_tracked", "int64", [], 1]]])
+    lambda rows: [*rows, ["other_bn.num_batches_tracked", "int64", [], 1]],
+  ],
+)
 def test_layout_of_another_state_dict_is_an_error(torch_folder, tmp_path, damage):
   for path in torch_folder.iterdir():
     (tmp_path / path.name).symlink_to(path)
   content = (torch_folder / "model.safetensors").read_bytes()
-  layout = json.loads(json.loads(content[8:8 + int.from_bytes(content[:8], "little")])["__metadata__"][
-      "torch_state_dict"])
+  layout = json.loads(
+    json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["torch_state_dict"]
+  )
   assert len(layout) >= 416
   weights = safetensors.numpy.load(content)
-  replace(tmp_path / "model.safetensors",
-          safetensors.numpy.save(weights, {"torch_state_dict": json.dumps(damage(layout))}))
+  replace(
+    tmp_path / "model.safetensors", safetensors.numpy.save(weights, {"torch_state_dict": json.dumps(damage(layout))})
+  )
   with pytest.raises(release.ReleaseError) as error:
     release.read(tmp_path)
   assert "\n" not in str(error.value) and len(str(error.value)) < 500 and str(tmp_path) in str(error.value)
@@ -274,8 +333,9 @@ def test_script_imports_and_its_folder_is_the_same(repository, goldens, tmp_path
   symbol = sorted(path.parent.glob("*-symbol.json"))[0]
   result = run_script(repository, f"--source={path}", f"--symbol={symbol}", f"--output={tmp_path / 'net'}")
   assert result.returncode == 0, result.stderr
-  jax.tree.map(np.testing.assert_array_equal, release.read(tmp_path / "net").variables,
-               release.read(path, symbol).variables)
+  jax.tree.map(
+    np.testing.assert_array_equal, release.read(tmp_path / "net").variables, release.read(path, symbol).variables
+  )
 
 
 def test_script_refuses_a_hostile_file_with_one_sentence_and_exit_code_2(repository, tmp_path):

@@ -35,9 +35,16 @@ def test_names_are_read_a_line_each(tmp_path):
   assert labels.read(path, 3) == ("tench, Tinca tinca", "hot dog", "Épée")
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"a\nb\n", "names 2 classes, but the network has 3"), (b"", "names 1 classes"), (b"a\n\nb", "class 2 of 3 has no"),
-    (b"a\nb\na\n", "class 3 of 3 has a name that came before .'a'"), (b"\xff\xfe\x00", "is not a text file")])
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (b"a\nb\n", "names 2 classes, but the network has 3"),
+    (b"", "names 1 classes"),
+    (b"a\n\nb", "class 2 of 3 has no"),
+    (b"a\nb\na\n", "class 3 of 3 has a name that came before .'a'"),
+    (b"\xff\xfe\x00", "is not a text file"),
+  ],
+)
 def test_names_that_do_not_fit_are_one_sentence(tmp_path, content, message):
   path = tmp_path / "names.txt"
   path.write_bytes(content)

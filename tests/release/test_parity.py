@@ -32,8 +32,13 @@ def computed(golden, images):
 
   @jax.jit
   def run(variables, images):
-    logits, inner = model.apply(variables, preprocess(images), train=False, mutable="intermediates",
-                                capture_intermediates=lambda module, _: len(module.path) == 1)
+    logits, inner = model.apply(
+      variables,
+      preprocess(images),
+      train=False,
+      mutable="intermediates",
+      capture_intermediates=lambda module, _: len(module.path) == 1,
+    )
     maps = {name: calls["__call__"][0] for name, calls in inner["intermediates"].items() if name != "logits"}
     for number in "12":
       maps[f"pool{number}"] = inception.max_pool_stride2(maps[f"conv{number}"], model.stem_pool)
@@ -68,8 +73,10 @@ def test_input_is_the_peers(computed, expected):
 def test_every_activation_is_the_peers(computed, expected):
   maps = computed[2]
   samples = {
-      "mean": lambda x: x.mean((1, 2)), "full0": lambda x: x[0],
-      "corner": lambda x: np.concatenate([x[:, :2, :2], x[:, -2:, -2:]], axis=1)}
+    "mean": lambda x: x.mean((1, 2)),
+    "full0": lambda x: x[0],
+    "corner": lambda x: np.concatenate([x[:, :2, :2], x[:, -2:, -2:]], axis=1),
+  }
   compared = 0
   for name, values in expected.items():
     kind, _, layer = name.partition("_")
@@ -92,7 +99,8 @@ def test_folded_network_has_the_same_logits(golden, images, expected):
   assert variables.keys() == {"params"}
   with jax.default_matmul_precision("highest"):
     logits = jax.jit(lambda variables, images: model.apply(variables, preprocess(images), train=False))(
-        variables, images[:2])
+      variables, images[:2]
+    )
   assert np.abs(logits - expected["logits"][:2]).max() < TOLERANCE
 
 

@@ -40,8 +40,11 @@ def test_variants_of_the_file_are_the_same_network(torch_tensors, imported, chan
   elif change in ("fc", "last_linear"):
     tensors = {re.sub("^(fc|last_linear)", change, name): array for name, array in tensors.items()}
   elif change == "tracked":
-    tensors |= {name.replace("running_var", "num_batches_tracked"): np.array(7)
-                for name in tensors if name.endswith("running_var")}
+    tensors |= {
+      name.replace("running_var", "num_batches_tracked"): np.array(7)
+      for name in tensors
+      if name.endswith("running_var")
+    }
     assert len(tensors) == 485
   elif change == "not tracked":
     assert len(tensors) == 416
@@ -51,16 +54,22 @@ def test_variants_of_the_file_are_the_same_network(torch_tensors, imported, chan
 
 
 def test_number_of_classes_is_that_of_the_file(torch_tensors):
-  tensors = torch_tensors | {"last_linear.weight": np.zeros((101, 1024), np.float32),
-                             "last_linear.bias": np.zeros(101, np.float32)}
+  tensors = torch_tensors | {
+    "last_linear.weight": np.zeros((101, 1024), np.float32),
+    "last_linear.bias": np.zeros(101, np.float32),
+  }
   config = peers.from_torch(tensors).config
   assert config.data.num_classes == 101 and config.release.published.startswith("none")
 
 
-@pytest.mark.parametrize("change,message", [
+@pytest.mark.parametrize(
+  "change,message",
+  [
     ({"inception_3a_1x1.weight": None}, r"lacks inception_3a_1x1.weight,"),
-    ({f"inception_5b_{unit}.weight": None for unit in ("1x1", "3x3", "3x3_reduce", "pool_proj")},
-     r"lacks inception_5b_1x1.weight, .* and 1 more"),
+    (
+      {f"inception_5b_{unit}.weight": None for unit in ("1x1", "3x3", "3x3_reduce", "pool_proj")},
+      r"lacks inception_5b_1x1.weight, .* and 1 more",
+    ),
     ({"last_linear.bias": None}, "has no last_linear.bias"),
     ({"features.0.weight": np.zeros(3, np.float32)}, "has unknown features.0.weight,"),
     ({"conv1_7x7_s2.weight": np.zeros((64, 3, 7, 6), np.float32)}, r"wrong shape.* conv1_7x7_s2.weight"),
@@ -70,7 +79,9 @@ def test_number_of_classes_is_that_of_the_file(torch_tensors):
     ({"last_linear.weight": np.zeros((1024, 1000), np.float32)}, "wrong shape.* last_linear.weight"),
     ({"last_linear.bias": np.zeros(999, np.float32)}, "wrong shape.* last_linear.weight"),
     ({"conv2_3x3_bn.bias": np.full(192, np.nan, np.float32)}, r"its conv2_3x3_bn.bias holds .* not finite \(1 of"),
-    ({"conv2_3x3.weight": np.full((192, 64, 3, 3), 1e39)}, "its conv2_3x3.weight holds values that are not finite")])
+    ({"conv2_3x3.weight": np.full((192, 64, 3, 3), 1e39)}, "its conv2_3x3.weight holds values that are not finite"),
+  ],
+)
 def test_what_is_missing_unknown_or_of_a_wrong_shape_is_named(torch_tensors, change, message):
   tensors = {name: array for name, array in (torch_tensors | change).items() if array is not None}
   with pytest.raises(release.ReleaseError, match=message) as error:
@@ -79,8 +90,12 @@ def test_what_is_missing_unknown_or_of_a_wrong_shape_is_named(torch_tensors, cha
 
 
 def test_another_architecture_is_refused():
-  resnet = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32), "bn1.weight": np.zeros(64, np.float32),
-            "fc.weight": np.zeros((1000, 512), np.float32), "fc.bias": np.zeros(1000, np.float32)}
+  resnet = {
+    "conv1.weight": np.zeros((64, 3, 7, 7), np.float32),
+    "bn1.weight": np.zeros(64, np.float32),
+    "fc.weight": np.zeros((1000, 512), np.float32),
+    "fc.bias": np.zeros(1000, np.float32),
+  }
   with pytest.raises(release.ReleaseError, match="lacks .*conv1_7x7_s2.* so it is not the network"):
     peers.from_torch(resnet)
 
@@ -111,11 +126,15 @@ def test_depthwise_filters_stay_with_their_channel(slim_tensors):
       np.testing.assert_array_equal(kernel[:, :, 0, channel * 8 + filter_], source[:, :, channel, filter_])
 
 
-@pytest.mark.parametrize("change,message", [
+@pytest.mark.parametrize(
+  "change,message",
+  [
     ({"InceptionV2/Mixed_5c/Branch_3/Conv2d_0b_1x1/weights": None}, "lacks InceptionV2/Mixed_5c/Branch_3"),
     ({"InceptionV3/Mixed_7a/weights": np.zeros(3, np.float32)}, "unknown InceptionV3/Mixed_7a/weights"),
     ({"InceptionV2/Conv2d_1a_7x7/depthwise_weights": np.zeros((7, 7, 8, 3), np.float32)}, "wrong shape"),
-    ({"InceptionV2/Logits/Conv2d_1c_1x1/biases": None}, "has no InceptionV2/Logits")])
+    ({"InceptionV2/Logits/Conv2d_1c_1x1/biases": None}, "has no InceptionV2/Logits"),
+  ],
+)
 def test_slim_file_with_other_tensors_is_refused(slim_tensors, change, message):
   tensors = {name: array for name, array in (slim_tensors | change).items() if array is not None}
   with pytest.raises(release.ReleaseError, match=message):
@@ -128,8 +147,10 @@ def test_what_an_optimizer_keeps_is_left_out(slim_tensors, tmp_path):
   rng = np.random.default_rng(0)
   for name in slim_tensors:
     if name.startswith("InceptionV2/") and "moving" not in name:
-      tensors |= {f"{name}/{slot}": rng.standard_normal(slim_tensors[name].shape, np.float32)
-                  for slot in ("RMSProp", "RMSProp_1", "ExponentialMovingAverage")}
+      tensors |= {
+        f"{name}/{slot}": rng.standard_normal(slim_tensors[name].shape, np.float32)
+        for slot in ("RMSProp", "RMSProp_1", "ExponentialMovingAverage")
+      }
   tensors |= {"global_step": np.int64(7), "beta1_power": np.float32(0.9), "total_loss/avg": np.float32(3)}
   expected = peers.from_tensorflow(slim_tensors)
   assert_same(peers.from_tensorflow(tensors).variables, expected.variables)
@@ -172,8 +193,13 @@ def read_graph(graph, tmp_path):
 
 def test_conventions_of_the_release_of_2016(graph, tmp_path):
   found = mxnet_graph.conventions(read_graph(graph, tmp_path))
-  assert found.model == {"padding": "symmetric", "conv_bias": True, "stem_pool": "floor",
-                         "reduction_pool": "floor_pad1", "avg_pool_include_pad": True}
+  assert found.model == {
+    "padding": "symmetric",
+    "conv_bias": True,
+    "stem_pool": "floor",
+    "reduction_pool": "floor_pad1",
+    "avg_pool_include_pad": True,
+  }
   assert found.batch_norm["use_gamma"] and found.batch_norm["epsilon"] == pytest.approx(1e-5 + 1e-10)
   assert found.head == "fc1"
 
@@ -224,28 +250,48 @@ def test_other_names_of_stem_and_head(graph, tmp_path, mxnet_tensors):
   renamed = {}
   for name, array in mxnet_tensors.items():
     name = name.replace("arg:fc1_", "arg:fullyconnected0_")
-    renamed[re.sub("(conv|bn)_(1|2_red|2)_(?!red)", lambda match: f"{match[1]}_conv{match[2].replace('_', '')}_",
-                   name)] = array
+    renamed[
+      re.sub("(conv|bn)_(1|2_red|2)_(?!red)", lambda match: f"{match[1]}_conv{match[2].replace('_', '')}_", name)
+    ] = array
   assert "arg:conv_conv2red_weight" in renamed and "aux:bn_conv2_moving_var" in renamed
   nodes = read_graph(graph, tmp_path)
   original = [node._replace(name="fc1") if node.operator == "FullyConnected" else node for node in nodes]
   assert_same(peers.from_mxnet(renamed, nodes).variables, peers.from_mxnet(mxnet_tensors, original).variables)
 
 
-@pytest.mark.parametrize("operator,change,message", [
-    ("BatchNorm", {"eps": "0.5"}, "different eps"), ("BatchNorm", {"fix_gamma": "True"}, "different fix_gamma"),
+@pytest.mark.parametrize(
+  "operator,change,message",
+  [
+    ("BatchNorm", {"eps": "0.5"}, "different eps"),
+    ("BatchNorm", {"fix_gamma": "True"}, "different fix_gamma"),
     ("BatchNorm", {"eps": "__import__('os').getcwd()"}, "different eps"),
-    ("Convolution", {"pad": "(0, 0)"}, "conv_1 the kernel"), ("Convolution", {"no_bias": "True"}, "different no_bias"),
-    ("Pooling", {"pool_type": "avg"}, "pooling pool_1"), ("Pooling", {"pad": "(2, 2)"}, "pools with pad"),
-    ("Pooling", {"pooling_convention": "same"}, "pools with pad"), ("Pooling", {"kernel": "3"}, "pooling pool_1")])
+    ("Convolution", {"pad": "(0, 0)"}, "conv_1 the kernel"),
+    ("Convolution", {"no_bias": "True"}, "different no_bias"),
+    ("Pooling", {"pool_type": "avg"}, "pooling pool_1"),
+    ("Pooling", {"pad": "(2, 2)"}, "pools with pad"),
+    ("Pooling", {"pooling_convention": "same"}, "pools with pad"),
+    ("Pooling", {"kernel": "3"}, "pooling pool_1"),
+  ],
+)
 def test_graph_with_other_conventions_is_refused(graph, tmp_path, operator, change, message):
   next(settings(graph, operator))[1].update(change)
   with pytest.raises(release.ReleaseError, match=message):
     mxnet_graph.conventions(read_graph(graph, tmp_path))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"nodes": 3}', '{"nodes": [{"op": "null"}]}', "[" * 10**5,
-                                  '{"nodes": [{"op": "a", "name": "b", "inputs": [[9, 0]]}]}', "\xff\xfe"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    "",
+    "{}",
+    "[]",
+    '{"nodes": 3}',
+    '{"nodes": [{"op": "null"}]}',
+    "[" * 10**5,
+    '{"nodes": [{"op": "a", "name": "b", "inputs": [[9, 0]]}]}',
+    "\xff\xfe",
+  ],
+)
 def test_what_is_no_graph_is_one_sentence(tmp_path, text):
   path = tmp_path / "net-symbol.json"
   path.write_bytes(text.encode("latin1"))

@@ -20,9 +20,14 @@ from bn_inception import release
 from bn_inception.release import mxnet_file, source_file, tensorflow_file, torch_file
 
 READERS = {
-    "pth_a_legacy.pth": torch_file.read, "pth_b_zip.pth": torch_file.read, "pth_c_py2_torch03.pth": torch_file.read,
-    "mx_v0.params": mxnet_file.read, "mx_v1.params": mxnet_file.read, "mx_v2.params": mxnet_file.read,
-    "tf_v1.ckpt": lambda content: tensorflow_file.read(pathlib.Path("name"), content)}
+  "pth_a_legacy.pth": torch_file.read,
+  "pth_b_zip.pth": torch_file.read,
+  "pth_c_py2_torch03.pth": torch_file.read,
+  "mx_v0.params": mxnet_file.read,
+  "mx_v1.params": mxnet_file.read,
+  "mx_v2.params": mxnet_file.read,
+  "tf_v1.ckpt": lambda content: tensorflow_file.read(pathlib.Path("name"), content),
+}
 
 
 def assert_same_bits(actual, expected):
@@ -163,15 +168,15 @@ def hostile_pickles(victim: pathlib.Path) -> dict[str, bytes]:
   command = f"touch {victim}"
   text = command.encode()
   return {
-      "os.system, protocol 2": pickle.dumps({"weight": Evil(os.system, command)}, 2),
-      "open, protocol 2": pickle.dumps({"weight": Evil(open, str(victim), "w")}, 2),
-      "eval, protocol 4": pickle.dumps(Evil(eval, f"open({str(victim)!r}, 'w')"), 4),
-      "exec through __builtin__": b"\x80\x02c__builtin__\neval\nX" + struct.pack("<I", len(text)) + text + b"\x85R.",
-      "INST": b"\x80\x02(X" + struct.pack("<I", len(text)) + text + b"iposix\nsystem\n.",
-      "OBJ": b"\x80\x02(cposix\nsystem\nX" + struct.pack("<I", len(text)) + text + b"o.",
-      "NEWOBJ": b"\x80\x02csubprocess\nPopen\nX" + struct.pack("<I", len(text)) + text + b"\x85\x81.",
-      "attribute of a known module": b"\x80\x04\x8c\x0ctorch._utils\x8c\x1e_rebuild_tensor_v2.__globals__\x93.",
-      "extension": b"\x80\x02\x82\x01.",
+    "os.system, protocol 2": pickle.dumps({"weight": Evil(os.system, command)}, 2),
+    "open, protocol 2": pickle.dumps({"weight": Evil(open, str(victim), "w")}, 2),
+    "eval, protocol 4": pickle.dumps(Evil(eval, f"open({str(victim)!r}, 'w')"), 4),
+    "exec through __builtin__": b"\x80\x02c__builtin__\neval\nX" + struct.pack("<I", len(text)) + text + b"\x85R.",
+    "INST": b"\x80\x02(X" + struct.pack("<I", len(text)) + text + b"iposix\nsystem\n.",
+    "OBJ": b"\x80\x02(cposix\nsystem\nX" + struct.pack("<I", len(text)) + text + b"o.",
+    "NEWOBJ": b"\x80\x02csubprocess\nPopen\nX" + struct.pack("<I", len(text)) + text + b"\x85\x81.",
+    "attribute of a known module": b"\x80\x04\x8c\x0ctorch._utils\x8c\x1e_rebuild_tensor_v2.__globals__\x93.",
+    "extension": b"\x80\x02\x82\x01.",
   }
 
 
@@ -213,15 +218,17 @@ def nested_pickles() -> dict[str, bytes]:
   pickles = {}
   for name, nested in (("deep", deep), ("wide", wide)):
     pickles |= {
-        f"{name} key": b"\x80\x02}" + nested + b"K\x01s.",
-        f"{name} value": b"\x80\x02}X\x01\x00\x00\x00a" + nested + b"s.",
-        f"{name} items": b"\x80\x02ccollections\nOrderedDict\n](" + nested + b"K\x01\x86e\x85R.",
-        f"{name} storage": b"\x80\x02(X\x07\x00\x00\x00storage" + nested + b"X\x01\x00\x00\x00kNK\x01tQ.",
-        f"{name} shape": b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + b"K\x00" + nested + b")tRs.",
-        f"{name} offset": b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + nested + b"))tRs."}
+      f"{name} key": b"\x80\x02}" + nested + b"K\x01s.",
+      f"{name} value": b"\x80\x02}X\x01\x00\x00\x00a" + nested + b"s.",
+      f"{name} items": b"\x80\x02ccollections\nOrderedDict\n](" + nested + b"K\x01\x86e\x85R.",
+      f"{name} storage": b"\x80\x02(X\x07\x00\x00\x00storage" + nested + b"X\x01\x00\x00\x00kNK\x01tQ.",
+      f"{name} shape": b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + b"K\x00" + nested + b")tRs.",
+      f"{name} offset": b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + nested + b"))tRs.",
+    }
   # 10^9 times a tuple of one element would be 8 GB.
-  pickles["product"] = (b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + b"K\x00J\x00\xca\x9a\x3bK\x01\x85\x86"
-                        + b"K\x01K\x01\x86tRs.")
+  pickles["product"] = (
+    b"\x80\x02}X\x01\x00\x00\x00a" + rebuild + storage + b"K\x00J\x00\xca\x9a\x3bK\x01\x85\x86" + b"K\x01K\x01\x86tRs."
+  )
   pickles["endless"] = b"\x80\x02" + b"N" * 1_100_000 + b"."
   return pickles
 
@@ -240,7 +247,7 @@ def test_nested_parts_of_the_old_container_are_one_short_sentence():
   parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, {}, [])]
   for place, part in ((1, nested), (2, nested), (4, nested[:-1] + b"\x85.")):
     with pytest.raises(release.ReleaseError) as error:
-      torch_file.read(b"".join([*parts[:place], b"\x80\x02" + part, *parts[place + 1:]]))
+      torch_file.read(b"".join([*parts[:place], b"\x80\x02" + part, *parts[place + 1 :]]))
     assert len(str(error.value)) < 300
 
 
@@ -267,6 +274,7 @@ class View:
 @pytest.fixture
 def write_legacy(monkeypatch):
   """Writes a state dict of views of one storage, as PyTorch before 1.6 did."""
+
   def _rebuild_tensor_v2():
     pass
 
@@ -294,8 +302,15 @@ def write_legacy(monkeypatch):
 
 def test_views_share_a_storage_with_offsets_and_strides(write_legacy):
   values, storage = np.arange(12, dtype=np.float32), Storage(12)
-  content = write_legacy({"transposed": View(storage, 0, (4, 3), (1, 4)), "tail": View(storage, 9, (3,), (1,)),
-                          "scalar": View(storage, 5, (), ()), "empty": View(storage, 0, (0, 3), (3, 1))}, values)
+  content = write_legacy(
+    {
+      "transposed": View(storage, 0, (4, 3), (1, 4)),
+      "tail": View(storage, 9, (3,), (1,)),
+      "scalar": View(storage, 5, (), ()),
+      "empty": View(storage, 0, (0, 3), (3, 1)),
+    },
+    values,
+  )
   tensors = torch_file.read(content)
   assert_same_bits(tensors["transposed"], np.ascontiguousarray(values.reshape(3, 4).T))
   assert_same_bits(tensors["tail"], values[9:])
@@ -309,10 +324,24 @@ def test_integers_keep_their_type(write_legacy):
   assert_same_bits(torch_file.read(content)["steps"], values)
 
 
-@pytest.mark.parametrize("size,offset,shape,strides", [
-    (12, 0, (13,), (1,)), (12, 1, (12,), (1,)), (12, 0, (4, 3), (4, 1)), (12, -1, (3,), (1,)), (12, 0, (3,), (-1,)),
-    (12, 0, (-3,), (1,)), (12, 0, (3,), (1, 1)), (12, 0, (10**9,), (0,)), (12, 0, (2,), (2**62,)),
-    (12, 0, (2**40, 2**40), (0, 0)), (13, 0, (3,), (1,)), (2**60, 0, (3,), (1,)), (-12, 0, (3,), (1,))])
+@pytest.mark.parametrize(
+  "size,offset,shape,strides",
+  [
+    (12, 0, (13,), (1,)),
+    (12, 1, (12,), (1,)),
+    (12, 0, (4, 3), (4, 1)),
+    (12, -1, (3,), (1,)),
+    (12, 0, (3,), (-1,)),
+    (12, 0, (-3,), (1,)),
+    (12, 0, (3,), (1, 1)),
+    (12, 0, (10**9,), (0,)),
+    (12, 0, (2,), (2**62,)),
+    (12, 0, (2**40, 2**40), (0, 0)),
+    (13, 0, (3,), (1,)),
+    (2**60, 0, (3,), (1,)),
+    (-12, 0, (3,), (1,)),
+  ],
+)
 def test_view_out_of_range_is_an_error(write_legacy, size, offset, shape, strides):
   content = write_legacy({"weight": View(Storage(size), offset, shape, strides)}, np.zeros(12, np.float32))
   with pytest.raises(release.ReleaseError):
@@ -329,10 +358,21 @@ def test_what_is_no_state_dict_is_an_error(tree):
 # ------------------------------------------------------------------------------------------------------ what is unknown
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\x00", b"hello", b"PK\x03\x04", bytes(1000), np.random.default_rng(0).bytes(10_000),
-    np.random.default_rng(1).bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(100),
-    (0x112).to_bytes(8, "little") + bytes(8) + b"\xff" * 16, bytes(500) + (0xDB4775248B80FB57).to_bytes(8, "little")])
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b"\x00",
+    b"hello",
+    b"PK\x03\x04",
+    bytes(1000),
+    np.random.default_rng(0).bytes(10_000),
+    np.random.default_rng(1).bytes(100),
+    b"\x89HDF\r\n\x1a\n" + bytes(100),
+    (0x112).to_bytes(8, "little") + bytes(8) + b"\xff" * 16,
+    bytes(500) + (0xDB4775248B80FB57).to_bytes(8, "little"),
+  ],
+)
 def test_what_is_no_checkpoint_is_one_sentence_that_names_the_file(tmp_path, content):
   path = tmp_path / "file"
   (tmp_path / "file-symbol.json").write_text('{"nodes": []}')
@@ -359,6 +399,7 @@ def test_missing_file_and_folder_without_release_are_errors(tmp_path):
 
 def test_mxnet_scalar_and_types(tmp_path):
   """A numpy-shaped scalar, and every type of number."""
+
   def array(version, shape, values, number):
     head = struct.pack("<Ii", version, 0) + struct.pack(f"<i{len(shape)}q", len(shape), *shape)
     return head + struct.pack("<iii", 2, 0, number) + values.tobytes()

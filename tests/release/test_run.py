@@ -13,9 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bn_inception import checkpoint, models, release, run_directory, step as step_lib, train
+from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import datasets, pipeline
 from bn_inception.release import speed
-from bn_inception.configs import bn_x5, mnist
 
 STEPS = 8
 
@@ -154,14 +154,26 @@ def test_release_of_a_run_can_be_read_again_and_tells_nothing_of_the_machine(wor
   assert (again.labels, again.metrics, again.torch_layout) == (exported.labels, exported.metrics, ())
   assert exported.config.data.dir and again.config.data.dir == ""
   text = (tmp_path / "net" / "README.md").read_text()
-  assert all(fact in text for fact in (
-      "step | 8 |", "population", "on all 1,000 examples of digits test", f"{exported.metrics['top1']:.2%}",
-      "moving average over steps, decay 0.5", "`labels.txt`: 0, ... 9"))
+  assert all(
+    fact in text
+    for fact in (
+      "step | 8 |",
+      "population",
+      "on all 1,000 examples of digits test",
+      f"{exported.metrics['top1']:.2%}",
+      "moving average over steps, decay 0.5",
+      "`labels.txt`: 0, ... 9",
+    )
+  )
 
 
-@pytest.mark.parametrize("arguments, error, message", [
+@pytest.mark.parametrize(
+  "arguments, error, message",
+  [
     (dict(statistics="batch"), release.ReleaseError, "choose one of running, population"),
-    (dict(step=5), checkpoint.CheckpointError, "no checkpoint of step 5: there are steps 4, 8")])
+    (dict(step=5), checkpoint.CheckpointError, "no checkpoint of step 5: there are steps 4, 8"),
+  ],
+)
 def test_what_a_run_does_not_have_is_one_sentence(workdir, arguments, error, message):
   with pytest.raises(error, match=message):
     release.from_run(workdir, **arguments)
@@ -185,14 +197,21 @@ def test_speed_of_a_small_network_is_measured(workdir):
 
 
 def run_script(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, str, str]:
-  result = subprocess.run([sys.executable, f"scripts/{script}.py", *arguments], cwd=repository, capture_output=True,
-                          text=True, check=False)
+  result = subprocess.run(
+    [sys.executable, f"scripts/{script}.py", *arguments], cwd=repository, capture_output=True, text=True, check=False
+  )
   return result.returncode, result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--checkpoint=x", "--step=3"], ["--workdir"]), ([], ["workdir", "checkpoint"]),
-    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]), (["--workdir=x", "--format=keras"], ["onnx"])])
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["--checkpoint=x", "--step=3"], ["--workdir"]),
+    ([], ["workdir", "checkpoint"]),
+    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]),
+    (["--workdir=x", "--format=keras"], ["onnx"]),
+  ],
+)
 def test_export_refuses_flags_that_do_not_go_together(repository, tmp_path, arguments, words):
   code, _, error = run_script(repository, "export_checkpoint", *arguments, f"--output={tmp_path / 'net'}")
   assert code == 2 and "Traceback" not in error and not list(tmp_path.iterdir())
@@ -240,8 +259,9 @@ def test_small_inception_with_heads_and_per_activation(digits_dir, tmp_path):
     state = stored_state(tmp_path / "run", 2)
     variables = {"params": state["params"], "batch_stats": exported.variables["batch_stats"]}
     assert "auxiliary_4a" in state["params"] and "auxiliary_4a" not in exported.variables["params"]
-    np.testing.assert_array_equal(loaded_logits(tmp_path / statistics, images),
-                                  compute_logits(config, variables, images))
+    np.testing.assert_array_equal(
+      loaded_logits(tmp_path / statistics, images), compute_logits(config, variables, images)
+    )
     with pytest.raises(release.ReleaseError, match="inception_5a/1x1 has BN per activation"):
       release.load(tmp_path / statistics, folded=True)
 
@@ -250,21 +270,39 @@ def test_small_inception_with_heads_and_per_activation(digits_dir, tmp_path):
 def test_documented_settings_train_a_network_for_pytorch(repository, shared, tmp_path):
   """The overrides of docs/released_networks.md, at 32 pixels for two steps, up to the file."""
   page = (repository / "docs" / "released_networks.md").read_text()
-  overrides = re.findall(r"--config\.[\w.]+=(?:'[^']*'|\S+)", page[page.index("## Train a network for PyTorch"):])
+  overrides = re.findall(r"--config\.[\w.]+=(?:'[^']*'|\S+)", page[page.index("## Train a network for PyTorch") :])
   assert len(overrides) >= 9
   overrides = [word.replace("'", "") for word in overrides if "data.dir" not in word]
   code, _, error = run_script(
-      repository, "train", "--config=configs/bn_x5.py:cifar10", *overrides, "--config.model.width=1.0",
-      "--config.num_steps=2", "--config.eval_every=2", "--config.checkpoint_every=2", "--config.eval.batch_size=32",
-      "--config.data.eval_split=test[:32]", "--config.eval.population_batches=1",
-      f"--config.data.dir={shared / 'data' / 'tfds'}", f"--workdir={tmp_path / 'run'}")
+    repository,
+    "train",
+    "--config=configs/bn_x5.py:cifar10",
+    *overrides,
+    "--config.model.width=1.0",
+    "--config.num_steps=2",
+    "--config.eval_every=2",
+    "--config.checkpoint_every=2",
+    "--config.eval.batch_size=32",
+    "--config.data.eval_split=test[:32]",
+    "--config.eval.population_batches=1",
+    f"--config.data.dir={shared / 'data' / 'tfds'}",
+    f"--workdir={tmp_path / 'run'}",
+  )
   assert code == 0, error
   output = tmp_path / "net.pth"
-  code, _, error = run_script(repository, "export_checkpoint", f"--workdir={tmp_path / 'run'}",
-                              "--statistics=population", "--format=torch", f"--output={output}")
+  code, _, error = run_script(
+    repository,
+    "export_checkpoint",
+    f"--workdir={tmp_path / 'run'}",
+    "--statistics=population",
+    "--format=torch",
+    f"--output={output}",
+  )
   assert code == 0, error
-  back, own = release.read(output), release.from_run(tmp_path / "run", statistics="population",
-                                                     devices=jax.devices()[:1])
+  back, own = (
+    release.read(output),
+    release.from_run(tmp_path / "run", statistics="population", devices=jax.devices()[:1]),
+  )
   images = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
   logits = [compute_logits(one.config, one.variables, images) for one in (back, own)]
   np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-4)

@@ -26,6 +26,7 @@ STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongS
 @pytest.fixture(name="save", params=["zip", "old"])
 def fixture_save(monkeypatch, request):
   """Makes a file, of either container, of a tree in which NumPy arrays stand for tensors."""
+
   def rebuild():
     pass
 
@@ -81,27 +82,56 @@ def fixture_save(monkeypatch, request):
 
 
 NETWORK = {"conv.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "bn.count": np.array(7, np.int64)}
-OPTIMIZER = {"state": {0: {"step": np.array(3, np.float32), "exp_avg": np.ones(2, np.float32)}, 1: {}},
-             "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1]}]}
+OPTIMIZER = {
+  "state": {0: {"step": np.array(3, np.float32), "exp_avg": np.ones(2, np.float32)}, 1: {}},
+  "param_groups": [{"lr": 0.1, "betas": (0.9, 0.999), "params": [0, 1]}],
+}
 
 
 def named(prefix):
   return collections.OrderedDict((prefix + name, tensor) for name, tensor in NETWORK.items())
 
 
-@pytest.mark.parametrize("tree", [
-    {"epoch": 90, "arch": "bninception", "state_dict": named("module."), "best_acc1": np.array(73.5, np.float32),
-     "optimizer": OPTIMIZER, "scheduler": {"base_lrs": [0.1], "_step_count": 3}},
-    {"model": named(""), "optimizer": OPTIMIZER, "epoch": 3, "scaler": {},
-     "args": argparse.Namespace(lr=0.1, resume="", sizes=[1, 2])},
+@pytest.mark.parametrize(
+  "tree",
+  [
+    {
+      "epoch": 90,
+      "arch": "bninception",
+      "state_dict": named("module."),
+      "best_acc1": np.array(73.5, np.float32),
+      "optimizer": OPTIMIZER,
+      "scheduler": {"base_lrs": [0.1], "_step_count": 3},
+    },
+    {
+      "model": named(""),
+      "optimizer": OPTIMIZER,
+      "epoch": 3,
+      "scaler": {},
+      "args": argparse.Namespace(lr=0.1, resume="", sizes=[1, 2]),
+    },
     {"model": named(""), "model_ema": {"n_averaged": np.array(5, np.int64)} | named("module.")},
     {"model_state_dict": named(""), "optimizer_state_dict": OPTIMIZER, "loss": np.array(0.3, np.float32)},
     {"epoch": 3, "state_dict": named("model."), "optimizer_states": [OPTIMIZER], "loops": {}, "callbacks": {}},
     {"net": named(""), "acc": np.float64(91.2), "epoch": np.int64(3)},
-    {"n_averaged": np.array(5, np.int64)} | named("module."), named("_orig_mod."), named("module._orig_mod."),
-    {"state_dict": {"state_dict": named("")}, "step": -2**40, "big": 2**70, "best": None, "done": True},
-], ids=["examples/imagenet", "torchvision", "torchvision with averages", "tutorial", "Lightning", "net", "averaged",
-        "compiled", "compiled and parallel", "twice"])
+    {"n_averaged": np.array(5, np.int64)} | named("module."),
+    named("_orig_mod."),
+    named("module._orig_mod."),
+    {"state_dict": {"state_dict": named("")}, "step": -(2**40), "big": 2**70, "best": None, "done": True},
+  ],
+  ids=[
+    "examples/imagenet",
+    "torchvision",
+    "torchvision with averages",
+    "tutorial",
+    "Lightning",
+    "net",
+    "averaged",
+    "compiled",
+    "compiled and parallel",
+    "twice",
+  ],
+)
 def test_the_network_is_found_in_what_training_saves(save, tree):
   read = torch_file.read(save(tree))
   assert list(read) == list(NETWORK)
@@ -116,12 +146,16 @@ def test_bfloat16_is_widened_exactly(save):
   assert read["empty"].dtype == np.float32 and read["empty"].shape == (0,)
 
 
-@pytest.mark.parametrize("tree, words", [
+@pytest.mark.parametrize(
+  "tree, words",
+  [
     ({"a": named(""), "b": named("")}, "something else than a state dict"),  # Which of them nobody says.
     ({"state_dict": named(""), "model": named("")}, "something else than a state dict"),
     ({"state_dict": named(""), "when": datetime.date(2020, 1, 1)}, "datetime.date, which no .* state_dict.. alone"),
     ({"state_dict": named(""), "epochs": 1j}, "complex, which no .* executed"),
-    (OPTIMIZER, "something else than a state dict")])
+    (OPTIMIZER, "something else than a state dict"),
+  ],
+)
 def test_what_names_no_one_network_is_refused(save, tree, words):
   with pytest.raises(ReleaseError, match=words):
     torch_file.read(save(tree))
@@ -134,8 +168,14 @@ def test_a_dict_that_holds_itself_ends(save):
     torch_file.read(save(tree))
 
 
-@pytest.mark.parametrize("program", [b"cargparse\nNamespace\n)\x81}U\x01xK\x01sb.", b"cargparse\nNamespace\n)R}b.",
-                                     b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<tb."])
+@pytest.mark.parametrize(
+  "program",
+  [
+    b"cargparse\nNamespace\n)\x81}U\x01xK\x01sb.",
+    b"cargparse\nNamespace\n)R}b.",
+    b"cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<tb.",
+  ],
+)
 def test_what_stands_beside_a_network_is_not_made(program):
   """The names are known, and still nothing but None comes of them."""
   assert torch_file._load_pickle(io.BytesIO(b"\x80\x02" + program)) is None  # pylint: disable=protected-access

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bn_inception import models, release
-from bn_inception.release import peers, torch_file
 from bn_inception.configs import bn_x5
+from bn_inception.release import peers, torch_file
 
 
 def assert_same_state_dict(actual, expected):
@@ -37,22 +37,39 @@ def variants(tensors):
   assert len(tracked) == 485
   rows = lambda: {name: array[None] if "_bn." in name else array for name, array in tensors.items()}
   return {
-      "without counters": tensors, "with counters": tracked, "fc": rename_head(tensors), "[1, C]": rows(),
-      "[1, C] and fc": rename_head(rows()),
-      "reversed": dict(reversed(tracked.items())),
-      "float16": {name: array.astype(np.float16) for name, array in tensors.items()},
-      "counters [1] int32": {name: array.astype(np.int32)[None] if name.endswith("tracked") else array
-                             for name, array in tracked.items()},
-      "5 classes": tensors | {"last_linear.weight": np.ones((5, 1024), np.float32),
-                              "last_linear.bias": np.arange(5, dtype=np.float32)}}
+    "without counters": tensors,
+    "with counters": tracked,
+    "fc": rename_head(tensors),
+    "[1, C]": rows(),
+    "[1, C] and fc": rename_head(rows()),
+    "reversed": dict(reversed(tracked.items())),
+    "float16": {name: array.astype(np.float16) for name, array in tensors.items()},
+    "counters [1] int32": {
+      name: array.astype(np.int32)[None] if name.endswith("tracked") else array for name, array in tracked.items()
+    },
+    "5 classes": tensors
+    | {"last_linear.weight": np.ones((5, 1024), np.float32), "last_linear.bias": np.arange(5, dtype=np.float32)},
+  }
 
 
 def rename_head(tensors):
   return {re.sub("^last_linear", "fc", name): array for name, array in tensors.items()}
 
 
-@pytest.mark.parametrize("variant", ["without counters", "with counters", "fc", "[1, C]", "[1, C] and fc", "reversed",
-                                     "float16", "counters [1] int32", "5 classes"])
+@pytest.mark.parametrize(
+  "variant",
+  [
+    "without counters",
+    "with counters",
+    "fc",
+    "[1, C]",
+    "[1, C] and fc",
+    "reversed",
+    "float16",
+    "counters [1] int32",
+    "5 classes",
+  ],
+)
 def test_state_dict_comes_back_exactly(torch_tensors, variant):
   tensors = variants(torch_tensors)[variant]
   assert_same_state_dict(peers.to_torch(peers.from_torch(tensors)), tensors)
@@ -83,11 +100,18 @@ def test_counter_that_is_no_integer_is_an_error(torch_tensors):
 def exportable_config():
   """The settings that docs/released_networks.md names, on BN-x5 with the fewest pixels."""
   config = bn_x5.get_config("imagenet").copy_and_resolve_references()
-  config.model.update(stem="plain", pool_proj_4cd=128, padding="symmetric", stem_pool="ceil", reduction_pool="ceil",
-                      avg_pool_include_pad=True)
+  config.model.update(
+    stem="plain",
+    pool_proj_4cd=128,
+    padding="symmetric",
+    stem_pool="ceil",
+    reduction_pool="ceil",
+    avg_pool_include_pad=True,
+  )
   config.batch_norm.epsilon = 1e-5
-  config.data.update(mean=(128.0, 117.0, 104.0), std=(1.0, 1.0, 1.0), channel_order="bgr", image_size=32,
-                     eval_resize=32, num_classes=7)
+  config.data.update(
+    mean=(128.0, 117.0, 104.0), std=(1.0, 1.0, 1.0), channel_order="bgr", image_size=32, eval_resize=32, num_classes=7
+  )
   return config
 
 
@@ -99,9 +123,13 @@ def own(request):
   model = models.build(config)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False))
   rng = np.random.default_rng(0)
-  variables = jax.tree.map(lambda leaf: rng.uniform(0.5, 1, leaf.shape).astype(np.float32)
-                           * (1 if len(leaf.shape) == 1 else np.sqrt(1 / np.prod(leaf.shape[:-1]), dtype=np.float32)),
-                           shapes)
+  variables = jax.tree.map(
+    lambda leaf: (
+      rng.uniform(0.5, 1, leaf.shape).astype(np.float32)
+      * (1 if len(leaf.shape) == 1 else np.sqrt(1 / np.prod(leaf.shape[:-1]), dtype=np.float32))
+    ),
+    shapes,
+  )
   config.release = {"source": "test", "classes": "none", "published": "none", "statistics": "running"}
   return release.Release(config, variables)
 
@@ -128,17 +156,26 @@ def test_own_network_has_the_same_logits_when_it_is_read_back(own, tmp_path):
   np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)  # Adding zeros is another program.
 
 
-@pytest.mark.parametrize("part, changes, words", [
+@pytest.mark.parametrize(
+  "part, changes, words",
+  [
     ("model", {"stem": "separable", "padding": "same"}, ["model.stem is 'separable' and not 'plain'", "model.padding"]),
-    ("model", {"pool_proj_4cd": 96}, ["model.pool_proj_4cd is 96"]), ("model", {"width": 0.5}, ["model.width"]),
+    ("model", {"pool_proj_4cd": 96}, ["model.pool_proj_4cd is 96"]),
+    ("model", {"width": 0.5}, ["model.width"]),
     ("model", {"stem_pool": "same", "reduction_pool": "same"}, ["model.stem_pool", "model.reduction_pool"]),
-    ("model", {"nonlinearity": "sigmoid"}, ["nonlinearity"]), ("model", {"local_response_norm": True}, ["local_resp"]),
+    ("model", {"nonlinearity": "sigmoid"}, ["nonlinearity"]),
+    ("model", {"local_response_norm": True}, ["local_resp"]),
     ("model", {"avg_pool_include_pad": False}, ["avg_pool_include_pad"]),
     ("batch_norm", {"epsilon": 1e-3}, ["batch_norm.epsilon is 0.001 and not 1e-05"]),
     ("batch_norm", {"epsilon": 1e-5 + 1e-10}, ["batch_norm.epsilon"]),
-    ("batch_norm", {"in_stem": False}, ["in_stem"]), ("batch_norm", {"per_activation": ("5b",)}, ["per_activation"]),
-    ("batch_norm", {"enabled": False}, ["batch_norm.enabled"]), ("data", {"channel_order": "rgb"}, ["channel_order"]),
-    ("data", {"mean": (123.0, 117.0, 104.0)}, ["data.mean"]), ("data", {"std": (2.0, 2.0, 2.0)}, ["data.std"])])
+    ("batch_norm", {"in_stem": False}, ["in_stem"]),
+    ("batch_norm", {"per_activation": ("5b",)}, ["per_activation"]),
+    ("batch_norm", {"enabled": False}, ["batch_norm.enabled"]),
+    ("data", {"channel_order": "rgb"}, ["channel_order"]),
+    ("data", {"mean": (123.0, 117.0, 104.0)}, ["data.mean"]),
+    ("data", {"std": (2.0, 2.0, 2.0)}, ["data.std"]),
+  ],
+)
 def test_what_bninception_does_not_compute_is_refused_by_name(tmp_path, part, changes, words):
   config = exportable_config()
   config[part].update(changes)
@@ -162,8 +199,13 @@ def test_existing_file_is_not_overwritten(tmp_path):
 
 # ---------------------------------------------------------------------------------------------------------- the file
 
-SMALL = {"a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4), "a.count": np.array(-7), "ü": np.float16([1, 2]),
-         "last": np.linspace(0, 1, 5), "flag": np.array([[True], [False]])}
+SMALL = {
+  "a.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+  "a.count": np.array(-7),
+  "ü": np.float16([1, 2]),
+  "last": np.linspace(0, 1, 5),
+  "flag": np.array([[True], [False]]),
+}
 
 
 def test_container_is_the_one_of_torch_save():
@@ -172,16 +214,23 @@ def test_container_is_the_one_of_torch_save():
   archive = zipfile.ZipFile(io.BytesIO(content))
   assert archive.testzip() is None
   assert archive.read("archive/version") == b"3\n" and archive.read("archive/byteorder") == b"little"
-  dtypes = {"FloatStorage": "<f4", "LongStorage": "<i8", "HalfStorage": "<f2", "DoubleStorage": "<f8",
-            "BoolStorage": "|b1"}
+  dtypes = {
+    "FloatStorage": "<f4",
+    "LongStorage": "<i8",
+    "HalfStorage": "<f2",
+    "DoubleStorage": "<f8",
+    "BoolStorage": "|b1",
+  }
   storages = []
 
   class Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
       if module == "torch":
         return dtypes[name]
-      return {"collections.OrderedDict": collections.OrderedDict,
-              "torch._utils._rebuild_tensor_v2": lambda *arguments: arguments}[f"{module}.{name}"]
+      return {
+        "collections.OrderedDict": collections.OrderedDict,
+        "torch._utils._rebuild_tensor_v2": lambda *arguments: arguments,
+      }[f"{module}.{name}"]
 
     def persistent_load(self, saved_id):
       kind, dtype, key, place, size = saved_id
@@ -199,11 +248,11 @@ def test_container_is_the_one_of_torch_save():
     assert_same_state_dict({name: storage.reshape(shape)}, {name: SMALL[name]})
   assert len(set(storages)) == len(SMALL)
   for member in archive.infolist():
-    header = content[member.header_offset:]
-    lengths = [int.from_bytes(header[at:at + 2], "little") for at in (26, 28)]  # Of the name and the extra field.
+    header = content[member.header_offset :]
+    lengths = [int.from_bytes(header[at : at + 2], "little") for at in (26, 28)]  # Of the name and the extra field.
     start = member.header_offset + 30 + sum(lengths)
     assert member.compress_type == zipfile.ZIP_STORED and start % 64 == 0
-    assert content[start:start + member.file_size] == archive.read(member)
+    assert content[start : start + member.file_size] == archive.read(member)
 
 
 def test_own_reader_reads_it():

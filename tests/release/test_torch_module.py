@@ -8,15 +8,15 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from bn_inception import batch_norm, models, step
+from bn_inception.configs import bn_x5
 from bn_inception.models import inception
 from bn_inception.release import export
-from bn_inception.configs import bn_x5
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: make test-optional")
 from bn_inception.release import torch_module  # noqa: E402  (it imports torch)
@@ -28,21 +28,40 @@ BATCH, CLASSES = 4, 5
 # Each choice of a network is made by some of these, on small images and narrow networks.
 # {name: (model settings, batch_norm settings, image size)}
 NETWORKS = {
-    "as configured": ({}, {}, 37),  # Maps of 37, 19, 10, 5, 3 and 2 pixels; TF-slim's have more at one side.
-    "PyTorch's bninception": (
-        {"stem": "plain", "pool_proj_4cd": 128, "padding": "symmetric", "stem_pool": "ceil", "reduction_pool": "ceil",
-         "avg_pool_include_pad": True, "conv_bias": True}, {"epsilon": 1e-5}, 32),
-    "MXNet's": (
-        {"stem": "plain", "pool_proj_4cd": 128, "padding": "symmetric", "stem_pool": "floor",
-         "reduction_pool": "floor_pad1", "avg_pool_include_pad": True, "conv_bias": True}, {}, 45),
-    "TF-slim's": ({}, {"in_stem": False, "use_gamma": False}, 50),
-    "separable stem, symmetric": ({"padding": "symmetric", "stem_pool": "floor_pad1"}, {}, 38),
-    "small stem": ({"stem": "small", "width": 0.1}, {}, 9),
-    "without BN": ({"local_response_norm": True, "dropout_rate": 0.4}, {"enabled": False}, 33),
-    "sigmoid": ({"stem": "small", "nonlinearity": "sigmoid"}, {}, 8),
-    "auxiliary heads": ({"stem": "small", "auxiliary_heads": ("3a", "4d")}, {}, 28),
-    "BN per activation": ({"stem": "small", "auxiliary_heads": ("3b", "5b")}, {"per_activation": ("3b", "3c", "5b")},
-                          20),
+  "as configured": ({}, {}, 37),  # Maps of 37, 19, 10, 5, 3 and 2 pixels; TF-slim's have more at one side.
+  "PyTorch's bninception": (
+    {
+      "stem": "plain",
+      "pool_proj_4cd": 128,
+      "padding": "symmetric",
+      "stem_pool": "ceil",
+      "reduction_pool": "ceil",
+      "avg_pool_include_pad": True,
+      "conv_bias": True,
+    },
+    {"epsilon": 1e-5},
+    32,
+  ),
+  "MXNet's": (
+    {
+      "stem": "plain",
+      "pool_proj_4cd": 128,
+      "padding": "symmetric",
+      "stem_pool": "floor",
+      "reduction_pool": "floor_pad1",
+      "avg_pool_include_pad": True,
+      "conv_bias": True,
+    },
+    {},
+    45,
+  ),
+  "TF-slim's": ({}, {"in_stem": False, "use_gamma": False}, 50),
+  "separable stem, symmetric": ({"padding": "symmetric", "stem_pool": "floor_pad1"}, {}, 38),
+  "small stem": ({"stem": "small", "width": 0.1}, {}, 9),
+  "without BN": ({"local_response_norm": True, "dropout_rate": 0.4}, {"enabled": False}, 33),
+  "sigmoid": ({"stem": "small", "nonlinearity": "sigmoid"}, {}, 8),
+  "auxiliary heads": ({"stem": "small", "auxiliary_heads": ("3a", "4d")}, {}, 28),
+  "BN per activation": ({"stem": "small", "auxiliary_heads": ("3b", "5b")}, {"per_activation": ("3b", "3c", "5b")}, 20),
 }
 
 
@@ -76,8 +95,14 @@ class Pair(NamedTuple):
 
 def draw(random, path, leaf):
   """Weights that keep a signal alive, and statistics, gamma and beta far from where they start."""
-  low, high = {"bias": (-0.3, 0.3), "gamma": (0.5, 2), "beta": (-0.3, 0.3), "mean": (-0.3, 0.3), "var": (0.5, 1.5),
-               "kernel": (-1.5, 2) / np.sqrt(np.prod(leaf.shape[:-1]))}[path[-1].key]
+  low, high = {
+    "bias": (-0.3, 0.3),
+    "gamma": (0.5, 2),
+    "beta": (-0.3, 0.3),
+    "mean": (-0.3, 0.3),
+    "var": (0.5, 1.5),
+    "kernel": (-1.5, 2) / np.sqrt(np.prod(leaf.shape[:-1])),
+  }[path[-1].key]
   return random.uniform(low, high, leaf.shape)
 
 
@@ -124,8 +149,9 @@ def test_logits_gradients_and_statistics_in_training(pair):
   statistics = pair.variables.get("batch_stats", {})
 
   def loss(params):
-    logits, updates = pair.model.apply({"params": params, "batch_stats": statistics}, pair.images, train=True,
-                                       mutable=["batch_moments", "auxiliary"])  # No RNG: nothing is dropped.
+    logits, updates = pair.model.apply(
+      {"params": params, "batch_stats": statistics}, pair.images, train=True, mutable=["batch_moments", "auxiliary"]
+    )  # No RNG: nothing is dropped.
     cross_entropy = lambda logits: optax.softmax_cross_entropy_with_integer_labels(logits, pair.labels).mean()
     heads = {name: head for name, (head,) in updates.get("auxiliary", {}).items()}
     return cross_entropy(logits) + weight * sum(map(cross_entropy, heads.values())), (logits, heads, updates)
@@ -143,12 +169,15 @@ def test_logits_gradients_and_statistics_in_training(pair):
   assert list(heads) == list(pair.config.model.auxiliary_heads) == list(expected_heads)
   for result, of_ours in zip((logits, *heads.values()), (expected, *expected_heads.values()), strict=True):
     np.testing.assert_allclose(result.detach(), of_ours, rtol=1e-5, atol=1e-6)
-  assert_close({name: weights.grad for name, weights in module.named_parameters() if weights.requires_grad},
-               torch_state({"params": gradients}))
+  assert_close(
+    {name: weights.grad for name, weights in module.named_parameters() if weights.requires_grad},
+    torch_state({"params": gradients}),
+  )
   if statistics:
     many_steps = 10**6  # Our averages begin as plain means.
-    averages = batch_norm.update_running_averages(statistics, updates["batch_moments"], step=many_steps,
-                                                  momentum=pair.config.batch_norm.momentum)
+    averages = batch_norm.update_running_averages(
+      statistics, updates["batch_moments"], step=many_steps, momentum=pair.config.batch_norm.momentum
+    )
     buffers = {name: buffer for name, buffer in module.named_buffers() if "running" in name}
     expected_state = torch_state({"batch_stats": averages})
     assert_close(buffers, {name: value for name, value in expected_state.items() if "running" in name})

@@ -5,9 +5,9 @@ import importlib.util
 import pytest
 
 from bn_inception import config_checks
+from bn_inception.configs import bn_x5
 from bn_inception.report import accelerator_cost
 from bn_inception.report.accelerator_cost import Collective, Cost, Program
-from bn_inception.configs import bn_x5
 
 # A tensor of 2 MiB in memory is brought on chip in two slices, used there with a result in memory, summed over chips,
 # and a loop reads another of 1 MiB.
@@ -109,8 +109,11 @@ def test_collectives_of_a_small_network_on_a_tpu(group_size):
   assert gathers == 1 if group_size else gathers <= 2 * (3 * 10 + 3)
   assert found["all-reduce"].count <= 4
   import jax
+
   from bn_inception import models
-  shapes = jax.eval_shape(lambda: models.build(config).init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)),
-                                                            train=False))["params"]
+
+  shapes = jax.eval_shape(
+    lambda: models.build(config).init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)), train=False)
+  )["params"]
   kernels = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(shapes) if path[-1].key == "kernel")
   assert found["all-reduce"].bytes >= 4 * kernels

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from bn_inception import config_checks, models, optim, state as state_lib, step as step_lib
+from bn_inception.configs import bn_x5, mnist
 from bn_inception.errors import UserError
 from bn_inception.report import benchmark_step
 from bn_inception.report.benchmark_step import FOLDED, INFERENCE, TRAINING
-from bn_inception.configs import bn_x5, mnist
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,10 @@ def short(monkeypatch):
 def rows(table: str) -> dict[str, list[float]]:
   """The numbers of each row: images/s, least, most, GFLOP/s, % of the peak, MB, seconds to compile."""
   found = re.findall(r"^(\w.*): (ours|PyTorch) +(\d.*)$", table, re.MULTILINE)
-  return {f"{kind}: {side}": [float(number.replace(",", "")) for number in re.findall(r"[\d.,]*\d", numbers)]
-          for kind, side, numbers in found}
+  return {
+    f"{kind}: {side}": [float(number.replace(",", "")) for number in re.findall(r"[\d.,]*\d", numbers)]
+    for kind, side, numbers in found
+  }
 
 
 def test_table_of_a_network():
@@ -50,6 +52,7 @@ def test_programs_take_turns_and_a_rate_counts_all_its_steps():
     def run(steps):
       calls.append((name, steps))
       return seconds_per_step * steps
+
     return benchmark_step.Program(run, images, lambda: None, None)
 
   rates = benchmark_step._measure({"a": program("a", 0.001, 2), "b": program("b", 5.0, 32)}, rounds=3)
@@ -123,6 +126,7 @@ def compare_training_steps():
   torch = pytest.importorskip("torch", reason="needs PyTorch: make test-optional")
   from bn_inception.release import export
   from bn_inception.report import torch_step
+
   config, random = tiny_config(), np.random.default_rng(0)
   config.dtype = "float64"  # Steps of a deep network magnify rounding.
   images = random.integers(256, size=(8, 12, 12, 3), dtype=np.uint8)
@@ -141,8 +145,9 @@ def compare_training_steps():
   peer.register_forward_pre_hook(lambda _, arguments: (arguments[0].double(),))
   start = variables()
   peer.load_state_dict(start, strict=False)
-  ours = jax.jit(step_lib.make_train_step(model, optimizer, config),
-                 compiler_options={"xla_backend_optimization_level": 0})
+  ours = jax.jit(
+    step_lib.make_train_step(model, optimizer, config), compiler_options={"xla_backend_optimization_level": 0}
+  )
   theirs = torch_step.make_train_step(config.to_dict(), peer)
   batch = {"image": images[None], "label": labels[None], "skipped": np.zeros((1, 8), bool)}
   for _ in range(3):  # So that momentum counts.
@@ -162,8 +167,13 @@ def test_pytorch_is_measured_in_turn():
   pytest.importorskip("torch", reason="needs PyTorch: make test-optional")
   table = benchmark_step.benchmark(tiny_config(), against="torch", rounds=2)
   measured = rows(table)
-  assert list(measured) == ["training: ours", "training: PyTorch", "inference: ours", "inference: PyTorch",
-                            "inference, folded: ours"]
+  assert list(measured) == [
+    "training: ours",
+    "training: PyTorch",
+    "inference: ours",
+    "inference: PyTorch",
+    "inference, folded: ours",
+  ]
   assert all(row[0] > 0 for row in measured.values())
   for kind in (TRAINING, INFERENCE, FOLDED):
     assert re.search(rf"^ours / PyTorch, {kind}: \d+\.\d\d \(", table, re.MULTILINE)

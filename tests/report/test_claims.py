@@ -16,10 +16,12 @@ def judge(root, key, scale="cifar10", evaluations=None):
 @pytest.fixture
 def write_seeds(write_run):
   """A function that writes seeds of an experiment that end at given accuracies, after 10% for the steps before."""
+
   def write(name, ends, steps=10, **settings):
     for seed, end in enumerate(ends):
       root = write_run(f"cifar10/{name}/seed{seed}", [0.1] * (steps - 1) + [end], **settings)
     return root
+
   return write
 
 
@@ -29,11 +31,17 @@ def test_the_tables_fit_together():
   assert all(claim.threshold in (1, claims.MANY) for claim in CLAIMS if claim.statistic == "steps")
 
 
-@pytest.mark.parametrize("a,b,verdict", [
-    ((0.50, 0.52, 0.51), (0.40, 0.42, 0.41), "confirmed"), ((0.40, 0.42, 0.41), (0.50, 0.52, 0.51), "refuted"),
+@pytest.mark.parametrize(
+  "a,b,verdict",
+  [
+    ((0.50, 0.52, 0.51), (0.40, 0.42, 0.41), "confirmed"),
+    ((0.40, 0.42, 0.41), (0.50, 0.52, 0.51), "refuted"),
     ((0.40, 0.42, 0.41), (0.39, 0.41, 0.40), "undecided"),
     ((0.43, 0.45), (0.40, 0.42), "undecided"),  # 2.1 standard errors: with two seeds the quantile is 4.3.
-    ((0.9,), (0.1,), "undecided"), ((0.9,), (0.1, 0.11, 0.12), "undecided")])
+    ((0.9,), (0.1,), "undecided"),
+    ((0.9,), (0.1, 0.11, 0.12), "undecided"),
+  ],
+)
 def test_a_higher_end_is_judged_by_welch(write_seeds, a, b, verdict):
   write_seeds("inception", b)
   finding = judge(write_seeds("bn_x5", a), "x5_higher")
@@ -45,19 +53,24 @@ def test_a_verdict_names_its_seeds_and_what_they_could_have_shown(write_seeds):
   """Deviation 0.01 on each side: the error is 0.00816, the interval 2.776 times as much."""
   write_seeds("inception", (0.39, 0.40, 0.41))
   finding = judge(write_seeds("bn_x5", (0.40, 0.41, 0.42)), "x5_higher")
-  assert finding.measured == ("41.0% ± 1.0% (3 seeds) against 40.0% ± 1.0% (3 seeds); difference +1.0 points, "
-                              "95% interval -1.3 to +3.3")
+  assert finding.measured == (
+    "41.0% ± 1.0% (3 seeds) against 40.0% ± 1.0% (3 seeds); difference +1.0 points, 95% interval -1.3 to +3.3"
+  )
   assert finding.seeds == "seeds 0, 1, 2 against 0, 1, 2"
   assert finding.power.startswith("these seeds could have shown it of a true difference of +3.")
   one = judge(write_seeds("bn_x30", (0.9,)), "x30_higher")
   assert one.verdict == "undecided" and one.power.startswith("one seed a side, or")
 
 
-@pytest.mark.parametrize("a,verdict", [
+@pytest.mark.parametrize(
+  "a,verdict",
+  [
     ((0.398, 0.400, 0.402), "confirmed"),  # -0.2 to +0.2 points and a bit.
     ((0.36, 0.40, 0.41), "undecided"),  # What was measured is worse, and the seeds cannot tell by how much.
     ((0.37, 0.40, 0.46), "undecided"),  # What was measured is better, and the seeds cannot tell that it is not worse.
-    ((0.37, 0.372, 0.371), "refuted")])
+    ((0.37, 0.372, 0.371), "refuted"),
+  ],
+)
 def test_no_worse_needs_the_power_to_tell(write_seeds, a, verdict):
   write_seeds("bn_baseline", (0.399, 0.400, 0.401))
   finding = judge(write_seeds("alone/no_lrn", a), "lrn")
@@ -176,9 +189,15 @@ def test_unfinished_runs_are_not_measured(write_run, write_seeds):
   assert {judge(None, key).verdict for key in BY_KEY} == {"not measured"}
 
 
-@pytest.mark.parametrize("top1,sigmoid,with_bn", [
-    ([0.10, 0.11], "confirmed", "refuted"), ([0.10, 0.128], "confirmed", "refuted"),  # 3 deviations of 1,000 guesses.
-    ([0.10, 0.13], "refuted", "confirmed"), ([0.10, 0.5], "refuted", "confirmed")])
+@pytest.mark.parametrize(
+  "top1,sigmoid,with_bn",
+  [
+    ([0.10, 0.11], "confirmed", "refuted"),
+    ([0.10, 0.128], "confirmed", "refuted"),  # 3 deviations of 1,000 guesses.
+    ([0.10, 0.13], "refuted", "confirmed"),
+    ([0.10, 0.5], "refuted", "confirmed"),
+  ],
+)
 def test_chance(write_run, top1, sigmoid, with_bn):
   for name in ("inception_sigmoid", "bn_x5_sigmoid"):
     root = write_run(f"cifar10/{name}/seed0", top1)
@@ -190,10 +209,14 @@ def test_chance(write_run, top1, sigmoid, with_bn):
   assert finding.seeds == "seeds 0, 1" and "(95% interval)" in finding.measured
 
 
-@pytest.mark.parametrize("status,top1,verdict,text", [
+@pytest.mark.parametrize(
+  "status,top1,verdict,text",
+  [
     ("diverged", [], "confirmed", "2 of 2 runs diverged: loss or parameters not finite at step 0, 0"),
     ("done", [0.1, 0.4], "refuted", "2 of 2 runs stayed finite and came to 40.0% ± 0.0% (2 seeds); chance is 10.0%"),
-    ("done", [0.1, 0.1], "confirmed", "10.0% ± 0.0% (2 seeds); chance is 10.0%; 2 of them learned nothing")])
+    ("done", [0.1, 0.1], "confirmed", "10.0% ± 0.0% (2 seeds); chance is 10.0%; 2 of them learned nothing"),
+  ],
+)
 def test_divergence(write_run, status, top1, verdict, text):
   for seed in range(2):
     root = write_run(f"cifar10/inception_x5/seed{seed}", top1, status=status)
@@ -259,19 +282,21 @@ def test_without_dropout_the_steps_are_those_to_the_plateau_of_bn_baseline(write
 
 def test_larger_initial_weights(write_run):
   for member, (factor, top1) in enumerate(((1.0, 0.500), (1.0, 0.501), (1.5, 0.5005), (1.5, 0.502))):
-    root = write_run(f"cifar10/ensemble/member{member}", [0.1, top1],
-                     model={"name": "inception", "init_scale": factor})
+    root = write_run(f"cifar10/ensemble/member{member}", [0.1, top1], model={"name": "inception", "init_scale": factor})
   finding = judge(root, "initialization")
   assert finding.verdict == "confirmed" and finding.seeds == "seeds 2, 3 against 0, 1"
   assert "weights 1.5 times as large: 50.1% ± 0.1% (2 seeds) against 50.0%" in finding.measured
-  root = write_run("cifar10/ensemble/member4", [0.1], status="diverged", num_steps=200,
-                   model={"name": "inception", "init_scale": 1.5})
+  root = write_run(
+    "cifar10/ensemble/member4", [0.1], status="diverged", num_steps=200, model={"name": "inception", "init_scale": 1.5}
+  )
   assert judge(root, "initialization").verdict == "undecided"
 
 
 def evaluation(crops, networks, top1_error, top5_error=0.0):
-  return ({"crops": crops, "networks": [{}] * networks, "statistics": "running"},
-          {"top1_error": top1_error, "top5_error": top5_error, "count": 10_000})
+  return (
+    {"crops": crops, "networks": [{}] * networks, "statistics": "running"},
+    {"top1_error": top1_error, "top5_error": top5_error, "count": 10_000},
+  )
 
 
 def test_crops_and_ensemble():
@@ -298,13 +323,21 @@ def test_crops_and_ensemble():
   assert judge(None, "crops", evaluations=found).verdict == "not measured"
 
 
-@pytest.mark.parametrize("top5_error,verdicts_", [
-    (0.035, ("confirmed", "confirmed")), (0.049, ("confirmed", "undecided")),  # 5.1% of raters is known to 1.1 points.
-    (0.059, ("undecided", "undecided")), (0.07, ("refuted", "refuted"))])
+@pytest.mark.parametrize(
+  "top5_error,verdicts_",
+  [
+    (0.035, ("confirmed", "confirmed")),
+    (0.049, ("confirmed", "undecided")),  # 5.1% of raters is known to 1.1 points.
+    (0.059, ("undecided", "undecided")),
+    (0.07, ("refuted", "refuted")),
+  ],
+)
 def test_best_published_and_human_raters_by_the_binomial_error(top5_error, verdicts_):
-  found = {"ensemble_144crop_running": evaluation(144, 6, 0.2, top5_error),
-           "ensemble_1crop_running": evaluation(1, 6, 0.2, 0.9),
-           "member0_144crop_running": evaluation(144, 1, 0.2, 0.9)}
+  found = {
+    "ensemble_144crop_running": evaluation(144, 6, 0.2, top5_error),
+    "ensemble_1crop_running": evaluation(1, 6, 0.2, 0.9),
+    "member0_144crop_running": evaluation(144, 1, 0.2, 0.9),
+  }
   for _, metrics in found.values():
     metrics["count"] = 50_000
   findings = [judge(None, key, evaluations=found) for key in claims.IMAGENET]

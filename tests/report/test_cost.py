@@ -2,9 +2,9 @@
 
 import pytest
 
+from bn_inception.configs import bn_x5, mnist
 from bn_inception.report import cost
 from bn_inception.report.cost import Work
-from bn_inception.configs import bn_x5, mnist
 
 
 def test_the_mnist_network_costs_its_matrix_products():

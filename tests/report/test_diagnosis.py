@@ -3,12 +3,12 @@
 import logging
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from bn_inception import diagnose, release
-from bn_inception.report import diagnosis
 from bn_inception.configs import mnist
+from bn_inception.report import diagnosis
 from tests.release.test_features import make_release
 
 
@@ -38,8 +38,9 @@ def test_a_release_folder_is_diagnosed(folder, digits_dir, tmp_path, caplog):
 
 def test_outputs_are_matched_with_classes_by_name(folder, digits_dir):
   """The labels of the release stand in reverse order: with its outputs reversed it has the same accuracy."""
-  accuracy = lambda path: diagnosis.diagnose_checkpoint(
-      str(path), data_dir=digits_dir, batches=2).metrics["evaluation"]["batch"]["top-1"]
+  accuracy = lambda path: diagnosis.diagnose_checkpoint(str(path), data_dir=digits_dir, batches=2).metrics[
+    "evaluation"
+  ]["batch"]["top-1"]
   one = release.read(folder)
   params = one.variables["params"]
   params["logits"] = {name: leaf[..., ::-1] for name, leaf in params["logits"].items()}

@@ -70,7 +70,9 @@ def test_the_papers_five_points_stand_in_the_same_axes(write_run):
   # Both sigmoids, the paper's and ours, never come to Inception's accuracy: they stand beyond all others.
   never = max(x for x, _ in marks)
   assert never > 1.5 and {round(y, 6) for x, y in marks if x == never} == {
-      round(0.2 / 0.405, 6), round(0.698 / 0.722, 6)}
+    round(0.2 / 0.405, 6),
+    round(0.698 / 0.722, 6),
+  }
   low, high = figure.axes[0].get_ylim()
   assert all(low < y < high for _, y in marks)
   assert figures.relative({}) is None
@@ -101,10 +103,15 @@ def test_labels_do_not_run_into_each_other(write_run, write_evaluation, monkeypa
   write_evaluation("member1_1crop_running", 1, 1, 0.662)
   write_evaluation("ensemble_10crop_running", 6, 10, 0.611)
   results = measured.collect(root)
-  drawn = [figures.relative(results["cifar10"], narrow), figures.ratio(results["cifar10"], narrow),
-           figures.figure1(results["mnist"], narrow), figures.figure2(results["cifar10"], narrow),
-           figures.ablation(results["cifar10"], tuple(plans.CHANGES), plans.GROUP_SIZES, narrow),
-           figures.figure4(measured.evaluations(root, "cifar10"), narrow), figures.sweep(results["cifar10"], narrow)]
+  drawn = [
+    figures.relative(results["cifar10"], narrow),
+    figures.ratio(results["cifar10"], narrow),
+    figures.figure1(results["mnist"], narrow),
+    figures.figure2(results["cifar10"], narrow),
+    figures.ablation(results["cifar10"], tuple(plans.CHANGES), plans.GROUP_SIZES, narrow),
+    figures.figure4(measured.evaluations(root, "cifar10"), narrow),
+    figures.sweep(results["cifar10"], narrow),
+  ]
   draw = matplotlib.text.Text.draw
   for number, figure in enumerate(drawn):
     texts = []  # Only what is drawn: not the ticks outside of an axis.

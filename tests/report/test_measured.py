@@ -15,7 +15,8 @@ def test_steps_and_maxima_of_a_run(write_run):
   assert run.accuracy == [(200, 0.1), (400, 0.3), (600, 0.25), (800, 0.4), (1000, 0.35)]
   # From 10% at step 0 to 30% at step 400, and from 25% at step 600 to 40% at step 800.
   assert [measured.steps_to(run, target) for target in (0.1, 0.2, 0.3, 0.31, 0.4, 0.41)] == [
-      pytest.approx(value) if value is not None else None for value in (0, 300, 400, 680, 800, None)]
+    pytest.approx(value) if value is not None else None for value in (0, 300, 400, 680, 800, None)
+  ]
 
 
 def test_mnist_steps_are_steps_of_60(write_run):
@@ -37,7 +38,8 @@ def test_runs_are_found_at_any_depth_and_once(write_run):
   root = write_run("nowhere/bn_x5/seed0", [0.1])
   results = measured.collect(root)
   assert {scale: sorted(experiments) for scale, experiments in results.items()} == {
-      "cifar10": ["alone/shuffling", "bn_x5"]}
+    "cifar10": ["alone/shuffling", "bn_x5"]
+  }
   assert len(results["cifar10"]["bn_x5"]) == 1
   assert results["cifar10"]["alone/shuffling"][0].seed == "seed1"
   with pytest.raises(FileNotFoundError, match="There is no folder"):
@@ -52,9 +54,15 @@ def test_a_run_without_evaluations_has_no_numbers(write_run):
 
 def test_movement_of_sigmoid_inputs(write_run):
   """Unit 4's median wanders from -1 to 2 with a distance of 2 between the percentiles; unit 7 stays."""
-  root = write_run("mnist/mnist_bn/seed0", [0.5, 0.6, 0.7], units={
-      4: [(-2, -1, 0), (1, 2, 3), (0, 1, 2)], 7: [(-1, 0, 1), (-2, 0, 2), (-1, 0, 1)],
-      9: [(0, 1, 2), (0, 1, 2), (0, 2, 2)]})
+  root = write_run(
+    "mnist/mnist_bn/seed0",
+    [0.5, 0.6, 0.7],
+    units={
+      4: [(-2, -1, 0), (1, 2, 3), (0, 1, 2)],
+      7: [(-1, 0, 1), (-2, 0, 2), (-1, 0, 1)],
+      9: [(0, 1, 2), (0, 1, 2), (0, 2, 2)],
+    },
+  )
   (run,) = measured.collect(root)["mnist"]["mnist_bn"]
   series = measured.sigmoid_inputs(run)
   assert [step for step, _ in series[4]] == [100, 200, 300]

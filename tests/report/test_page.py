@@ -31,20 +31,27 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   write_run("mnist/sweep/mnist_bn/rate_0.1/seed0", curve)
   for seed in range(2):
     for name in plans.VARIANTS:
-      write_run(f"cifar10/{name}/seed{seed}", [value + seed / 100 for value in curve],
-                population=None if name == "inception" else 0.9)
+      write_run(
+        f"cifar10/{name}/seed{seed}",
+        [value + seed / 100 for value in curve],
+        population=None if name == "inception" else 0.9,
+      )
   write_run("cifar10/inception_x5/seed0", [], status="diverged")
   planned = next(run for run in plans.figure2("cifar10", 3).runs if run.name == "cifar10/bn_x5/seed2")
-  write_run(planned.name, [value + 0.02 for value in curve], population=0.9,
-            **json.loads(planned.config().to_json()))
+  write_run(planned.name, [value + 0.02 for value in curve], population=0.9, **json.loads(planned.config().to_json()))
   for name in ("alone/shuffling/seed0", "up_to/no_dropout/seed0", "group/8/seed0"):
     root = write_run(f"cifar10/{name}", curve)
   path = page.write(str(root), str(tmp_path / "report"))
   content = path.read_text()
   text = text_of(content)
   assert path == tmp_path / "report" / "report.html"
-  for figure, scale in (("figure1", "mnist"), ("figure2", "cifar10"), ("relative", "cifar10"), ("ratio", "cifar10"),
-                        ("ablation", "cifar10")):
+  for figure, scale in (
+    ("figure1", "mnist"),
+    ("figure2", "cifar10"),
+    ("relative", "cifar10"),
+    ("ratio", "cifar10"),
+    ("ablation", "cifar10"),
+  ):
     assert (tmp_path / "report" / figure / f"{scale}.png").read_bytes().startswith(b"\x89PNG")
   assert content.count("<img") == content.count("<source") == 5
   assert not re.search(r"(src|srcset)=.(?!data:)", content)  # Self-contained.
@@ -94,8 +101,9 @@ def write_some(write_run):
   for scale in ("cifar10_full", "cifar10"):
     for seed in range(3):
       for name, end in (("inception", 0.5), ("bn_x5", 0.6), ("bn_baseline", 0.55), ("controls/inception_8000", 0.45)):
-        root = write_run(f"{scale}/{name}/seed{seed}", [0.3, 0.4, 0.45, end + seed / 100],
-                         time="2026-11-27T01:02:03+00:00")
+        root = write_run(
+          f"{scale}/{name}/seed{seed}", [0.3, 0.4, 0.45, end + seed / 100], time="2026-11-27T01:02:03+00:00"
+        )
   write_run("cifar10/alone/no_lrn/seed0", [0.3, 0.4])
   return root
 
@@ -105,8 +113,9 @@ def test_links_lead_somewhere_and_every_measured_row_leads_to_its_runs(write_run
   assert not found.stack and len(found.anchors) == len(set(found.anchors))
   assert {target for target, _ in found.links} <= set(found.anchors)
   of_rows = {row: {target for target, rows in found.links if row in rows} for row in ("speedup", "x5_higher", "lrn")}
-  assert of_rows["x5_higher"] == {f"runs-{scale}-{name}" for scale in ("cifar10_full", "cifar10")
-                                  for name in ("bn_x5", "inception")}
+  assert of_rows["x5_higher"] == {
+    f"runs-{scale}-{name}" for scale in ("cifar10_full", "cifar10") for name in ("bn_x5", "inception")
+  }
   assert of_rows["lrn"] == {"runs-cifar10-alone-no_lrn", "runs-cifar10-bn_baseline"}
   assert {claim.key for claim in claims.CLAIMS} <= set(found.anchors)
   assert {"figure2", "ratio", "claims", "runs", "cifar10", "cifar10_full"} <= set(found.anchors)
@@ -114,14 +123,15 @@ def test_links_lead_somewhere_and_every_measured_row_leads_to_its_runs(write_run
 
 def test_the_page_begins_with_the_result(write_run, tmp_path):
   content = page.write(str(write_some(write_run)), str(tmp_path)).read_text()
-  head = text_of(content[content.index("<h1"):content.index("<nav>")])
-  assert content[content.index("<ol"):content.index("</ol>")].count("<li>") == 5
+  head = text_of(content[content.index("<h1") : content.index("<nav>")])
+  assert content[content.index("<ol") : content.index("</ol>")].count("<li>") == 5
   assert "The newest run is of 2026-11-27." in head
   assert "confirmed at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
   assert "Missing at the scale of full lengths, cifar10_full : of BN-x30, BN-x5-Sigmoid" in head
   assert "Inception over 20,000 steps there are 0 of 3 seeds" in head and "of Inception," not in head
-  order = [content.index(f'id="{anchor}"')
-           for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")]
+  order = [
+    content.index(f'id="{anchor}"') for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")
+  ]
   assert order == sorted(order)
 
 
@@ -164,16 +174,22 @@ def test_the_report_in_results_is_that_of_its_runs(repository, tmp_path, monkeyp
 
 def test_figure_4_stands_in_the_papers_layout(write_run, write_evaluation, tmp_path):
   for member, (rate, one, many) in enumerate(((0.05, 0.30, 0.25), (0.10, 0.34, 0.29))):
-    write_run(f"cifar10/ensemble/member{member}", [0.5], model={
-        "name": "inception", "init_scale": 1.5, "dropout_rate": rate}, batch_norm={"per_activation": ["5b"]})
+    write_run(
+      f"cifar10/ensemble/member{member}",
+      [0.5],
+      model={"name": "inception", "init_scale": 1.5, "dropout_rate": rate},
+      batch_norm={"per_activation": ["5b"]},
+    )
     write_evaluation(f"member{member}_1crop_running", 1, 1, one)
     write_evaluation(f"member{member}_10crop_running", 1, 10, many)
   write_evaluation("ensemble_10crop_running", 2, 10, 0.22)
   root = write_evaluation("ensemble_1crop_population", 2, 1, 0.23, statistics="population")
   text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
   assert (tmp_path / "report" / "figure4" / "cifar10.png").read_bytes().startswith(b"\x89PNG")
-  assert ("BN-Inception single crop 1 1 25.20% 7.82% 1 moving averages 32.00% ± 2.83% (2 networks) "
-          "16.00% ± 1.41% (2 networks)") in text
+  assert (
+    "BN-Inception single crop 1 1 25.20% 7.82% 1 moving averages 32.00% ± 2.83% (2 networks) "
+    "16.00% ± 1.41% (2 networks)"
+  ) in text
   assert "BN-Inception multicrop 144 1 21.99% 5.82% 10 moving averages 27.00%" in text
   assert "BN-Inception ensemble 144 6 20.10% 4.90% 10 moving averages 22.00% 11.00%" in text
   assert "the ensemble with one crop 1 population (Algorithm 2) 23.00% 11.50%" in text

@@ -9,21 +9,32 @@ from bn_inception.report import measured, speedup
 
 def saturating(plateau, scale, steps, every, rise=0.0):
   """plateau (1 - exp(-step / scale)) + rise where the run is annealed, its last tenth; from chance 10% on."""
-  return [0.1 + (plateau - 0.1) * (1 - math.exp(-step / scale)) + (rise if step > 0.9 * steps else 0)
-          for step in range(every, steps + 1, every)]
+  return [
+    0.1 + (plateau - 0.1) * (1 - math.exp(-step / scale)) + (rise if step > 0.9 * steps else 0)
+    for step in range(every, steps + 1, every)
+  ]
 
 
 @pytest.fixture
 def write_networks(write_run):
   """Inception over 8,000 and 40,000 steps, BN-x5 over 8,000; seeds differ by a factor on the time that they take."""
+
   def write(seeds=(0.97, 1.0, 1.03)):
     for seed, factor in enumerate(seeds):
-      for name, scale, steps, every in (("inception", 8_000, 40_000, 500), ("bn_x5", 600, 8_000, 100),
-                                        ("controls/inception_8000", 3_000, 8_000, 250)):
+      for name, scale, steps, every in (
+        ("inception", 8_000, 40_000, 500),
+        ("bn_x5", 600, 8_000, 100),
+        ("controls/inception_8000", 3_000, 8_000, 250),
+      ):
         plateau = 0.6 if name == "controls/inception_8000" else 0.7
-        root = write_run(f"cifar10_full/{name}/seed{seed}", saturating(plateau, scale * factor, steps, every),
-                         every=every, batch_size=32)
+        root = write_run(
+          f"cifar10_full/{name}/seed{seed}",
+          saturating(plateau, scale * factor, steps, every),
+          every=every,
+          batch_size=32,
+        )
     return measured.finished(measured.collect(root)["cifar10_full"])
+
   return write
 
 
@@ -88,8 +99,11 @@ def test_a_baseline_that_diverged_sets_no_level(write_run):
 
 def test_the_plateau_is_reached_when_twice_the_steps_gain_less_than_the_seeds_spread(write_run):
   """Levels 0.50, 0.60 and 0.61 with deviations of 0.02: five times as long gained 10 points, twice as long 1."""
-  for name, steps, base in (("controls/inception_800", 8, 0.50), ("controls/inception_2000", 20, 0.60),
-                            ("inception", 40, 0.61)):
+  for name, steps, base in (
+    ("controls/inception_800", 8, 0.50),
+    ("controls/inception_2000", 20, 0.60),
+    ("inception", 40, 0.61),
+  ):
     for seed, shift in enumerate((-0.02, 0, 0.02)):
       root = write_run(f"cifar10/{name}/seed{seed}", [base + shift] * steps, batch_size=32)
   first, second, third = speedup.lengths(measured.finished(measured.collect(root)["cifar10"]))
@@ -104,4 +118,5 @@ def test_steps_are_interpolated_between_evaluations(write_run):
   root = write_run("cifar10/bn_x5/seed0", [0.3, 0.4, 0.35, 0.5])  # Every 200 steps of 32.
   (run,) = measured.collect(root)["cifar10"]["bn_x5"]
   assert [measured.steps_to(run, target) for target in (0.2, 0.3, 0.35, 0.45, 0.5, 0.51, 0.05)] == [
-      pytest.approx(value) if value is not None else None for value in (100, 200, 300, 600 + 200 * 2 / 3, 800, None, 0)]
+    pytest.approx(value) if value is not None else None for value in (100, 200, 300, 600 + 200 * 2 / 3, 800, None, 0)
+  ]

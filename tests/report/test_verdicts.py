@@ -58,11 +58,19 @@ def test_no_value_is_known_better_than_its_resolution():
   assert verdicts.decide(verdicts.welch((0.5,) * 3, (0.4,) * 3)) == verdicts.UNDECIDED  # No spread, no test.
 
 
-@pytest.mark.parametrize("low,high,threshold,verdict", [
-    (0.001, 0.02, 0.0, "confirmed"), (-0.001, 0.02, 0.0, "undecided"), (-0.02, -0.001, 0.0, "refuted"),
+@pytest.mark.parametrize(
+  "low,high,threshold,verdict",
+  [
+    (0.001, 0.02, 0.0, "confirmed"),
+    (-0.001, 0.02, 0.0, "undecided"),
+    (-0.02, -0.001, 0.0, "refuted"),
     # No worse by 0.01: power counts, not the sign of what was measured.
-    (-0.009, -0.001, -0.01, "confirmed"), (-0.03, 0.03, -0.01, "undecided"), (-0.03, -0.011, -0.01, "refuted"),
-    (-0.03, -0.001, -0.01, "undecided")])
+    (-0.009, -0.001, -0.01, "confirmed"),
+    (-0.03, 0.03, -0.01, "undecided"),
+    (-0.03, -0.011, -0.01, "refuted"),
+    (-0.03, -0.001, -0.01, "undecided"),
+  ],
+)
 def test_the_interval_decides_against_the_threshold(low, high, threshold, verdict):
   estimate = verdicts.Estimate((low + high) / 2, ((((high - low) / 2 / stats.norm.ppf(0.975)) ** 2, math.inf),))
   assert estimate.interval == pytest.approx((low, high))
@@ -80,8 +88,9 @@ def test_proportions_have_the_binomial_error():
 
 @pytest.mark.parametrize("seeds,deviations", [((3, 3), (1, 1)), ((2, 3), (1, 1)), ((3, 2), (1, 3)), ((6, 4), (2, 1))])
 def test_the_stated_effect_is_found_in_four_of_five_simulated_experiments(seeds, deviations):
-  effect = verdicts.Estimate(0.0, tuple((deviation**2 / count, count - 1)
-                                        for count, deviation in zip(seeds, deviations))).detectable
+  effect = verdicts.Estimate(
+    0.0, tuple((deviation**2 / count, count - 1) for count, deviation in zip(seeds, deviations))
+  ).detectable
   rng = np.random.default_rng(1)
   a, b = (rng.normal(0, deviation, (20_000, count)) for count, deviation in zip(seeds, deviations))
   peer = stats.ttest_ind(a + effect, b, axis=1, equal_var=False)
