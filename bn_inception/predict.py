@@ -109,8 +109,9 @@ def write_predictions(checkpoint: str | os.PathLike, images: Sequence[str | os.P
 
   Args:
     checkpoint, images, top, features: as there.
-    output: .csv (a line an image: image, class_1, name_1, probability_1, ..., feature_0, ...), .jsonl (an object a line:
-      image, classes, names, probabilities, features) or .npz (arrays: images, classes, names, probabilities, features).
+    output: .csv (a line an image: image, class_1, name_1, probability_1, ..., feature_0, ...), .jsonl (an object a
+      line: image, classes, names, probabilities, features) or .npz (arrays: images, classes, names, probabilities,
+      features).
 
   Returns:
     How many images could not be read, and were skipped.

@@ -5,12 +5,12 @@ import ast
 # From the bottom to the top; a module may import those of its own row and of the rows above it in this list.
 ROWS = (
     {"errors", "status", "config_dict", "paths", "signals", "configs"},
-    {"batch_norm", "config_keys", "sharding", "cluster", "hosts", "folder_lock", "watchdog"},
+    {"parameter_names", "batch_norm", "config_keys", "sharding", "cluster", "hosts", "folder_lock", "watchdog"},
     {"models", "data"},
     {"config_checks", "config_changes", "state", "optim", "step", "population", "run_directory"},
     {"checkpoint", "run_data", "restore", "diagnose"},
-    {"evaluators", "release"},
-    {"evaluate", "train", "doctor"},
+    {"evaluators", "release", "initialization"},
+    {"evaluate", "predict", "train", "doctor"},
     {"experiments"},
     {"cli", "command_line"},
 )
