@@ -25,7 +25,8 @@ def picture(colour=(120, 120, 120), marked=True) -> Image.Image:
 def save_turned(path: pathlib.Path, orientation: int, upright: Image.Image) -> None:
   """The file of a camera that was held so that its picture must be turned as `orientation` says, to be `upright`."""
   # What undoes each (EXIF 2.3, table of orientations).
-  undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+  undo = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+          4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_270}[orientation]
   stored = upright if undo is None else upright.transpose(undo)
