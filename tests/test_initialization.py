@@ -78,11 +78,8 @@ def test_what_is_skipped_begins_as_in_a_new_run_and_the_rest_as_the_checkpoint(s
 
   def first_step(name: str, checkpoint: str, momentum: float) -> dict:
     config = tuned_config(source, digits_dir, num_steps=1, checkpoint_every=1, learning_rate=1e-30)
-    config.batch_norm.momentum, config.init.checkpoint, config.init.skip = (
-      momentum,
-      checkpoint,
-      skip if checkpoint else (),
-    )
+    config.batch_norm.momentum, config.init.checkpoint = momentum, checkpoint
+    config.init.skip = skip if checkpoint else ()
     train.train_and_evaluate(config, tmp_path / name, jax.devices()[:1])
     return state_at(tmp_path / name, 1)
 

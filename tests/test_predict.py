@@ -68,9 +68,8 @@ def test_predictions_are_those_of_the_network_applied_by_hand(checkpoint, photog
     expected = [LABELS[1 + output] for output in likeliest]
     assert [rows[place][f"class_{rank}"] for rank in (1, 2, 3)] == expected
     assert lines[place]["classes"] == expected == arrays["classes"][place].tolist()
-    assert lines[place]["names"] == [
-      {"n01440764": "tench", "n02119789": "kit fox"}.get(name, name) for name in expected
-    ]
+    human = {"n01440764": "tench", "n02119789": "kit fox"}
+    assert lines[place]["names"] == [human.get(name, name) for name in expected]
     np.testing.assert_allclose(arrays["probabilities"][place], probabilities[likeliest], rtol=1e-4)
     np.testing.assert_allclose(float(rows[place]["probability_1"]), probabilities[likeliest[0]], rtol=1e-4)
     np.testing.assert_allclose(arrays["features"][place], pooled, rtol=1e-4, atol=1e-5)
