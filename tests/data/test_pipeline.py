@@ -496,12 +496,13 @@ def test_a_stalled_reader_is_reported(
 
   records, open_records = [], pipeline.open_records
   monkeypatch.setattr(pipeline, "open_records", lambda split: records.append(open_records(split)) or records[-1])
+  data = numbered_config(numbered["tfrecord"], "none")
+  data.update({"cache": cache, "image_size": 16, "eval_resize": 16})
+  source = pipeline.open_source(data, "train")  # It reads some records, for their digest.
   monkeypatch.setattr(TFRecordShard, "read", hang)
   monkeypatch.setattr(concurrent.futures, "wait", recorded)
   monkeypatch.setattr(pipeline, "_STALL_SECONDS", 0.01)
-  data = numbered_config(numbered["tfrecord"], "none")
-  data.update({"cache": cache, "image_size": 16, "eval_resize": 16})
-  batches = train_batches(data, seed=0, batch_size=24)
+  batches = pipeline.train_batches(data, source, seed=0, batch_size=24)
   batch = next(batches)
   np.testing.assert_array_equal(batch["label"], batch["image"][..., 0].min(axis=(2, 3)))
   assert len(lines()) == 3 and patience == pytest.approx([0.01, 0.02, 0.04, 0.08])  # Rarer and rarer.
