@@ -91,6 +91,8 @@ def from_run(
 def read_config(workdir: pathlib.Path) -> ConfigDict:
   try:
     config = run_directory.read_config(workdir)
+    if "model" not in config:
+      raise KeyError("model")
     config_checks.check_config(config, devices=1)
     return config
   except (FileNotFoundError, config_checks.ConfigError, versions.VersionError):
