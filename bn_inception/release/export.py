@@ -16,7 +16,6 @@ import flax
 import jax
 import numpy as np
 
-from bn_inception import paths
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble, folder, loading, peers, torch_file
 from bn_inception.release.errors import ReleaseError
@@ -33,8 +32,7 @@ def write_bninception(release: Release, path: str | os.PathLike) -> None:
   Raises:
     ReleaseError: if that network cannot hold it, there is something in its place already, or it cannot be written.
   """
-  path = pathlib.Path(paths.local(path, "--output"))
-  folder.check_free(path)
+  path = folder.check_free(path)
   try:
     tensors = peers.to_torch(release)
   except ReleaseError as error:
@@ -55,7 +53,7 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
   if peers.torch_can_hold(release.config):
     write_bninception(release, path)
     return
-  path = pathlib.Path(path)
+  path = folder.check_free(path)
   module = path.with_name(_TORCH_MODULE.name)
   files = {
     path: torch_file.write(torch_module_state(release.variables)),
@@ -77,8 +75,7 @@ def write_stablehlo(release: Release, path: str | os.PathLike) -> None:
   """
   import jax.export  # Loaded by nothing else.
 
-  path = pathlib.Path(path)
-  folder.check_free(path)
+  path = folder.check_free(path)
   logits, variables, shape = _logits(release)
   images = jax.ShapeDtypeStruct(jax.export.symbolic_shape(f"batch, {', '.join(map(str, shape))}"), np.uint8)
   exported = jax.export.export(jax.jit(lambda images: logits(variables, images)), platforms=_PLATFORMS)(images)
@@ -95,8 +92,7 @@ def write_savedmodel(release: Release, path: str | os.PathLike) -> None:
 
   from bn_inception.data.host_tf import tf
 
-  path = pathlib.Path(path)
-  folder.check_free(path)
+  path = folder.check_free(path)
   logits, variables, shape = _logits(release)
   converted = jax2tf.convert(
     logits,
@@ -131,8 +127,7 @@ def write_onnx(release: Release, path: str | os.PathLike) -> None:
   Raises:
     ReleaseError: if there is something in its place already, it cannot be written, or packages are missing.
   """
-  path = pathlib.Path(path)
-  folder.check_free(path)
+  path = folder.check_free(path)
   try:
     import onnx  # noqa: F401  (torch.onnx needs both, and says so late)
     import onnxscript  # noqa: F401

@@ -47,15 +47,20 @@ def is_folder(path: pathlib.Path) -> bool:
   return (path / _WEIGHTS).is_file() and (path / _CONFIG).is_file()
 
 
-def check_free(path: str | os.PathLike) -> None:
+def check_free(path: str | os.PathLike) -> pathlib.Path:
   """Checks that there is nothing yet where a release is to be written; an empty folder does no harm.
 
+  Returns:
+    The path, see `paths.local`.
+
   Raises:
-    ReleaseError: if there is.
+    PathError: if it is none.
+    ReleaseError: if there is something.
   """
   path = pathlib.Path(paths.local(path, "--output"))
   if path.is_symlink() or path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise ReleaseError(f"{path} exists already: give another --output or remove it.")
+  return path
 
 
 def write(release: Release, path: str | os.PathLike) -> None:
@@ -65,8 +70,7 @@ def write(release: Release, path: str | os.PathLike) -> None:
     ReleaseError: if there is something in its place already, it cannot be written, or its labels are not those of its
       network.
   """
-  path = pathlib.Path(paths.local(path, "--output"))
-  check_free(path)
+  path = check_free(path)
   if release.labels:
     labels.check(release.labels, release.config.data.num_classes, "The release")
   config = release.config.copy_and_resolve_references()

@@ -104,6 +104,14 @@ def test_stablehlo(name, tmp_path):
   check(name, "stablehlo", tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["release", "torch", "stablehlo"])
+def test_home_is_expanded(kind, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.chdir(tmp_path)
+  release.FORMATS[kind](release_of("mnist:bn"), "~/export.pth")
+  assert (tmp_path / "export.pth").exists() and not (tmp_path / "~").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist:bn", "bn_x5:quickstart"])
 def test_savedmodel(name, tmp_path):
