@@ -12,7 +12,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +95,7 @@ class Program:
     cycles: the compiler's estimate of its schedule, collectives apart.
     collectives: by kind.
     compile_seconds: how long compiling took.
+    by_kind: what `bytes` and `memory_bytes` are made of, see `by_layer_kind`; empty in files of older versions.
   """
 
   images: int
@@ -107,6 +108,7 @@ class Program:
   cycles: float
   collectives: dict[str, Collective]
   compile_seconds: float
+  by_kind: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
   def seconds(self, chip: Chip, chips: int) -> dict[str, float]:
     """The least time of a call by what may bound it, and the compiler's estimate where the clock is known."""
@@ -259,6 +261,7 @@ def examine(program: jax.stages.Compiled, images: int, loops: int, compile_secon
     cycles=sum(operation.cycles * times for operation, times in traffic),
     collectives=collectives(program.as_text()),
     compile_seconds=compile_seconds,
+    by_kind=by_layer_kind(traffic),
   )
 
 
@@ -353,14 +356,18 @@ def collectives(text: str) -> dict[str, Collective]:
   }
 
 
-def by_layer_kind(text: str) -> dict[str, Operation]:
-  """Traffic and cycles summed over the kinds of work of a network, largest first."""
-  total = {}
-  for _, operation in operations(text):
+def by_layer_kind(traffic: Iterable[tuple[Operation, int]]) -> dict[str, tuple[float, float]]:
+  """(bytes, memory_bytes) summed over the kinds of work of a network, largest first.
+
+  Args:
+    traffic: operations, and how often each is made.
+  """
+  total: dict[str, tuple[float, float]] = {}
+  for operation, times in traffic:
     kind = _layer_kind(operation)
-    before = total.get(kind, Operation(kind, "", 0.0, 0.0, 0.0))
-    total[kind] = Operation(kind, "", *(old + new for old, new in zip(before[2:], operation[2:])))
-  return dict(sorted(total.items(), key=lambda item: -item[1].bytes))
+    moved, memory = total.get(kind, (0.0, 0.0))
+    total[kind] = moved + times * operation.bytes, memory + times * operation.memory_bytes
+  return dict(sorted(total.items(), key=lambda item: -item[1][0]))
 
 
 def _layer_kind(operation: Operation) -> str:
@@ -420,6 +427,12 @@ def describe(cost: Cost, config: ConfigDict, eval_examples: int, price: float | 
 
   label = max(map(len, rows))
   lines = [f"{name:{label}}" + "".join(f"  {cell:>17}" for cell in cells) for name, cells in rows.items()]
+  if cost.train.by_kind:
+    lines += ["", "The training step by what its operations are, GB of operands and results (to and from memory):"]
+    lines += [
+      f"  {name:{label}}  {moved / 1e9:6.2f} ({memory / 1e9:.2f})"
+      for name, (moved, memory) in cost.train.by_kind.items()
+    ]
   hours = cost.hours(config, eval_examples)
   least_hours, likely = (sum(pair[i] for pair in hours.values()) for i in (0, 1))
   lines += [

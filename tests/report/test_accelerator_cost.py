@@ -1,6 +1,8 @@
 """What is read from a compiled program, and the arithmetic from there to hours; with libtpu, a compiled network."""
 
+import dataclasses
 import importlib.util
+import re
 
 import pytest
 
@@ -49,6 +51,18 @@ def test_memory_traffic_counts_each_slice_once_and_leaves_out_on_chip_memory():
   assert memory["slice-start"] == 2 * 2**20 and memory["custom-call"] == 0 and memory["fusion"] == 8 * 4
   assert [operation.memory_bytes for operation in body] == [2**20]
   assert sum(operation.cycles for operation in entry) == 7 and body[0].cycles == 10
+
+
+def test_traffic_by_the_kind_of_work_adds_up_to_that_of_all_operations():
+  traffic = [(operation, 1 if once else 5) for once, operation in accelerator_cost.operations(HLO)]
+  kinds = accelerator_cost.by_layer_kind(traffic)
+  assert list(kinds) == sorted(kinds, key=lambda kind: -kinds[kind][0])
+  assert kinds["copies between memories"][1] == 2 * 2**20  # Two slices of 1 MiB.
+  assert sum(memory for _, memory in kinds.values()) == sum(times * one.memory_bytes for one, times in traffic)
+  assert kinds["everything else, forward"][1] >= 5 * 2**20  # The loop's tensor, five times.
+  cost = Cost("v5e:2x2", 4, dataclasses.replace(program(1.0, 64), by_kind=kinds), program(1.0, 256), None)
+  text = accelerator_cost.describe(cost, bn_x5.get_config("cifar10"), 640, None)
+  assert re.search(r"copies between memories +\d\.\d\d \(0\.00\)", text)
 
 
 def test_collectives_are_counted_by_their_channel():
