@@ -81,6 +81,7 @@ def check_config(config: ConfigDict, devices: int) -> None:
       "steps for the profile."
     )
   _one_of("dtype", config.dtype, ("float32", "bfloat16"))
+  _one_of("learning_rate_schedule", config.learning_rate_schedule, ("exponential", "cosine"))
   _one_of("learning_rate_scaling", config.learning_rate_scaling, ("none", "linear"))
   if config.learning_rate_warmup_epochs and config.batch_size < 32:
     raise ConfigError(
@@ -94,6 +95,11 @@ def check_config(config: ConfigDict, devices: int) -> None:
   _one_of("data.channel_order", config.data.channel_order, ("rgb", "bgr"))
   if config.model.name == "inception":
     _check_inception(config)
+  else:
+    _one_of("batch_norm.in_stem", config.batch_norm.in_stem, (True,))
+    _names("batch_norm.per_activation", config.batch_norm.per_activation, ("none, with this network",))
+  if config.model.name == "resnet":
+    _one_of("model.stem", config.model.stem, ("plain", "small"))
   _names("eval.statistics", config.eval.statistics, ("running", "population", "batch"))
   if "running" not in config.eval.statistics:
     raise ConfigError("eval.statistics is without 'running', by which the best checkpoint is chosen: add it.")

@@ -56,9 +56,11 @@ _KEYS = {
   "weight_decay": _NOT_NEGATIVE,
   "learning_rate_decay": _POSITIVE,
   "learning_rate_decay_epochs": _POSITIVE,
+  "learning_rate_schedule": _TEXT,
   "learning_rate_scaling": _TEXT,
   "learning_rate_warmup_epochs": _NOT_NEGATIVE,
   "learning_rate_factors": _TEXTS,
+  "label_smoothing": _FRACTION,
   "ema_decay": _FRACTION,
   "auxiliary_loss_weight": _NOT_NEGATIVE,
   "num_steps": _COUNT,
@@ -124,6 +126,11 @@ _MODEL_KEYS = {
     "model.init_scale": _POSITIVE,
   },
   "mnist_mlp": {"model.hidden_units": _COUNT, "model.init_std": _POSITIVE},
+  "resnet": {
+    "model.stage_sizes": Key(int, least=1, most=_INT32, length=(1, math.inf)),
+    "model.width": _POSITIVE,
+    "model.stem": _TEXT,
+  },
 }
 _SECTIONS = tuple(dict.fromkeys(name.partition(".")[0] for name in _KEYS if "." in name))
 _RELEASE = "release"  # Of a release folder, which checks it; a run has none.

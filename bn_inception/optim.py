@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum, exponential learning rate decay and L2 (§4.2)."""
+"""Stochastic gradient descent with momentum, L2, and the learning rate by step (§4.2)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,28 @@ PAPER_BATCH = 32  # §4.2.
 _LARGE_BATCH = 8 * PAPER_BATCH
 
 
+def _exponential(config: ConfigDict, peak: float, epoch: float, warmup: float) -> optax.Schedule:
+  """The paper's: `learning_rate_decay` every `learning_rate_decay_epochs`, in stairs, the warm-up's epochs included."""
+  return optax.exponential_decay(
+    peak, config.learning_rate_decay_epochs * epoch, config.learning_rate_decay, staircase=True
+  )
+
+
+def _cosine(config: ConfigDict, peak: float, epoch: float, warmup: float) -> optax.Schedule:
+  """Half a cosine from the end of the warm-up to 0 at `num_steps` (Loshchilov and Hutter, 2017)."""
+  decay = optax.cosine_decay_schedule(peak, max(config.num_steps - warmup, 1.0))
+  return lambda step: decay(jnp.maximum(step - warmup, 0))
+
+
+# By `learning_rate_schedule`: schedules that begin at `peak`; epoch and warmup are in steps.
+DECAYS: dict[str, Callable[[ConfigDict, float, float, float], optax.Schedule]] = {
+  "exponential": _exponential,
+  "cosine": _cosine,
+}
+
+
 def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
-  """Learning rate by step: multiplied by `learning_rate_decay` every `learning_rate_decay_epochs`, in stairs.
+  """Learning rate by step, which falls as `learning_rate_schedule` says.
 
   With `learning_rate_scaling` "linear" it is batch_size / 32 times `learning_rate`, and for the first
   `learning_rate_warmup_epochs` it rises linearly from `learning_rate` (Goyal et al., 2017, §2).
@@ -26,10 +46,9 @@ def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Sched
   """
   epoch = num_examples / config.batch_size
   factor = config.batch_size / PAPER_BATCH if config.learning_rate_scaling == "linear" else 1.0
-  decay = optax.exponential_decay(
-    factor * config.learning_rate, config.learning_rate_decay_epochs * epoch, config.learning_rate_decay, staircase=True
-  )
-  if not (warmup := config.learning_rate_warmup_epochs * epoch):
+  warmup = config.learning_rate_warmup_epochs * epoch
+  decay = DECAYS[config.learning_rate_schedule](config, factor * config.learning_rate, epoch, warmup)
+  if not warmup:
     return decay
   start = PAPER_BATCH / config.batch_size
   return lambda step: decay(step) * jnp.minimum(start + (1 - start) * step / warmup, 1.0)

@@ -37,6 +37,21 @@ def train_batch_shapes(
   }
 
 
+def mean_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+  """The loss that training minimizes.
+
+  Args:
+    logits: [B, num_classes] float32.
+    labels: [B] int32.
+    label_smoothing: s puts 1 - s + s / num_classes on the label and s / num_classes on every other class (Szegedy et
+      al., 2016, §7). What training and evaluation report is the cross-entropy of the label itself.
+  """
+  if not label_smoothing:
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
+  return jnp.mean(optax.softmax_cross_entropy(logits, targets))
+
+
 def make_train_step(
   model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> Callable[[TrainState, Batch], TrainState]:
@@ -55,7 +70,7 @@ def make_train_step(
     logits, updates = model.apply(
       variables, inputs, train=True, rngs={"dropout": key}, mutable=["batch_moments", "auxiliary"]
     )
-    cross_entropy = lambda logits: jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    cross_entropy = functools.partial(mean_cross_entropy, labels=labels, label_smoothing=config.label_smoothing)
     auxiliary = sum(cross_entropy(logits) for logits in jax.tree.leaves(updates.get("auxiliary", {})))
     loss = cross_entropy(logits) + config.auxiliary_loss_weight * auxiliary
     return loss, (updates.get("batch_moments", {}), classification_sums(logits, labels, skipped=batch["skipped"]))

@@ -59,12 +59,16 @@ def base(scale: str) -> ConfigDict:
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
+  # exponential: multiplied by learning_rate_decay every learning_rate_decay_epochs, in stairs (GoogLeNet paper).
+  # cosine: half a cosine from the end of the warm-up to 0 at num_steps (Loshchilov and Hutter, 2017).
+  config.learning_rate_schedule = "exponential"
   # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
   config.learning_rate_scaling = "none"
   config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
   config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0
+  config.label_smoothing = 0.0  # Share of the label that is spread over all classes (Szegedy et al., 2016: 0.1).
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
   config.auxiliary_loss_weight = 0.3  # GoogLeNet paper; counts only with model.auxiliary_heads.
   config.checkpoint_every_minutes = 0.0  # A checkpoint also when the last is so old; 0: not for this reason.

@@ -45,7 +45,7 @@ class Removed(NamedTuple):
   value: Any
 
 
-VERSION = 2  # Configs without a version have the number 0.
+VERSION = 3  # Configs without a version have the number 0.
 CHANGES: tuple[Added | Renamed | Removed, ...] = (
   Added(1, "data.on_error", "fail"),
   Added(1, "data.interpolation", "bilinear"),
@@ -61,6 +61,8 @@ CHANGES: tuple[Added | Renamed | Removed, ...] = (
   Added(2, "init.skip", ()),
   Added(2, "init.freeze", ()),
   Added(2, "init.freeze_statistics", False),
+  Added(3, "learning_rate_schedule", "exponential"),
+  Added(3, "label_smoothing", 0.0),
 )
 
 

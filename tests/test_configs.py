@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bn_inception import config_checks, optim
-from bn_inception.configs import common, ensemble, mnist
+from bn_inception.configs import common, ensemble, mnist, resnet50
 from bn_inception.data import datasets
 
 # §4.2.2 and §4.2.1. The decay of the learning rate is 6 times faster: the same 4%, after a sixth of the epochs.
@@ -26,6 +26,7 @@ EVERY = (
   [(name, scale) for name in ROWS for scale in common.SCALES]
   + [("ensemble", f"imagenet,{member}") for member in range(6)]
   + [("mnist", argument) for argument in ("bn", "plain", "bn,quickstart", "plain,quickstart")]
+  + [("resnet50", argument) for argument in resnet50.SCALES]
 )
 
 
@@ -207,18 +208,20 @@ def test_every_config_can_be_run_on_one_device(name, argument):
 @pytest.mark.parametrize("name,argument", EVERY)
 def test_no_config_names_a_field_that_the_base_does_not_have(name, argument):
   """A typo in a config file makes a new field in silence."""
-  known = get_config("bn_x5") if name != "mnist" else mnist.get_config()
+  known = get_config("bn_x5")
   config = get_config(name, argument)
   assert config.keys() == known.keys()
-  for part in ("batch_norm", "data", "eval", "model"):
+  for part in ("batch_norm", "data", "eval"):
     assert config[part].keys() == known[part].keys()
+  of_model = {"mnist": mnist.get_config(), "resnet50": resnet50.get_config()}.get(name, known)
+  assert config.model.keys() == of_model.model.keys()
 
 
 BAD = {
   "dtype": ["float16"],
   "data.shuffle": ["yes"],
   "data.channel_order": ["gbr"],
-  "model.name": ["resnet"],
+  "model.name": ["resnet50"],
   "model.stem": ["separate"],
   "model.pool_proj_4cd": [64],
   "model.padding": ["valid"],

@@ -34,6 +34,7 @@ def make_config(micro_batches: int = 1, strength: float = 0.0) -> ConfigDict:
     dict(
       seed=1,
       ema_decay=0.9,
+      label_smoothing=0.0,
       auxiliary_loss_weight=0.3,
       gradient_accumulation=micro_batches,
       batch_norm=dict(enabled=True, momentum=0.9),
@@ -133,6 +134,7 @@ def test_one_step_is_momentum_sgd_with_l2_on_kernels_only():
   config = ConfigDict(
     dict(
       learning_rate=0.1,
+      learning_rate_schedule="exponential",
       learning_rate_decay=0.5,
       learning_rate_decay_epochs=2.0,
       batch_size=10,

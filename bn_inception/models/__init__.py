@@ -1,23 +1,37 @@
-"""The networks of the paper, by the name a config gives them."""
+"""The networks by the name that a config gives them. docs/extending.md has what a network must be."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
 from bn_inception.config_dict import ConfigDict
-from bn_inception.models import inception, layers, mnist_mlp
+from bn_inception.models import inception, layers, mnist_mlp, resnet
+
+
+class Architecture(NamedTuple):
+  """A kind of network.
+
+  Attributes:
+    from_config: makes the network of a whole config.
+    title: what a reader calls it, on the card of a release.
+  """
+
+  from_config: Callable[[ConfigDict], nn.Module]
+  title: str
+
 
 MODELS = {
-  "inception": inception.from_config,  # §4.2
-  "mnist_mlp": mnist_mlp.from_config,  # §4.1
+  "inception": Architecture(inception.from_config, "Inception-BN"),  # §4.2
+  "mnist_mlp": Architecture(mnist_mlp.from_config, "The MNIST network of the paper's §4.1"),
+  "resnet": Architecture(resnet.from_config, "ResNet"),  # He et al. (2016)
 }
 
 
 def build(config: ConfigDict) -> nn.Module:
   """The network of a whole config: `model(images, train=...)` are float32 logits [B, num_classes]."""
-  return MODELS[config.model.name](config)
+  return MODELS[config.model.name].from_config(config)
 
 
 def features(
@@ -31,7 +45,8 @@ def features(
     x: its input, [B, H, W, C].
     names: of Inception "conv1", "conv2_reduce", "conv2" (before the pool that follows), "inception_3a" to
       "inception_5b" ([B, height, width, channels], after the nonlinearity) and "pooled" ([B, channels], what the
-      softmax layer receives); of the MNIST network "hidden" ([B, units]). None: the last of these.
+      softmax layer receives); of the MNIST network "hidden" ([B, units]); of each
+      network its `feature_names`. None: the last of these.
 
   Returns:
     {name: activations}, in the network's type.
@@ -39,7 +54,7 @@ def features(
   Raises:
     ValueError: for a name that the network does not have.
   """
-  known = inception.FEATURES if isinstance(model, inception.Inception) else mnist_mlp.FEATURES
+  known = model.feature_names
   names = known[-1:] if names is None else names
   if unknown := [name for name in names if name not in known]:
     raise ValueError(f"The network has no features {unknown[0]!r}: choose from {', '.join(known)}.")

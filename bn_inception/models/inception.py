@@ -215,6 +215,10 @@ class Inception(nn.Module):
   dtype: str = "float32"
   merged: bool = False
 
+  @property
+  def feature_names(self) -> tuple[str, ...]:
+    return FEATURES
+
   def _scale(self, channels: int) -> int:
     return max(round(channels * self.width), 1) if channels else 0
 

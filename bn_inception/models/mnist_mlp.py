@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from bn_inception.config_dict import ConfigDict
 from bn_inception.models import layers
 
-FEATURES = ("hidden",)  # What the network can tell beside its logits: its last hidden units.
-
 
 class MnistMlp(nn.Module):
   """Three hidden layers of sigmoid units, [B, H, W, 1] to float32 logits [B, num_classes].
@@ -28,6 +26,11 @@ class MnistMlp(nn.Module):
   init_std: float = 0.1
   norm: Callable[..., nn.Module] | None = None
   dtype: str = "float32"
+
+  @property
+  def feature_names(self) -> tuple[str, ...]:
+    """What the network can tell beside its logits: its last hidden units."""
+    return ("hidden",)
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool | None = None, mask: jax.Array | None = None) -> jax.Array:

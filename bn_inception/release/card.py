@@ -8,6 +8,7 @@ import math
 import re
 from typing import Any
 
+from bn_inception import models
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble
 
@@ -51,7 +52,7 @@ number: they have 11.18 to 11.30 million, and why is not known.
     if config.model.name == "inception" and config.model.width == 1
     else ""
   )
-  title = "Inception-BN" if config.model.name == "inception" else "The MNIST network of the paper's §4.1"
+  title = models.MODELS[config.model.name].title
   training = (
     ""
     if "step" in release

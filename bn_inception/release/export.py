@@ -24,6 +24,7 @@ from bn_inception.release.released import Release
 _MODULE_LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
 _TORCH_MODULE = pathlib.Path(__file__).with_name("torch_module.py")
 _PLATFORMS = ("cpu", "cuda", "tpu")
+_IN_TORCH_MODULE = ("inception", "mnist_mlp")
 
 
 def write_bninception(release: Release, path: str | os.PathLike) -> None:
@@ -48,8 +49,10 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
   config and needs PyTorch alone.
 
   Raises:
-    ReleaseError: if there is something in the place of a file already, or it cannot be written.
+    ReleaseError: if torch_module.py does not have the network, there is something in the place of a file already, or it
+      cannot be written.
   """
+  _check_torch_module_has(release.config)
   if peers.torch_can_hold(release.config):
     write_bninception(release, path)
     return
@@ -125,8 +128,10 @@ def write_onnx(release: Release, path: str | os.PathLike) -> None:
   """Writes a release as ONNX, from torch_module.py's network: `images` to `logits`.
 
   Raises:
-    ReleaseError: if there is something in its place already, it cannot be written, or packages are missing.
+    ReleaseError: if torch_module.py does not have the network, there is something in its place already, it cannot be
+      written, or packages are missing.
   """
+  _check_torch_module_has(release.config)
   path = folder.check_free(path)
   try:
     import onnx  # noqa: F401  (torch.onnx needs both, and says so late)
@@ -187,6 +192,14 @@ def _logits(release: Release) -> tuple[Callable[[Any, jax.Array], jax.Array], An
       return model.apply(variables, preprocess(images), train=False)
 
   return logits, jax.tree.map(np.asarray, variables), _image_shape(release.config)
+
+
+def _check_torch_module_has(config: ConfigDict) -> None:
+  if config.model.name not in _IN_TORCH_MODULE:
+    raise ReleaseError(
+      f"The network {config.model.name!r} is not among those that are written for PyTorch and ONNX "
+      f"({', '.join(_IN_TORCH_MODULE)}): choose --format=stablehlo, savedmodel or release."
+    )
 
 
 def _torch_config(config: ConfigDict) -> bytes:

@@ -163,6 +163,8 @@ def _row(name: str, group: Calls, module: Call | None, output: Shape) -> dict[st
   elif convolutions:
     first = max((call.module for call in convolutions.values()), key=lambda convolution: convolution.window)
     row["\ntype"] = "separable convolution" if first.groups > 1 else "convolution"
+    if any(len(path) > 2 for path in convolutions):  # A module of several units, and not a unit by itself.
+      row["\ntype"] = name
     row["patch\n/stride"] = f"{first.window[0]}x{first.window[1]}/{first.stride}"
   else:
     row["\ntype"] = "fully connected"
