@@ -5,6 +5,7 @@ claim's threshold, undecided if it does not, or if a side has a single seed. Thr
 before runs are made; what the paper does not claim has none and is shown.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -443,8 +444,7 @@ def name_of(experiment: str) -> str:
 
 def seeds_text(*sides: Sequence[Result]) -> str:
   """'seeds 0, 1, 2 against 0, 1, 2'."""
-  number = lambda run: run.seed.removeprefix("seed").removeprefix("member")
-  texts = [", ".join(map(number, runs)) for runs in sides]
+  texts = [", ".join(run.seed.removeprefix("seed").removeprefix("member") for run in runs) for runs in sides]
   return ("seeds " if max(map(len, sides)) > 1 else "seed ") + " against ".join(texts)
 
 
@@ -469,8 +469,12 @@ def _power(
   )
 
 
-_DIFFERENCE = lambda value: f"difference of {points(value)} points"
-_RATIO = lambda value: f"ratio of {math.exp(value):.1f}"
+def _difference_text(value: float) -> str:
+  return f"difference of {points(value)} points"
+
+
+def _ratio_text(log_ratio: float) -> str:
+  return f"ratio of {math.exp(log_ratio):.1f}"
 
 
 def _missing(*experiments: str) -> Finding:
@@ -500,8 +504,8 @@ def _diverged(claim: Claim, experiments: Experiments) -> Finding | None:
 
 def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result], float], what: str) -> Finding:
   """`function` of the runs of one network against that of another's, by Welch's t-test."""
-  if found := _absent(claim, experiments) or _diverged(claim, experiments):
-    return found
+  if finding := _absent(claim, experiments) or _diverged(claim, experiments):
+    return finding
   sides = [experiments[name] for name in (claim.of, claim.beside)]
   spreads = [measured.over_seeds(runs, function) for runs in sides]
   if None in spreads:
@@ -516,7 +520,7 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
     f"{what}{describe(spreads[0])} against {describe(spreads[1])}"
     + _interval_text(estimate, points, f" points{margin}"),
     seeds_text(*sides),
-    _power(verdict, estimate, _DIFFERENCE, claim.threshold),
+    _power(verdict, estimate, _difference_text, claim.threshold),
     (claim.of, claim.beside),
   )
 
@@ -530,21 +534,19 @@ def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
 def _early(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Mean accuracy over the first fifth of the evaluations."""
   del evaluations
-  return _compare(
-    claim,
-    experiments,
-    lambda run: (
-      statistics.fmean(top1 for _, top1 in run.accuracy[: max(1, len(run.accuracy) // 5)]) if run.accuracy else None
-    ),
-    "mean accuracy over the first fifth: ",
-  )
+  return _compare(claim, experiments, _early_accuracy, "mean accuracy over the first fifth: ")
+
+
+def _early_accuracy(run: Result) -> float | None:
+  first_fifth = run.accuracy[: max(1, len(run.accuracy) // 5)]
+  return statistics.fmean(top1 for _, top1 in first_fifth) if first_fifth else None
 
 
 def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Steps of `beside` to the plateau, by those of `of`."""
   del evaluations
-  if found := _absent(claim, experiments) or _diverged(claim, experiments):
-    return found
+  if finding := _absent(claim, experiments) or _diverged(claim, experiments):
+    return finding
   plateau = claim.plateau or speedup.reference(experiments)
   if plateau not in experiments:
     return _missing(plateau or "inception")
@@ -559,9 +561,10 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   sides = {claim.of: (runs, speedup.steps_of(runs, accuracy)), beside: (other_runs, baseline)}
   seeds = seeds_text(runs, other_runs)
   texts = []
-  for name, (of, steps) in sides.items():
+  for name, (its_runs, steps) in sides.items():
     if None in steps:
-      texts.append(f"{name_of(name)} came to {percent(accuracy)} in {len(of) - steps.count(None)} of {len(of)} runs")
+      arrived = len(steps) - steps.count(None)
+      texts.append(f"{name_of(name)} came to {percent(accuracy)} in {arrived} of {len(its_runs)} runs")
     else:
       texts.append(
         f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
@@ -581,10 +584,11 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     # It never gets there. Whether it ends lower is a question of accuracy.
     estimate = verdicts.welch([measured.level(run) for run in runs], [measured.level(run) for run in other_runs])
     verdict = REFUTED if verdicts.decide(estimate) == REFUTED else UNDECIDED
-    return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _DIFFERENCE), experiments_of)
+    return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _difference_text), experiments_of)
   # A run that never got there would have taken longer than it ran: what is certain of these lengths is certain of it.
   at_least = [
-    [run.accuracy[-1][0] if value is None else value for run, value in zip(of, values)] for of, values in sides.values()
+    [run.accuracy[-1][0] if value is None else value for run, value in zip(its_runs, values)]
+    for its_runs, values in sides.values()
   ]
   estimate = speedup.log_ratio(at_least[1], other_runs, at_least[0], runs)
   threshold = math.log(claim.threshold)
@@ -599,7 +603,7 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
       texts[-1] += f", 95% interval {low:.1f} to {high:.1f}"
     if claim.threshold > 1:
       texts[-1] += f" (at least {claim.threshold:g})"
-  power = _power(verdict, estimate, _RATIO, threshold)
+  power = _power(verdict, estimate, _ratio_text, threshold)
   return Finding(verdict, "; ".join(texts), seeds, power, experiments_of)
 
 
@@ -614,7 +618,7 @@ def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evalua
   verdict = verdicts.all_of((higher.verdict, sooner := verdicts.decide(estimate)))
   levels = [percent(measured.over_seeds(runs, measured.level).mean) for runs in sides]
   texts = [f"{level} after {describe(Spread(values), steps_text)}" for level, values in zip(levels, steps)]
-  power = "" if verdict != UNDECIDED else higher.power or _power(sooner, estimate, _RATIO)
+  power = "" if verdict != UNDECIDED else higher.power or _power(sooner, estimate, _ratio_text)
   return Finding(verdict, " against ".join(texts), higher.seeds, power, higher.experiments)
 
 
@@ -696,33 +700,36 @@ def _initialization(claim: Claim, experiments: Experiments, evaluations: Evaluat
 
 def _errors(evaluations: Evaluations, place: str) -> tuple[int, dict, dict, dict | None]:
   """(greatest number of crops, errors of networks with one crop, with that many, of the ensemble with that many)."""
-  kinds = measured.errors(evaluations)
-  crops = max((crops for networks, crops, _ in kinds if networks == 1), default=1)
-  of = lambda found: {name: metrics[place] for name, metrics in found.items()}
-  together = [
-    found["ensemble"]
-    for (networks, many, statistic), found in kinds.items()
-    if networks > 1 and (many, statistic) == (crops, "running")
+  kinds = measured.metrics_by_kind(evaluations)
+  most_crops = max((crops for networks, crops, _ in kinds if networks == 1), default=1)
+  ensembles = [
+    metrics["ensemble"]
+    for (networks, crops, statistic), metrics in kinds.items()
+    if networks > 1 and (crops, statistic) == (most_crops, "running")
   ]
-  many = of(kinds.get((1, crops, "running"), {})) if crops > 1 else {}
-  return crops, of(kinds.get((1, 1, "running"), {})), many, together[0] if together else None
+
+  def single_network_errors(crops: int) -> dict[str, float]:
+    return {name: metrics[place] for name, metrics in kinds.get((1, crops, "running"), {}).items()}
+
+  many_crops = single_network_errors(most_crops) if most_crops > 1 else {}
+  return most_crops, single_network_errors(1), many_crops, ensembles[0] if ensembles else None
 
 
 def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Gains of many crops for the same networks, by the paired t-test."""
   del experiments
-  crops, one, many, _ = _errors(evaluations, "top1_error")
-  if not one or one.keys() != many.keys():
+  crops, one_crop, many_crops, _ = _errors(evaluations, "top1_error")
+  if not one_crop or one_crop.keys() != many_crops.keys():
     return Finding(NOT_MEASURED, "no evaluations of the same networks with one crop and with many")
-  estimate = verdicts.paired([one[name] - many[name] for name in one])
+  estimate = verdicts.paired([one_crop[name] - many_crops[name] for name in one_crop])
   verdict = verdicts.decide(estimate)
-  means = [percent(statistics.fmean(errors.values())) for errors in (one, many)]
+  means = [percent(statistics.fmean(errors.values())) for errors in (one_crop, many_crops)]
   return Finding(
     verdict,
-    f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one)} networks"
+    f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one_crop)} networks"
     + _interval_text(estimate, points, " points"),
-    "networks " + ", ".join(sorted(name.removeprefix("member") for name in one)),
-    _power(verdict, estimate, _DIFFERENCE),
+    "networks " + ", ".join(sorted(name.removeprefix("member") for name in one_crop)),
+    _power(verdict, estimate, _difference_text),
     (claim.of,),
   )
 
@@ -741,7 +748,7 @@ def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) 
     f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} "
     f"has {percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
     "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
-    _power(verdict, estimate, _DIFFERENCE),
+    _power(verdict, estimate, _difference_text),
     (claim.of,),
   )
 
@@ -758,10 +765,10 @@ def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations
     ]
     for name, runs in experiments.items()
   }
-  gaps = {name: found for name, found in gaps.items() if found}
+  gaps = {name: values for name, values in gaps.items() if values}
   if not gaps:
     return Finding(NOT_MEASURED, "no finished run that was evaluated with both")
-  values = [gap for found in gaps.values() for gap in found]
+  values = [gap for of_network in gaps.values() for gap in of_network]
   return Finding(
     SHOWN,
     f"at the end of {len(values)} runs population statistics are "
@@ -784,8 +791,8 @@ def _human(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
 def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: int) -> Finding:
   """The ensemble's top-5 error against a published one, both with their binomial errors."""
   ensembles = [
-    (crops, found["ensemble"]["top5_error"], found["ensemble"]["count"])
-    for (networks, crops, statistic), found in measured.errors(evaluations).items()
+    (crops, metrics["ensemble"]["top5_error"], metrics["ensemble"]["count"])
+    for (networks, crops, statistic), metrics in measured.metrics_by_kind(evaluations).items()
     if networks > 1 and statistic == "running"
   ]
   if not ensembles:
@@ -798,7 +805,7 @@ def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: in
     f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
     f"{_interval_text(estimate, points, ' points (binomial)')}",
     "",
-    _power(verdict, estimate, _DIFFERENCE),
+    _power(verdict, estimate, _difference_text),
     (claim.of,),
   )
 
@@ -806,32 +813,33 @@ def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: in
 def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """How far the inputs of sigmoids wander, and how much they widen; stable is what does less of both."""
   del evaluations
-  if found := _absent(claim, experiments):
-    return found
+  if finding := _absent(claim, experiments):
+    return finding
   sides = [experiments[name] for name in (claim.of, claim.beside)]
   if not all(run.accuracy for runs in sides for run in runs):
     return Finding(NOT_MEASURED, "a run without evaluations")
-  units = lambda function: lambda run: statistics.fmean(map(function, measured.sigmoid_inputs(run).values()))
+
+  def mean_over_units(run: Result, function: Callable) -> float:
+    return statistics.fmean(map(function, measured.sigmoid_inputs(run).values()))
+
   moved, widened = (
-    [measured.over_seeds(runs, units(function)) for runs in sides]
+    [measured.over_seeds(runs, functools.partial(mean_over_units, function=function)) for runs in sides]
     for function in (measured.movement, measured.widening)
   )
   estimates = [verdicts.welch(without.values, with_bn.values) for with_bn, without in (moved, widened)]
-  found = [verdicts.decide(estimate) for estimate in estimates]
-  verdict = found[0] if len(set(found)) == 1 else UNDECIDED  # Where they disagree it is for the reader to say.
-  ratio = lambda value: f"{value:.2f}"
+  decisions = [verdicts.decide(estimate) for estimate in estimates]
+  verdict = decisions[0] if len(set(decisions)) == 1 else UNDECIDED  # Where they disagree it is for the reader to say.
+  two_decimals = "{:.2f}".format
   power = (
-    "; ".join(
-      _power(verdict, estimate, lambda value: f"difference of {value:.2f}") for estimate in dict.fromkeys(estimates)
-    )
+    "; ".join(_power(verdict, estimate, "difference of {:.2f}".format) for estimate in dict.fromkeys(estimates))
     if verdict == UNDECIDED
     else ""
   )
   return Finding(
     verdict,
-    f"the median wanders over {describe(moved[0], ratio)} times the distance between the 15th "
-    f"and 85th percentile, without BN {describe(moved[1], ratio)}; that distance changes "
-    f"{describe(widened[0], ratio)}-fold, without BN {describe(widened[1], ratio)}-fold (means of the "
+    f"the median wanders over {describe(moved[0], two_decimals)} times the distance between the 15th "
+    f"and 85th percentile, without BN {describe(moved[1], two_decimals)}; that distance changes "
+    f"{describe(widened[0], two_decimals)}-fold, without BN {describe(widened[1], two_decimals)}-fold (means of the "
     "recorded units)",
     seeds_text(*sides),
     power,

@@ -126,9 +126,9 @@ def part(tasks: list, index: int, count: int) -> list:
 
 def finished(workdir: pathlib.Path, config: ConfigDict) -> bool:
   """Whether a run has come to its end, or diverged."""
-  found = run_directory.read_status(workdir)
-  return found.get("status") == status.DIVERGED or (
-    found.get("status") == status.DONE and found["step"] >= config.num_steps
+  last_status = run_directory.read_status(workdir)
+  return last_status.get("status") == status.DIVERGED or (
+    last_status.get("status") == status.DONE and last_status["step"] >= config.num_steps
   )
 
 
@@ -186,7 +186,7 @@ def measure(config: ConfigDict) -> tuple[float, float]:
     start = time.monotonic()
     state = jax.block_until_ready(call(state, batch))
     seconds.append(time.monotonic() - start)
-  return compiled, config.steps_per_call * run_cost.of(config).train.flop / statistics.median(seconds)
+  return compiled, config.steps_per_call * run_cost.count_work(config).train.flop / statistics.median(seconds)
 
 
 def _announce(
@@ -211,14 +211,14 @@ def _announce(
   total = 0.0
   width = max(len(run.name) for run, _ in open_runs)
   for run, config in open_runs:
-    one = run_cost.of(config)
+    cost = run_cost.count_work(config)
     examples = datasets.open_split(config.data, config.data.eval_split).num_examples
     done = run_directory.read_status(root / run.name).get("step", 0) / config.num_steps
-    seconds = compile_seconds + (1 - done) * run_cost.total(config, one, examples).flop / speed
+    seconds = compile_seconds + (1 - done) * run_cost.total_work(config, cost, examples).flop / speed
     total += seconds
     lines.append(
       f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
-      f"{one.train.flop / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}" + (f", {done:.0%} done" if done else "")
+      f"{cost.train.flop / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}" + (f", {done:.0%} done" if done else "")
     )
   lines.append(
     f"It takes about {tables.duration(total)}, at the {speed / 1e9:.0f} GFLOP/s that "

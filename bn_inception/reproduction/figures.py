@@ -66,7 +66,7 @@ def _draw(
   """The mean over seeds, and the range of the seeds as a band; steps and accuracy in these units."""
   steps, *values = _mean_curve(runs)
   steps = [step / units[0] for step in steps]
-  mean, least, greatest = ([value / units[1] for value in of] for of in values)
+  mean, least, greatest = ([value / units[1] for value in of_steps] for of_steps in values)
   axes.plot(steps, mean, style, color=colour, linewidth=1.3, label=label)
   if len(runs) > 1:
     axes.fill_between(steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
@@ -176,9 +176,9 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
         markersize=6,
         capsize=3,
       )
-    at = row.steps / paper.FIGURE_3["inception"].steps if row.steps else never
+    paper_steps = row.steps / paper.FIGURE_3["inception"].steps if row.steps else never
     axes.plot(
-      at,
+      paper_steps,
       row.top1 / paper.FIGURE_3["inception"].top1,
       "D",
       markerfacecolor="none",
@@ -211,17 +211,19 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   Bands are 95% intervals over seeds. At the right are the paper's own, which are of its Inception's maximum.
   """
   names = [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments]
-  found = {name: speedup.curve(measured.finished(experiments), name) for name in names}
-  if not any(point.ratio for points in found.values() for point in points):
+  curves_by_network = {name: speedup.curve(measured.finished(experiments), name) for name in names}
+  if not any(point.ratio for points in curves_by_network.values() for point in points):
     return None
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.2)
   inception = paper.FIGURE_3["inception"].steps
-  for name, points in found.items():
+  for name, points in curves_by_network.items():
     points = [point for point in points if point.ratio]
-    at = [100 * point.fraction for point in points]
-    axes.plot(at, [point.ratio for point in points], color=_COLOURS[name], linewidth=1.5, label=_NAMES[name])
+    percents = [100 * point.fraction for point in points]
+    axes.plot(percents, [point.ratio for point in points], color=_COLOURS[name], linewidth=1.5, label=_NAMES[name])
     if points and all(point.interval for point in points):
-      axes.fill_between(at, *zip(*(point.interval for point in points)), color=_COLOURS[name], alpha=0.15, linewidth=0)
+      axes.fill_between(
+        percents, *zip(*(point.interval for point in points)), color=_COLOURS[name], alpha=0.15, linewidth=0
+      )
     axes.plot(
       101,
       inception / paper.FIGURE_3[name].steps,
@@ -309,16 +311,17 @@ def _dots(axes: Axes, rows: dict[str, measured.Spread | None], label: str) -> No
 def figure4(evaluations: dict[str, tuple[dict, dict[str, float]]], narrow: bool = False) -> Figure | None:
   """§4.2.3: top-1 errors of single networks and of the ensemble, with one crop and with many, beside the paper's."""
   kinds = {
-    (networks, crops): found
-    for (networks, crops, kind), found in measured.errors(evaluations).items()
+    (networks, crops): metrics
+    for (networks, crops, kind), metrics in measured.metrics_by_kind(evaluations).items()
     if kind == "running"
   }
   if not kinds:
     return None
   figure, [[ours, theirs]] = _panels(1, 2, narrow, 5, 2.6)
-  name = lambda networks, crops: (
-    ("one network" if networks == 1 else f"ensemble of {networks}") + f", {crops} crop{'s' if crops > 1 else ''}"
-  )
+
+  def name(networks: int, crops: int) -> str:
+    return ("one network" if networks == 1 else f"ensemble of {networks}") + f", {crops} crop{'s' if crops > 1 else ''}"
+
   _dots(
     ours,
     {

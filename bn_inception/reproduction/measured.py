@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bn_inception import run_directory
@@ -79,7 +79,7 @@ def collect(root: pathlib.Path) -> Results:
   """
   if not root.is_dir():
     raise FileNotFoundError(f"There is no folder {root}: give the --workdir of runs that were made, or their archive.")
-  found: dict[tuple[str, str, str], Result] = {}
+  by_name: dict[tuple[str, str, str], Result] = {}
   for path in sorted(root.rglob("config.json")):
     parts = path.parent.relative_to(root).parts
     scale_at = next((place for place, part in enumerate(parts) if part in SCALES), None)
@@ -87,7 +87,7 @@ def collect(root: pathlib.Path) -> Results:
       continue
     scale, *experiment, seed = parts[scale_at:]
     key = (scale, "/".join(experiment), seed)
-    found.setdefault(
+    by_name.setdefault(
       key,
       Result(
         *key,
@@ -98,7 +98,7 @@ def collect(root: pathlib.Path) -> Results:
       ),
     )
   results: Results = {}
-  for (scale, experiment, _), result in sorted(found.items()):
+  for (scale, experiment, _), result in sorted(by_name.items()):
     results.setdefault(scale, {}).setdefault(experiment, []).append(result)
   return results
 
@@ -139,13 +139,13 @@ def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]
 
 def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
   """(request, metrics) of the finished evaluations of Figure 4 by their name."""
-  found = {}
+  by_name = {}
   for path in sorted(root.rglob(f"{scale}/figure4/*/metrics.json")):
-    found[path.parent.name] = (json.loads((path.parent / "request.json").read_text()), json.loads(path.read_text()))
-  return found
+    by_name[path.parent.name] = (json.loads((path.parent / "request.json").read_text()), json.loads(path.read_text()))
+  return by_name
 
 
-def errors(
+def metrics_by_kind(
   evaluations: dict[str, tuple[dict[str, Any], dict[str, float]]],
 ) -> dict[tuple[int, int, str], dict[str, dict[str, float]]]:
   """Evaluations of Figure 4 by what they are of, {(networks, crops, statistics): {"member0", "ensemble": metrics}}."""
@@ -198,7 +198,7 @@ def count(result: Result) -> float:
   return max((line["eval/count"] for line in result.lines if "eval/count" in line), default=math.inf)
 
 
-def over_seeds(runs: Sequence[Result], function: Any) -> Spread | None:
+def over_seeds(runs: Sequence[Result], function: Callable[[Result], float | None]) -> Spread | None:
   """`function` of every run; None without runs, or where it is None for one of them."""
   values = tuple(map(function, runs))
   return None if not values or None in values else Spread(values)

@@ -9,8 +9,10 @@ import json
 import pathlib
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
 
 from bn_inception import curves, paper, run_directory
 from bn_inception.errors import UserError
@@ -173,21 +175,26 @@ def _groups(results: measured.Results, root: pathlib.Path) -> list[Group]:
   mnist = tuple(claim for claim in claims.CLAIMS if claim.figure == "figure1")
   imagenet = tuple(claim for claim in claims.CLAIMS if claim.key in claims.IMAGENET)
   others = tuple(claim for claim in claims.CLAIMS if claim not in mnist + imagenet)
-  has = lambda scale, names: any(name in results.get(scale, {}) for name in names)
+
+  def has(scale: str, names: Iterable[str]) -> bool:
+    return any(name in results.get(scale, {}) for name in names)
+
   mnist_scales = [scale for scale in ("mnist", "quickstart") if has(scale, ("mnist_bn", "mnist_plain"))] or ["mnist"]
   scales = [scale for scale in _SCALES if scale == _SCALES[0] or has(scale, (*paper.FIGURE_3, "ensemble"))]
   groups = []
-  for title, anchor, of, at in (
+  for title, anchor, group_claims, group_scales in (
     ("Inception (abstract, §4.2)", "claims-inception", others, scales),
     ("MNIST (§4.1)", "claims-mnist", mnist, mnist_scales),
     ("What only ImageNet can answer", "claims-imagenet", imagenet, ["imagenet"]),
   ):
     rows = []
-    for claim in of:
-      findings = [claims.judge(claim, results.get(scale, {}), measured.evaluations(root, scale)) for scale in at]
-      commands = [_command(claim.figure, scale, results.get(scale, {})) for scale in at]
+    for claim in group_claims:
+      findings = [
+        claims.judge(claim, results.get(scale, {}), measured.evaluations(root, scale)) for scale in group_scales
+      ]
+      commands = [_command(claim.figure, scale, results.get(scale, {})) for scale in group_scales]
       rows.append((claim, findings, Command(tuple(line for command in commands for line in command.commands))))
-    groups.append(Group(title, anchor, at, rows))
+    groups.append(Group(title, anchor, group_scales, rows))
   return groups
 
 
@@ -197,10 +204,13 @@ def _counts(groups: Sequence[Group]) -> list[tuple[str, str]]:
   for group in groups:
     for _, findings, _ in group.rows:
       for scale, finding in zip(group.scales, findings):
-        of = counts.setdefault(scale, {})
-        of[finding.verdict] = of.get(finding.verdict, 0) + 1
+        of_scale = counts.setdefault(scale, {})
+        of_scale[finding.verdict] = of_scale.get(finding.verdict, 0) + 1
   kinds = (verdicts.CONFIRMED, verdicts.REFUTED, verdicts.UNDECIDED, verdicts.NOT_MEASURED, verdicts.SHOWN)
-  return [(scale, ", ".join(f"{of[kind]} {kind}" for kind in kinds if kind in of)) for scale, of in counts.items()]
+  return [
+    (scale, ", ".join(f"{of_scale[kind]} {kind}" for kind in kinds if kind in of_scale))
+    for scale, of_scale in counts.items()
+  ]
 
 
 def _headlines(groups: Sequence[Group]) -> list[tuple[Claim, str, Finding]]:
@@ -325,7 +335,12 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
 
 
 def _picture(
-  draw: Any, arguments: tuple[Any, ...], title: str, path: pathlib.Path, remark: str, command: Command
+  draw: Callable[..., Figure | None],
+  arguments: tuple[Any, ...],
+  title: str,
+  path: pathlib.Path,
+  remark: str,
+  command: Command,
 ) -> Picture | None:
   """Draws a figure of figures.py for wide and narrow pages, and keeps the wide one as a file; None without runs."""
   figure = draw(*arguments)
@@ -335,8 +350,11 @@ def _picture(
   curves.save(figure, path)
   narrow = io.BytesIO()
   draw(*arguments, narrow=True).savefig(narrow, dpi=130)
-  url = lambda content: "data:image/png;base64," + base64.b64encode(content).decode()
-  return Picture(title, url(path.read_bytes()), url(narrow.getvalue()), remark, command)
+  return Picture(title, _data_url(path.read_bytes()), _data_url(narrow.getvalue()), remark, command)
+
+
+def _data_url(png: bytes) -> str:
+  return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def _scale(
@@ -349,7 +367,7 @@ def _scale(
     anchor: str,
     title: str,
     figure: str,
-    draw: Any,
+    draw: Callable[..., Figure | None] | None,
     arguments: tuple[Any, ...],
     remark: str = "",
     tables: Sequence[Table] = (),
@@ -490,8 +508,8 @@ def _figure3(scale: str, experiments: dict[str, list[Result]]) -> Table:
     end = measured.over_seeds(runs, measured.level)
     steps = ""
     if plateau and end is not None:
-      found = speedup.own_steps(runs) if name == plateau else speedup.steps_of(runs, accuracy)
-      reached = [step for step in found if step is not None]
+      to_plateau = speedup.own_steps(runs) if name == plateau else speedup.steps_of(runs, accuracy)
+      reached = [steps_of_run for steps_of_run in to_plateau if steps_of_run is not None]
       if len(reached) == len(runs):
         steps = claims.describe(measured.Spread(tuple(reached)), claims.steps_text)
       else:
@@ -542,19 +560,18 @@ def _ablation(scale: str, experiments: dict[str, list[Result]]) -> Table:
 
 def _figure4(evaluations: claims.Evaluations, experiments: dict[str, list[Result]]) -> list[Table]:
   """The table of Figure 4, and its networks one by one."""
-  kinds = measured.errors(evaluations)
+  kinds = measured.metrics_by_kind(evaluations)
   if not kinds:
     return []
   many = max(crops for _, crops, _ in kinds)
   paper_rows = {row.name: row for row in paper.FIGURE_4}
-  found = lambda single, crops, statistics: next(
-    (
-      metrics
-      for (networks, of, kind), metrics in kinds.items()
-      if ((networks == 1) == single) and (of, kind) == (crops, statistics)
-    ),
-    None,
-  )
+
+  def metrics_of(single: bool, crops: int, statistics: str) -> dict[str, dict[str, float]] | None:
+    for (networks, its_crops, its_statistics), metrics in kinds.items():
+      if (networks == 1, its_crops, its_statistics) == (single, crops, statistics):
+        return metrics
+    return None
+
   rows = [[name, *_paper_errors(row), *[""] * 4] for name, row in paper_rows.items() if "BN-Inception" not in name]
   for name, single, crops, kind in (
     ("BN-Inception single crop", True, 1, "running"),
@@ -565,7 +582,7 @@ def _figure4(evaluations: claims.Evaluations, experiments: dict[str, list[Result
   ):
     row = paper_rows.get(name)
     of_one_crop = many == 1 and row is not None and row.crops > 1  # Its many crops are still to be evaluated.
-    metrics = None if of_one_crop else found(single, crops, kind)
+    metrics = None if of_one_crop else metrics_of(single, crops, kind)
     ours = (
       [
         crops,
@@ -601,7 +618,7 @@ def _figure4(evaluations: claims.Evaluations, experiments: dict[str, list[Result
         f"{model['dropout_rate']:.0%}",
         ", ".join(norm["per_activation"]) or "none",
         *(
-          _percent((found(True, crops, "running") or {}).get(run.seed, {}).get(place))
+          _percent((metrics_of(True, crops, "running") or {}).get(run.seed, {}).get(place))
           for crops in all_crops
           for place in ("top1_error", "top5_error")
         ),
@@ -645,7 +662,7 @@ def _paper_errors(row: paper.ErrorRow) -> list[object]:
 
 
 def _error(metrics: dict[str, dict[str, float]], place: str) -> str:
-  errors = measured.Spread(tuple(of[place] for of in metrics.values()))
+  errors = measured.Spread(tuple(of_network[place] for of_network in metrics.values()))
   return _percent(errors.mean) if len(metrics) == 1 else claims.describe(errors, _percent, of="network")
 
 
@@ -695,9 +712,9 @@ def _full_scale() -> Block:
     plan = make_plan("imagenet", 1)
     for run in plan.runs:
       config = run.config()
-      work = work.plus(run_cost.total(config, run_cost.of(config), paper.VALIDATION_IMAGES))
+      work = work.plus(run_cost.total_work(config, run_cost.count_work(config), paper.VALIDATION_IMAGES))
       steps += round(config.num_steps * config.batch_size / 32)
-    inference = run_cost.of(plan.runs[0].config()).inference
+    inference = run_cost.count_work(plan.runs[0].config()).inference
     for evaluation in plan.evaluations:
       work = work.plus(inference.times(evaluation.crops * len(evaluation.runs) * paper.VALIDATION_IMAGES))
     rows.append(
@@ -752,17 +769,17 @@ def _compiled(folder: pathlib.Path) -> list[Block]:
   """What scripts/accelerator_cost.py wrote: configs compiled for accelerators, narrower than the ranges above."""
   rows = []
   for path in sorted(folder.glob("*.json")):
-    found = json.loads(path.read_text(encoding="utf-8"))
-    least, likely = (sum(pair[i] for pair in found["hours"].values()) * found["chips"] for i in (0, 1))
+    cost = json.loads(path.read_text(encoding="utf-8"))
+    least, likely = (sum(pair[i] for pair in cost["hours"].values()) * cost["chips"] for i in (0, 1))
     rows.append(
       [
-        found["config"],
-        found["topology"],
-        found["dtype"],
-        f"{found['batch_size']:,}",
-        found["group_size"] or "whole batch",
-        f"{found['train']['bytes'] * found['chips'] / found['train']['images'] / 1e6:.0f}",
-        f"{found['num_steps']:,}",
+        cost["config"],
+        cost["topology"],
+        cost["dtype"],
+        f"{cost['batch_size']:,}",
+        cost["group_size"] or "whole batch",
+        f"{cost['train']['bytes'] * cost['chips'] / cost['train']['images'] / 1e6:.0f}",
+        f"{cost['num_steps']:,}",
         f"{least:,.0f} to {likely:,.0f}",
       ]
     )
@@ -796,21 +813,24 @@ def _runs(results: measured.Results) -> list[RunsRow]:
         name = f"{scale}/{experiment}/{run.seed}"
         same = name in known and _settings(json.loads(known[name].config().to_json())) == _settings(run.config)
         commands.append(known[name].command("runs/paper") if same else f"{name} was made with another config")
-      each = lambda function: ", ".join(dict.fromkeys(map(function, runs)))
       rows.append(
         RunsRow(
           _runs_anchor(scale, experiment),
           f"{scale}/{experiment}",
-          each(lambda run: run.seed),
-          each(lambda run: f"{run.status.get('step', 0):,}"),
-          each(lambda run: run.status.get("status", "")),
-          each(lambda run: run.status.get("time", "")[:10]),
-          each(lambda run: _revision(run.status)),
-          each(lambda run: run.status.get("devices", "")),
+          _distinct(run.seed for run in runs),
+          _distinct(f"{run.status.get('step', 0):,}" for run in runs),
+          _distinct(run.status.get("status", "") for run in runs),
+          _distinct(run.status.get("time", "")[:10] for run in runs),
+          _distinct(_revision(run.status) for run in runs),
+          _distinct(run.status.get("devices", "") for run in runs),
           Command(tuple(commands)),
         )
       )
   return rows
+
+
+def _distinct(values: Iterable[str]) -> str:
+  return ", ".join(dict.fromkeys(values))
 
 
 def _revision(status: dict[str, Any]) -> str:

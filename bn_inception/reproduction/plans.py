@@ -88,8 +88,9 @@ class Run(NamedTuple):
 
   def command(self, workdir: str) -> str:
     """The command that makes this run alone."""
-    text = lambda value: shlex.quote(str(value).replace("'", '"'))  # ("running",) is quoted more simply.
-    flags = "".join(f" --config.{path}={text(value)}" for path, value in self.overrides.items())
+    # With double quotes inside, the shell's quotes of ("running",) are simple.
+    values = {path: str(value).replace("'", '"') for path, value in self.overrides.items()}
+    flags = "".join(f" --config.{path}={shlex.quote(value)}" for path, value in values.items())
     return (
       f"python scripts/train.py --config=configs/{self.config_file}.py:{self.argument}{flags} "
       f"--workdir={workdir}/{self.name}"

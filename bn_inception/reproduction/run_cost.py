@@ -59,8 +59,8 @@ ACCELERATORS = (
 )
 
 
-def of(config: ConfigDict) -> Cost:
-  """Traces and lowers a config's training step and inference; one that differs in rates and lengths only is known."""
+def count_work(config: ConfigDict) -> Cost:
+  """Traces and lowers a config's training step and inference, once for all configs that have the same programs."""
   model = {
     name: value for name, value in config.model.items() if name not in ("dropout_rate", "init_scale", "nonlinearity")
   }  # These change it by next to nothing.
@@ -107,7 +107,7 @@ def _work(function: Callable, *arguments: Any) -> Work:
   return Work(analysis["flops"], analysis["bytes accessed"])
 
 
-def total(config: ConfigDict, one: Cost, eval_examples: int) -> Work:
+def total_work(config: ConfigDict, cost: Cost, eval_examples: int) -> Work:
   """Work of a whole run: its steps, and its evaluations with each of `eval.statistics` where it has BN."""
   images = eval_examples
   if config.batch_norm.enabled:
@@ -115,4 +115,4 @@ def total(config: ConfigDict, one: Cost, eval_examples: int) -> Work:
     if "population" in config.eval.statistics:
       images += config.eval.population_batches * config.batch_size
   evaluations = -(-config.num_steps // config.eval_every)
-  return one.train.times(config.num_steps).plus(one.inference.times(evaluations * images))
+  return cost.train.times(config.num_steps).plus(cost.inference.times(evaluations * images))

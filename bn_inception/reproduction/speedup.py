@@ -77,14 +77,15 @@ def baselines(experiments: Experiments) -> Experiments:
 
 def reference(experiments: Experiments) -> str | None:
   """The baseline with the greatest mean level, the plateau; None without any."""
-  return max(found := baselines(experiments), key=lambda name: _level(found[name]).mean, default=None)
+  networks = baselines(experiments)
+  return max(networks, key=lambda name: _level(networks[name]).mean, default=None)
 
 
 def lengths(experiments: Experiments) -> list[Length]:
   """The baselines, shortest first, and whether their accuracy still gains by length."""
-  found = sorted(baselines(experiments).items(), key=lambda item: item[1][0].accuracy[-1][0])
+  by_length = sorted(baselines(experiments).items(), key=lambda item: item[1][0].accuracy[-1][0])
   rows = []
-  for name, runs in found:
+  for name, runs in by_length:
     steps, accuracy = runs[0].accuracy[-1][0], _level(runs)
     half = next((row for row in reversed(rows) if row.steps <= steps / 2), None)
     times = gain = plateau = None
@@ -115,10 +116,10 @@ def fastest(experiments: Experiments, fraction: float) -> tuple[str, float, tupl
   plateau = reference(experiments)
   if plateau is None:
     return None
-  found = baselines(experiments)
-  accuracy = fraction * _level(found[plateau]).mean
-  steps = {name: steps_of(runs, accuracy) for name, runs in found.items()} | {
-    plateau: own_steps(found[plateau], fraction)
+  networks = baselines(experiments)
+  accuracy = fraction * _level(networks[plateau]).mean
+  steps = {name: steps_of(runs, accuracy) for name, runs in networks.items()} | {
+    plateau: own_steps(networks[plateau], fraction)
   }
   steps = {name: values for name, values in steps.items() if None not in values}
   name = min(steps, key=lambda name: geometric_mean(steps[name]))
@@ -160,7 +161,7 @@ def log_ratio(
 ) -> verdicts.Estimate | None:
   """The logarithm of the ratio of `steps` (of `runs`) to `others` (of `other_runs`); steps are known to an interval."""
   resolution = tuple(
-    measured.interval(of[0]) / geometric_mean(values) for values, of in ((steps, runs), (others, other_runs))
+    measured.interval(of_side[0]) / geometric_mean(values) for values, of_side in ((steps, runs), (others, other_runs))
   )
   return verdicts.welch(tuple(map(_log, steps)), tuple(map(_log, others)), resolution)
 

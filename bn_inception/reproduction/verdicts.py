@@ -8,7 +8,7 @@ corrected for how many there are.
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import optimize, stats
@@ -55,19 +55,25 @@ class Estimate(NamedTuple):
     them: the power is the mean over what they would be, by their chi-squared distributions.
     """
     middle = (np.arange(64) + 0.5) / 64
-    relative = lambda freedom: stats.chi2.ppf(middle, freedom) / freedom if math.isfinite(freedom) else np.ones(1)
+
+    def relative(freedom: float) -> np.ndarray:
+      return stats.chi2.ppf(middle, freedom) / freedom if math.isfinite(freedom) else np.ones(1)
+
     drawn = np.meshgrid(*(variance * relative(freedom) for variance, freedom in self.parts))
     limits = _quantile(_freedom(drawn, [freedom for _, freedom in self.parts])) * np.sqrt(sum(drawn))
-    lacking = lambda effect: np.mean(stats.norm.sf((limits - effect) / self.error)) - POWER
+
+    def lacking(effect: float) -> float:
+      return np.mean(stats.norm.sf((limits - effect) / self.error)) - POWER
+
     return float(optimize.brentq(lacking, 0, np.max(limits) + 5 * self.error))
 
 
-def _freedom(variances: Sequence[Any], freedoms: Sequence[float]) -> Any:
+def _freedom(variances: Sequence[float | np.ndarray], freedoms: Sequence[float]) -> float | np.ndarray:
   below = sum(variance**2 / freedom for variance, freedom in zip(variances, freedoms))
   return sum(variances) ** 2 / below if np.all(below) else math.inf
 
 
-def _quantile(freedom: Any) -> Any:
+def _quantile(freedom: float | np.ndarray) -> float | np.ndarray:
   return stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
 
 

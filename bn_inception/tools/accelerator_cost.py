@@ -5,6 +5,7 @@ Nothing is run: times are bounds by the chip's data sheet, and the compiler's ow
 """
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import math
@@ -156,7 +157,10 @@ class Cost:
       calls.append(
         (self.statistics, evaluations * (per_image + config.eval.population_batches * ("population" in kinds)))
       )
-    total = lambda calls: tuple(sum(call(program)[i] * times for program, times in calls) / 3600 for i in (0, 1))
+
+    def total(calls: Iterable[tuple[Program, float]]) -> tuple[float, float]:
+      return tuple(sum(call(program)[i] * times for program, times in calls) / 3600 for i in (0, 1))
+
     return {"training": total([(self.train, config.num_steps)]), "evaluation": total(calls)}
 
 
@@ -325,10 +329,10 @@ def _parse(line: str) -> tuple[str, str, str, list[str], str] | None:
 def _closing(text: str, start: int) -> int:
   """Where the parenthesis that opens at `start` closes."""
   depth = 0
-  for at in range(start, len(text)):
-    depth += (text[at] == "(") - (text[at] == ")")
+  for position in range(start, len(text)):
+    depth += (text[position] == "(") - (text[position] == ")")
     if depth == 0:
-      return at
+      return position
   return len(text)
 
 
@@ -344,15 +348,15 @@ def _arrays(text: str) -> list[tuple[float, bool]]:
 
 def collectives(text: str) -> dict[str, Collective]:
   """The collectives of a program's HLO by kind; one that the compiler splits over other operations is one."""
-  found = {kind: {} for kind in _COLLECTIVES}
+  by_kind = {kind: {} for kind in _COLLECTIVES}
   pattern = re.compile(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(.*?channel_id=(\d+)")
   for line in text.splitlines():
     if match := pattern.search(line):
       result, kind, channel = match.groups()
       arrays = [int(size) for size, _ in _arrays(result)]
-      found[kind][channel] = max(arrays) if kind != "all-reduce" else sum(arrays)
+      by_kind[kind][channel] = max(arrays) if kind != "all-reduce" else sum(arrays)
   return {
-    kind: Collective(len(by_channel), sum(by_channel.values())) for kind, by_channel in found.items() if by_channel
+    kind: Collective(len(by_channel), sum(by_channel.values())) for kind, by_channel in by_kind.items() if by_channel
   }
 
 
@@ -401,22 +405,30 @@ def describe(cost: Cost, config: ConfigDict, eval_examples: int, price: float | 
   def row(name: str, text: Callable[[Program], str]) -> None:
     rows[name] = [text(program) for program in programs.values()]
 
+  def collective_text(kind: str, program: Program) -> str:
+    collective = program.collectives.get(kind, Collective(0, 0))
+    return f"{collective.count}, {collective.bytes / 1e6:.2f}"
+
+  def least(program: Program) -> dict[str, float]:
+    seconds = program.seconds(chip, cost.chips)
+    return {kind: value for kind, value in seconds.items() if kind != "compiler's schedule"}
+
   row("images", lambda p: f"{p.images / cost.chips:,.0f}")
   for name in ("arguments", "temporaries", "output"):
     row(f"{name}, MiB", lambda p, name=name: f"{getattr(p, name) / 2**20:,.0f}")
-  needed = lambda p: p.arguments + p.temporaries + p.output
-  row(f"fits {chip.memory / 2**30:.0f} GiB", lambda p: "yes" if needed(p) <= chip.memory else "no")
+  row(
+    f"fits {chip.memory / 2**30:.0f} GiB",
+    lambda p: "yes" if p.arguments + p.temporaries + p.output <= chip.memory else "no",
+  )
   row("GFLOP", lambda p: f"{p.flop / 1e9:,.0f}")
   row("GB accessed, XLA's count", lambda p: f"{p.bytes / 1e9:.2f}")
   row("MB an image, XLA's count", lambda p: f"{p.bytes * cost.chips / p.images / 1e6:.0f}")
   row("GB to and from memory", lambda p: f"{p.memory_bytes / 1e9:.2f}")
   for kind in _COLLECTIVES:
     if any(kind in p.collectives for p in programs.values()):
-      found = lambda p, kind=kind: p.collectives.get(kind, Collective(0, 0))
-      row(f"{kind}: count, MB", lambda p, found=found: f"{found(p).count}, {found(p).bytes / 1e6:.2f}")
+      row(f"{kind}: count, MB", functools.partial(collective_text, kind))
   for kind in cost.train.seconds(chip, cost.chips):
     row(f"{kind}, ms", lambda p, kind=kind: f"{p.seconds(chip, cost.chips)[kind] * 1e3:.1f}")
-  least = lambda p: {kind: t for kind, t in p.seconds(chip, cost.chips).items() if kind != "compiler's schedule"}
   row("bound by", lambda p: max(least(p), key=least(p).get))
   row("images/s a chip, at most", lambda p: f"{p.images / cost.chips / max(least(p).values()):,.0f}")
   if chip.clock:

@@ -15,9 +15,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,9 +139,10 @@ def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]
   if config.batch_norm.enabled and not config.batch_norm.per_activation:
     networks[FOLDED] = models.fold(model, variables, epsilon=config.batch_norm.epsilon)
   for name, (network, its_variables) in networks.items():
-    infer = lambda variables, images, network=network: network.apply(
-      variables, step_lib.preprocess(config, images), train=False
-    )
+
+    def infer(variables: Mapping, images: jax.Array, network: nn.Module = network) -> jax.Array:
+      return network.apply(variables, step_lib.preprocess(config, images), train=False)
+
     infer, seconds = _compile(jax.jit(infer), its_variables, images)
     programs[name] = _program(functools.partial(infer, its_variables, images), infer, seconds, config.batch_size)
   return programs

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,18 +39,18 @@ def diagnose_checkpoint(
   Raises:
     DiagnosisError, EvaluationError, ReleaseError, DataError, CheckpointError: one sentence on what cannot be used.
   """
-  one = release.read(path)
-  config = one.config.copy_and_resolve_references()
+  network = release.read(path)
+  config = network.config.copy_and_resolve_references()
   if not config.batch_norm.enabled:
     raise diagnose.DiagnosisError(f"{path} has no BN layers, so there are no statistics to diagnose.")
   config.data.dir, config.data.name = data_dir or config.data.dir, dataset or config.data.name
   train_source, eval_source = (
     pipeline.open_source(config.data, name) for name in (config.data.train_split, config.data.eval_split)
   )
-  model, variables, _ = release.build(one)
-  columns = evaluate.output_columns(path, one, eval_source.split)
+  model, variables, _ = release.build(network)
+  columns = evaluate.output_columns(path, network, eval_source.split)
 
-  def run(variables: Any, batch: step.Batch) -> dict[str, jax.Array]:
+  def run(variables: Mapping[str, Any], batch: step.Batch) -> dict[str, jax.Array]:
     if "position" in batch:
       inputs = step.preprocess_for_training(config, batch["image"], batch["position"])
     else:
@@ -70,7 +71,7 @@ def diagnose_checkpoint(
   for batch in itertools.islice(pipeline.eval_batches(config.data, eval_source, batch_size=size), batches):
     if batch["mask"].all():  # The last may be padded, which no BN layer should see.
       evaluation.append({"image": batch["image"], "label": batch["label"]})
-  found = diagnose.diagnose(run, variables, training, evaluation)
+  diagnosis = diagnose.diagnose(run, variables, training, evaluation)
   _log.info(
     "%s: %d training batches of %d examples of %s, %d of %s.\n%s",
     path,
@@ -79,18 +80,18 @@ def diagnose_checkpoint(
     train_source.split.name,
     len(evaluation),
     config.data.eval_split,
-    diagnose.table(found),
+    diagnose.table(diagnosis),
   )
   if output is not None:
-    draw(found, pathlib.Path(output))
+    draw(diagnosis, pathlib.Path(output))
     _log.info("Picture: %s", output)
-  return found
+  return diagnosis
 
 
-def draw(found: Diagnosis, path: pathlib.Path) -> pathlib.Path:
+def draw(diagnosis: Diagnosis, path: pathlib.Path) -> pathlib.Path:
   """Draws the distance of every feature's running averages from the population's, layer after layer."""
-  layers = {layer.path: layer for layer in found.layers}
-  order = [layers[name] for name in found.network_order]
+  layers = {layer.path: layer for layer in diagnosis.layers}
+  order = [layers[name] for name in diagnosis.network_order]
   figure = curves.new_figure(max(7, 2.5 + 0.16 * len(order)), 6)
   top, bottom = figure.subplots(2, 1, sharex=True)
   for place, layer in enumerate(order):
@@ -109,5 +110,5 @@ def draw(found: Diagnosis, path: pathlib.Path) -> pathlib.Path:
     axes.yaxis.set_major_formatter("{x:g}")
   bottom.yaxis.set_minor_formatter("{x:.2g}")
   top.legend(frameon=False, fontsize=8)
-  bottom.set_xticks(range(len(order)), found.network_order, rotation=90, fontsize=6)
+  bottom.set_xticks(range(len(order)), diagnosis.network_order, rotation=90, fontsize=6)
   return curves.save(figure, path)

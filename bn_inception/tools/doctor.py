@@ -5,6 +5,7 @@ with what to do.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import math
 import os
@@ -112,13 +113,15 @@ def _versions(findings: Findings) -> None:
       name, separator, version = line.partition(";")[0].partition("==")
       if separator:
         wanted[name.strip()] = version.strip()
-  found = {}
+  installed = {}
   for name in wanted:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-      found[name] = importlib.metadata.version(name)
-  shown = ", ".join(f"{name} {found[name]}" for name in ("jax", "flax", "optax", "orbax-checkpoint") if name in found)
+      installed[name] = importlib.metadata.version(name)
+  shown = ", ".join(
+    f"{name} {installed[name]}" for name in ("jax", "flax", "optax", "orbax-checkpoint") if name in installed
+  )
   _row("Versions", f"Python {platform.python_version()}, {shown}, code {run_directory.git_revision()}")
-  others = [f"{name} {version} ({wanted[name]})" for name, version in found.items() if version != wanted[name]]
+  others = [f"{name} {version} ({wanted[name]})" for name, version in installed.items() if version != wanted[name]]
   if others:
     findings.warnings.append(
       f"Versions differ from requirements.txt (which is what was tested): {', '.join(others)}; install it again."
@@ -198,7 +201,7 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
   optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
   replicated = sharding.replicated(mesh)
   image_shape = (config.data.image_size, config.data.image_size, channels)
-  initialize = lambda: state_lib.create(model, optimizer, config, image_shape)
+  initialize = functools.partial(state_lib.create, model, optimizer, config, image_shape)
   _disk(findings, config, state_lib.abstract(initialize, replicated), workdir)
 
   steps = config.steps_per_call

@@ -54,7 +54,9 @@ def make_train_step(config: dict[str, Any], model: nn.Module) -> Callable[[torch
   )
 
   def train_step(images: torch.Tensor, labels: torch.Tensor) -> None:
-    cross_entropy = lambda logits: F.cross_entropy(logits.float(), labels)
+    def cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+      return F.cross_entropy(logits.float(), labels)
+
     with _autocast(config, images.device):
       logits, auxiliary = model(torch_module.preprocess(config, images)), {}
     if isinstance(logits, tuple):

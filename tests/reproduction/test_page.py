@@ -16,7 +16,9 @@ from bn_inception.reproduction import claims, page, plans, run_cost
 @pytest.fixture(autouse=True)
 def cheap_full_scale(monkeypatch):
   """Tracing full Inception takes seconds; `test_run_cost.py` does it."""
-  monkeypatch.setattr(run_cost, "of", lambda config: run_cost.Cost(run_cost.Work(1e12, 1e11), run_cost.Work(1e10, 1e8)))
+  monkeypatch.setattr(
+    run_cost, "count_work", lambda config: run_cost.Cost(run_cost.Work(1e12, 1e11), run_cost.Work(1e10, 1e8))
+  )
 
 
 def text_of(text: str) -> str:
