@@ -79,7 +79,7 @@ def _batch_size(run: pathlib.Path) -> int:
   return run_directory.read_config_tree(run_directory.config_path(run))["batch_size"]
 
 
-def _last(lines: list[dict[str, float]], name: str) -> Any:
+def _last(lines: list[dict[str, float]], name: str) -> float | None:
   return next((line[name] for line in reversed(lines) if name in line), None)
 
 

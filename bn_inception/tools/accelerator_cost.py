@@ -205,7 +205,7 @@ def _measure(config: ConfigDict, topology: str, mesh: jax.sharding.Mesh) -> Cost
   image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
   state = state_lib.abstract(lambda: state_lib.create(model, optimizer, config, image_shape), replicated)
 
-  def examples(count: int, **leaves: tuple[tuple[int, ...], Any]) -> dict[str, jax.ShapeDtypeStruct]:
+  def examples(count: int, **leaves: tuple[tuple[int, ...], jax.typing.DTypeLike]) -> dict[str, jax.ShapeDtypeStruct]:
     leaves |= {
       "image": (image_shape, jnp.uint8),
       "label": ((), jnp.int32),

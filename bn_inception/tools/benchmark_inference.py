@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -67,7 +68,7 @@ def folded_and_unfolded(path: str | os.PathLike, batch_size: int, rounds: int) -
   return Speeds(*([batch_size / duration for duration in durations] for durations in seconds))
 
 
-def _compiled(network: tuple[Any, Any, Callable], images: jax.Array) -> Callable[[], Any]:
+def _compiled(network: tuple[nn.Module, dict[str, Any], Callable], images: jax.Array) -> Callable[[], np.ndarray]:
   model, variables, preprocess = network
   run = jax.jit(lambda variables, images: model.apply(variables, preprocess(images), train=False))
   run = run.lower(variables, images).compile()

@@ -126,14 +126,14 @@ def benchmark(config: ConfigDict, *, max_records: int, batch_size: int, json_pat
   return result
 
 
-def _parse(split: datasets.Split, serialized: Any) -> dict[str, tf.Tensor]:
+def _parse(split: datasets.Split, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
   """`image` (encoded) and `label` of one or several records."""
   types = {split.image_key: tf.string, split.label_key: tf.int64}
   example = tf.io.parse_example(serialized, {key: tf.io.FixedLenFeature([], dtype) for key, dtype in types.items()})
   return {"image": example[split.image_key], "label": example[split.label_key]}
 
 
-def _measure(batches: Iterator[Any], batch_size: int) -> tuple[float, float]:
+def _measure(batches: Iterator[object], batch_size: int) -> tuple[float, float]:
   """Images a second, and images for each second of processor time of this process."""
   for _ in range(_WARM_UP_BATCHES):
     next(batches)
@@ -168,7 +168,7 @@ def _cpu_seconds() -> float:
   return usage.ru_utime + usage.ru_stime
 
 
-def _decode_only(split: datasets.Split, serialized: list[bytes], batch_size: int) -> Iterator[Any]:
+def _decode_only(split: datasets.Split, serialized: list[bytes], batch_size: int) -> Iterator[tf.Tensor]:
   """The limit: every record parsed, its image decoded whole, and dropped."""
 
   def decode(record: tf.Tensor) -> tf.Tensor:

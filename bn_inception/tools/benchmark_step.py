@@ -148,14 +148,19 @@ def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]
   return programs
 
 
-def _compile(function: Any, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+def _compile(function: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
   """A jitted function compiled for arguments, and how long that took in seconds, tracing included."""
   begin = time.perf_counter()
   compiled = function.lower(*arguments).compile()
   return compiled, time.perf_counter() - begin
 
 
-def _program(step: Callable[[], Any], compiled: jax.stages.Compiled, compile_seconds: float, images: int) -> Program:
+def _program(
+  step: Callable[[], state_lib.TrainState | jax.Array],
+  compiled: jax.stages.Compiled,
+  compile_seconds: float,
+  images: int,
+) -> Program:
   """The program that calls `step`, which calls `compiled` and returns its result."""
 
   def run(steps: int) -> float:
@@ -227,7 +232,7 @@ def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStac
   return Program(run, config.batch_size, lambda: memory[0], None), description
 
 
-def _measure(programs: dict[Any, Program], rounds: int) -> dict[Any, list[float]]:
+def _measure(programs: dict[tuple[str, str], Program], rounds: int) -> dict[tuple[str, str], list[float]]:
   """Images a second of every program in every round.
 
   A turn begins with a step that does not count. It is slower, and a run has no such steps: caches hold what others

@@ -12,6 +12,7 @@ import json
 import pathlib
 import sys
 import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 
-def _load_module() -> Any:
+def _load_module() -> types.ModuleType:
   """release/torch_module.py from its file: the package around it needs more than PyTorch."""
   path = pathlib.Path(__file__).parent.parent / "release" / "torch_module.py"
   spec = importlib.util.spec_from_file_location(path.stem, path)
