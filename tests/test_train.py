@@ -19,13 +19,22 @@ import pytest
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from bn_inception import checkpoint, config_checks, evaluate, folder_lock, hosts, run_directory, step as step_lib, train
+from bn_inception import (
+  checkpoint,
+  config_checks,
+  evaluate,
+  folder_lock,
+  hosts,
+  run_directory,
+  step as step_lib,
+  tables,
+  train,
+)
 from bn_inception.configs import mnist
 from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.errors import StartAgainError, StorageError
 from bn_inception.evaluators import classification
-from bn_inception.report import tables
 
 BATCH, STEPS = 32, 20
 
