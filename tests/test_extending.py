@@ -2,12 +2,16 @@
 
 import contextlib
 
+import flax
 import jax
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 
-from bn_inception import train
+from bn_inception import release, train
 from bn_inception.configs import mnist
+from bn_inception.release import assemble, loading
+from tests.release.test_features import images_of, make_release
 
 SIDE, MEAN, STD = 12, (40.0,), (9.0,)
 
@@ -57,3 +61,47 @@ def test_another_data_set_with_other_preprocessing(tmp_path):
   config.learning_rate = 0.5
   metrics = train.train_and_evaluate(config, tmp_path / "run", jax.devices()[:1])["metrics"]
   assert metrics["eval/count"] == 70 and metrics["eval/running/top1"] > 0.9
+
+
+def of_msgpack(path, content, nodes) -> release.Release:
+  """A checkpoint of Flax's own examples, `flax.serialization.to_bytes` of the variables of a network of §4.1."""
+  tree = flax.serialization.msgpack_restore(content)
+  tensors = flax.traverse_util.flatten_dict(tree, sep="/")
+  config = mnist.get_config("bn,quickstart").copy_and_resolve_references()
+  config.release = {"source": "Flax", "classes": "digits", "published": "none", "statistics": "running"}
+  variables = assemble.assemble(
+    tensors,
+    config,
+    source_name=lambda name: name,  # Both have Flax's names.
+    layout=lambda name, shape: (shape, tuple(range(len(shape)))),
+  )
+  return release.Release(config, variables)
+
+
+def test_another_checkpoint_format(tmp_path, monkeypatch):
+  one = make_release(mnist.get_config("bn,quickstart").copy_and_resolve_references())
+  path, cut = tmp_path / "net.msgpack", tmp_path / "cut.msgpack"
+  path.write_bytes(flax.serialization.to_bytes(one.variables))
+  with pytest.raises(release.ReleaseError, match="none of the formats that are known, PyTorch, .*Caffe"):
+    release.read(path)
+
+  recognises = lambda content: content.startswith(b"\x82")  # A map of two: params and batch_stats.
+  monkeypatch.setitem(loading.FILE_FORMATS, "Flax", loading.FileFormat(recognises, of_msgpack))
+  model, variables, preprocess = release.load(path)
+  jax.tree.map(np.testing.assert_array_equal, dict(variables), dict(one.variables))
+  images = images_of(one)
+  x = (images.reshape(2, -1) >= 128).astype(np.float64)
+  params, statistics = one.variables["params"], one.variables["batch_stats"]
+  for layer in ("1", "2", "3"):
+    bn, running = params[f"bn{layer}"], statistics[f"bn{layer}"]
+    x = x @ params[f"hidden{layer}"]["kernel"].astype(np.float64)
+    x = bn["gamma"] * (x - running["mean"]) / np.sqrt(running["var"] + one.config.batch_norm.epsilon) + bn["beta"]
+    x = 1 / (1 + np.exp(-x))
+  expected = x @ params["logits"]["kernel"] + params["logits"]["bias"]
+  logits = model.apply(variables, preprocess(images), train=False)
+  np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+
+  less = {**one.variables, "params": {name: node for name, node in params.items() if name != "logits"}}
+  cut.write_bytes(flax.serialization.to_bytes(less))
+  with pytest.raises(release.ReleaseError, match="cut.msgpack cannot be used: it lacks params/logits"):
+    release.read(cut)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -94,17 +94,50 @@ def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Re
   return release._replace(config=config)
 
 
+class FileFormat(NamedTuple):
+  """A format of checkpoint files.
+
+  Attributes:
+    recognises: whether the content of a file is of this format.
+    release: of a file's path and content, and the nodes of MXNet's symbol: its network. What cannot be used is a
+      ReleaseError, whose sentence lacks the file's name.
+  """
+
+  recognises: Callable[[bytes], bool]
+  release: Callable[[pathlib.Path, bytes, list[mxnet_file.Node]], Release]
+
+
+def _of_torch(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
+  return peers.from_torch(torch_file.read(content))
+
+
+def _of_tensorflow(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
+  return peers.from_tensorflow(tensorflow_file.read(path, content))
+
+
+def _of_mxnet(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
+  return peers.from_mxnet(mxnet_file.read(content), nodes)
+
+
+def _of_caffe(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
+  return peers.from_caffe(caffe_file.read(content))
+
+
+# In the order in which a content is asked.
+FILE_FORMATS = {
+  "PyTorch": FileFormat(torch_file.recognises, _of_torch),
+  "TensorFlow": FileFormat(tensorflow_file.recognises, _of_tensorflow),
+  "MXNet": FileFormat(mxnet_file.recognises, _of_mxnet),
+  "Caffe": FileFormat(caffe_file.recognises, _of_caffe),
+}
+
+
 def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
-  if torch_file.recognises(content):
-    return peers.from_torch(torch_file.read(content))
-  if mxnet_file.recognises(content):
-    return peers.from_mxnet(mxnet_file.read(content), nodes)
-  if tensorflow_file.recognises(content):
-    return peers.from_tensorflow(tensorflow_file.read(path, content))
-  if caffe_file.recognises(content):
-    return peers.from_caffe(caffe_file.read(content))
+  for file_format in FILE_FORMATS.values():
+    if file_format.recognises(content):
+      return file_format.release(path, content, nodes)
   archive = ", but a gzip archive: unpack it and give the file inside" if content.startswith(b"\x1f\x8b") else ""
-  raise ReleaseError(f"it is none of the formats that are known, PyTorch, TensorFlow, MXNet, Caffe{archive}")
+  raise ReleaseError(f"it is none of the formats that are known, {', '.join(FILE_FORMATS)}{archive}")
 
 
 def load(

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception import batch_norm, models, release, run_directory, train
+from bn_inception import batch_norm, config_checks, models, release, run_directory, train
 from bn_inception.configs import resnet50
 from bn_inception.models import resnet
+from bn_inception.tools import describe
 from tests.release.test_features import images_of, make_release
 
 EPSILON = 1e-5
@@ -174,6 +175,25 @@ def test_resnet50_trains_20_steps_from_its_config(digits_dir, tmp_path):
   """The 50 layers of the quickstart scale; the loss of the labels falls below that of a guess."""
   losses = losses_of(twenty_steps(resnet50.get_config("quickstart"), digits_dir), tmp_path / "run")
   assert np.all(np.isfinite(losses)) and losses[-1] < np.log(10)
+
+
+@pytest.mark.parametrize(
+  "key,value", [("model.stem", "separable"), ("batch_norm.in_stem", False), ("batch_norm.per_activation", ("stage1",))]
+)
+def test_what_only_inception_has_is_refused(key, value):
+  config, (section, name) = resnet50.get_config("quickstart"), key.split(".")
+  config[section][name] = value
+  with pytest.raises(config_checks.ConfigError, match=f"{key} is"):
+    config_checks.check_config(config, devices=1)
+
+
+def test_describe_has_a_row_for_each_block_and_the_published_multiply_adds():
+  """4.09e9 (torchvision's table of its resnet50)."""
+  text = describe.describe(resnet50.get_config("imagenet"))
+  rows = [line.split() for line in text.splitlines() if line.startswith("stage")]
+  assert [row[0] for row in rows[:4]] == ["stage1_block1", "stage1_block2", "stage1_block3", "stage2_block1"]
+  assert len(rows) == 16 and rows[3][1:3] == ["3x3/2", "28x28x512"]
+  assert "25,557,032" in text and "4,089,184,256" in text
 
 
 @pytest.mark.parametrize("format", ["torch", "onnx"])
