@@ -6,15 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from bn_inception import parameter_names
+from bn_inception.config_keys import Config
 
 PAPER_BATCH = 32  # §4.2.
 _LARGE_BATCH = 8 * PAPER_BATCH
 
 
-def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
+def learning_rate_schedule(config: Config, num_examples: int) -> optax.Schedule:
   """Learning rate by step: multiplied by `learning_rate_decay` every `learning_rate_decay_epochs`, in stairs.
 
   With `learning_rate_scaling` "linear" it is batch_size / 32 times `learning_rate`, and for the first
@@ -35,7 +35,7 @@ def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Sched
   return lambda step: decay(step) * jnp.minimum(start + (1 - start) * step / warmup, 1.0)
 
 
-def keeps_a_small_rate(config: ConfigDict) -> bool:
+def keeps_a_small_rate(config: Config) -> bool:
   """Whether a large batch is trained at a rate that nothing has fitted to it."""
   return config.batch_size >= _LARGE_BATCH and config.learning_rate_scaling == "none"
 
@@ -45,7 +45,7 @@ def has_weight_decay(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
   """SGD with momentum on loss + weight_decay / 2 * |w|^2.
 
   The order is that of the formulas: L2 is part of the gradient, so it passes through the momentum. The rate of a
@@ -57,12 +57,19 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     optax.sgd(schedule, momentum=config.momentum or None),
   ]
   if config.init.freeze:  # What is multiplied by nothing is not computed either.
-    is_frozen = lambda name: parameter_names.matches(name, config.init.freeze)
-    transforms.insert(1, _by_name(lambda name, gradient: jnp.zeros_like(gradient) if is_frozen(name) else gradient))
+
+    def without_frozen(name: str, gradient: jax.Array) -> jax.Array:
+      return jnp.zeros_like(gradient) if parameter_names.matches(name, config.init.freeze) else gradient
+
+    transforms.insert(1, _by_name(without_frozen))
   if config.learning_rate_factors:
     factors = [parameter_names.factor(entry) for entry in config.learning_rate_factors]
-    factor = lambda name: next((by for pattern, by in factors if parameter_names.matches(name, (pattern,))), 1.0)
-    transforms.append(_by_name(lambda name, update: factor(name) * update))
+
+    def at_its_rate(name: str, update: jax.Array) -> jax.Array:
+      factor = next((factor for pattern, factor in factors if parameter_names.matches(name, (pattern,))), 1.0)
+      return factor * update
+
+    transforms.append(_by_name(at_its_rate))
   return optax.chain(*transforms)
 
 

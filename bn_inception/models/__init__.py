@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import Config
 from bn_inception.models import inception, layers, mnist_mlp
 
 MODELS = {
@@ -15,7 +15,7 @@ MODELS = {
 }
 
 
-def build(config: ConfigDict) -> nn.Module:
+def build(config: Config) -> nn.Module:
   """The network of a whole config: `model(images, train=...)` are float32 logits [B, num_classes]."""
   return MODELS[config.model.name](config)
 
