@@ -19,6 +19,7 @@ from bn_inception import (
   checkpoint,
   config_changes,
   config_checks,
+  curves,
   folder_lock,
   hosts,
   initialization,
@@ -29,13 +30,13 @@ from bn_inception import (
   run_directory,
   sharding,
   status as status_lib,
+  tables,
   watchdog,
 )
 from bn_inception.config_keys import Config
 from bn_inception.data import device, pipeline
 from bn_inception.errors import Stopped
 from bn_inception.evaluators import Evaluate, Evaluator, classification, sigmoid_inputs
-from bn_inception.report import curves, tables
 from bn_inception.state import Sums, TrainState
 
 _HEARTBEAT_SECONDS = 30.0  # Between two times that status.json says where the run is.

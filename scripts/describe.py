@@ -10,7 +10,7 @@ flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
-  from bn_inception.report import describe
+  from bn_inception.tools import describe
 
   print(describe.describe(_CONFIG.value))
 
