@@ -17,11 +17,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
 from bn_inception import hosts
+from bn_inception.config_keys import Config
 from bn_inception.errors import StartAgainError, StorageError, UserError
 from bn_inception.state import TrainState
+
+Manager = ocp.CheckpointManager  # Of the checkpoints of one run directory.
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class CheckpointError(UserError):
   """No checkpoint can be used; the text is one sentence that says why and what to do."""
 
 
-def open_manager(workdir: epath.PathLike, *, read_only: bool = True) -> ocp.CheckpointManager:
+def open_manager(workdir: epath.PathLike, *, read_only: bool = True) -> Manager:
   """Opens `workdir`/checkpoints."""
   return ocp.CheckpointManager(
     epath.Path(workdir).absolute() / "checkpoints",
@@ -46,7 +48,7 @@ def checksum(state: TrainState, description: Mapping[str, Any]) -> int:
   return zlib.crc32(json.dumps(description, sort_keys=True).encode(), crc) if description else crc
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict, top1: Mapping[int, float]) -> None:
+def save(manager: Manager, state: TrainState, config: Config, top1: Mapping[int, float]) -> None:
   """Starts to write `state`, after the one before is written; `top1` is as for `retain`.
 
   Raises:
@@ -68,7 +70,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, config: ConfigDict, 
     )
 
 
-def finish(manager: ocp.CheckpointManager) -> None:
+def finish(manager: Manager) -> None:
   """Waits until what `save` started is written.
 
   Raises:
@@ -78,13 +80,13 @@ def finish(manager: ocp.CheckpointManager) -> None:
     manager.wait_until_finished()
 
 
-def check(manager: ocp.CheckpointManager) -> None:
+def check(manager: Manager) -> None:
   """Raises StorageError if what `save` started could not be written; does not wait."""
   with _writing(manager):
     manager.check_for_errors()
 
 
-def retain(manager: ocp.CheckpointManager, config: ConfigDict, top1: Mapping[int, float]) -> None:
+def retain(manager: Manager, config: Config, top1: Mapping[int, float]) -> None:
   """Removes checkpoints but the `keep_latest` newest and those `keep_best` steps with the best `top1`, {step: top1}."""
   steps = sorted(manager.all_steps())
   best = sorted((step for step in steps if step in top1), key=lambda step: -top1[step])[: config.keep_best]
@@ -95,7 +97,7 @@ def retain(manager: ocp.CheckpointManager, config: ConfigDict, top1: Mapping[int
 
 
 @contextlib.contextmanager
-def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
+def _writing(manager: Manager) -> Iterator[None]:
   """Turns what Orbax and its storage raise into one sentence."""
   try:
     yield
@@ -108,22 +110,22 @@ def _writing(manager: ocp.CheckpointManager) -> Iterator[None]:
     ) from error
 
 
-def _restore_step(manager: ocp.CheckpointManager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def _read_step(manager: Manager, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
   restored = manager.restore(
     step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), description=ocp.args.JsonRestore())
   )
   description = dict(restored.description)
   if "checksum" in description:
     expected = description.pop("checksum")
-    found = checksum(restored.state, description)
+    actual = checksum(restored.state, description)
   else:  # Written by a version that had a checksum of the state alone.
-    found, expected = checksum(restored.state, {}), description.pop("crc32")
-  if found != expected:
-    raise ValueError(f"its checksum is {found:#x}, not the {expected:#x} it was written with")
+    actual, expected = checksum(restored.state, {}), description.pop("crc32")
+  if actual != expected:
+    raise ValueError(f"its checksum is {actual:#x}, not the {expected:#x} it was written with")
   return restored.state, description
 
 
-def newest_step(manager: ocp.CheckpointManager) -> int:
+def newest_step(manager: Manager) -> int:
   """The newest checkpoint's step.
 
   Raises:
@@ -135,7 +137,7 @@ def newest_step(manager: ocp.CheckpointManager) -> int:
   return step
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> TrainState:
+def restore_step(manager: Manager, like: TrainState, step: int) -> TrainState:
   """Restores one step in the shapes and shardings of `like` (`state.abstract`).
 
   Raises:
@@ -146,14 +148,14 @@ def restore(manager: ocp.CheckpointManager, like: TrainState, step: int) -> Trai
     there_is = f"there are steps {', '.join(map(str, steps))}" if steps else "there is none"
     raise CheckpointError(f"{manager.directory} has no checkpoint of step {step}: {there_is}.")
   try:
-    return _restore_step(manager, step, like)[0]
+    return _read_step(manager, step, like)[0]
   except Exception as error:  # Orbax and its storage raise many kinds; each means that this checkpoint is of no use.
     raise CheckpointError(
       f"The checkpoint {manager.directory / str(step)} cannot be used: {_reason(error)}."
     ) from error
 
 
-def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: ConfigDict) -> TrainState | None:
+def restore_newest_usable(manager: Manager, like: TrainState, config: Config) -> TrainState | None:
   """Restores the newest usable checkpoint in the shapes and shardings of `like`; None if there is none at all.
 
   A damaged checkpoint is named in the log and moved to `damaged_checkpoints`, and the one before it is used. All
@@ -169,13 +171,13 @@ def restore_latest(manager: ocp.CheckpointManager, like: TrainState, config: Con
   for step in steps:
     state = description = error = None
     try:
-      state, description = _restore_step(manager, step, like)
-    except Exception as raised:  # As in `restore`.
+      state, description = _read_step(manager, step, like)
+    except Exception as raised:  # As in `restore_step`.
       error = raised
     path = manager.directory / str(step)
     errors = hosts.gather(error and [_reason(error), _passes(error)])
     if any(errors):
-      process, (reason, passes) = next((number, found) for number, found in enumerate(errors) if found)
+      process, (reason, passes) = next((number, failure) for number, failure in enumerate(errors) if failure)
       if passes or not all(errors):
         where = f" by process {process}" if len(errors) > 1 else ""
         raise StartAgainError(
@@ -207,7 +209,7 @@ def _passes(error: Exception) -> bool:
   return isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
 
 
-def _set_aside(manager: ocp.CheckpointManager, steps: list[int]) -> None:
+def _set_aside(manager: Manager, steps: list[int]) -> None:
   """Moves damaged checkpoints away, so that the run can write these steps again and nothing is lost."""
   if not steps:
     return

@@ -13,7 +13,7 @@ from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
 from bn_inception import configs, paths, signals, status
-from bn_inception.config_keys import check_keys
+from bn_inception.config_keys import parse
 from bn_inception.configs.versions import VersionError
 from bn_inception.errors import Stopped, UserError
 
@@ -149,7 +149,7 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
       fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       getattr(flags.FLAGS.config, "items", None)  # A config file that cannot be read only says so when it is used.
-      check_keys(flags.FLAGS.config)
+      parse(flags.FLAGS.config)
     return rest
   except UserError as error:
     fail(str(error))

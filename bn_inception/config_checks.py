@@ -1,5 +1,6 @@
 """What a config must satisfy. Everything here is checked before a file is written or a program compiled."""
 
+import dataclasses
 import math
 import typing
 from collections.abc import Iterable, Sequence
@@ -8,7 +9,7 @@ import jax
 
 from bn_inception import batch_norm, models, parameter_names
 from bn_inception.config_dict import ConfigDict
-from bn_inception.config_keys import ConfigError, check_keys
+from bn_inception.config_keys import Config, ConfigError, Inception, MnistMlp, parse
 from bn_inception.configs import versions
 from bn_inception.errors import DataError
 from bn_inception.models import inception, layers
@@ -42,13 +43,13 @@ def _groups(name: str, batch: int, group_size: int, devices: int) -> None:
     )
 
 
-def check_config(config: ConfigDict, devices: int) -> None:
-  """Checks the values of a config for a number of devices (of all processes).
+def check_config(given: ConfigDict, devices: int) -> Config:
+  """Checks the values of a config for a number of devices (of all processes), and returns its typed form.
 
   Raises:
     ConfigError: naming the first thing that is wrong.
   """
-  check_keys(config)
+  config = parse(given)
   _one_of("version", config.version, (versions.VERSION,))  # A stored config has been brought to it.
   if config.data.cache and (config.data.flip or {*config.data.crop_area, *config.data.crop_aspect} != {1.0}):
     raise ConfigError(
@@ -56,18 +57,18 @@ def check_config(config: ConfigDict, devices: int) -> None:
       "time: set data.cache=False, or data.flip=False and data.crop_area=data.crop_aspect=(1.0, 1.0)."
     )
   for name in ("crop_area", "crop_aspect"):
-    least, greatest = config.data[name]
+    least, greatest = interval = getattr(config.data, name)
     if least > greatest:
-      raise ConfigError(f"data.{name} is {config.data[name]}: give the least first, then the greatest.")
+      raise ConfigError(f"data.{name} is {interval}: give the least first, then the greatest.")
   if config.data.eval_resize < config.data.image_size:
     raise ConfigError(
       f"data.eval_resize {config.data.eval_resize} is less than data.image_size "
       f"{config.data.image_size}, which would not fit into it: raise data.eval_resize."
     )
   for name in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
-    if config[name] % config.steps_per_call:
+    if (steps := getattr(config, name)) % config.steps_per_call:
       raise ConfigError(
-        f"{name} is {config[name]}, but steps_per_call={config.steps_per_call} steps are made at a "
+        f"{name} is {steps}, but steps_per_call={config.steps_per_call} steps are made at a "
         "time: choose a multiple of it, or steps_per_call=1."
       )
   if config.profile_at_step and config.steps_per_call > 1:
@@ -80,33 +81,23 @@ def check_config(config: ConfigDict, devices: int) -> None:
       f"profile_at_step is {config.profile_at_step}, but the run ends at {config.num_steps}: leave 5 "
       "steps for the profile."
     )
-  _one_of("dtype", config.dtype, ("float32", "bfloat16"))
-  _one_of("learning_rate_schedule", config.learning_rate_schedule, ("exponential", "cosine"))
-  _one_of("learning_rate_scaling", config.learning_rate_scaling, ("none", "linear"))
   if config.learning_rate_warmup_epochs and config.batch_size < 32:
     raise ConfigError(
       f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate "
       f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0."
     )
   _check_init(config)
-  _one_of("data.shuffle", config.data.shuffle, ("none", "within_shard", "global"))
-  _one_of("data.interpolation", config.data.interpolation, ("random", "bilinear"))
-  _one_of("data.on_error", config.data.on_error, ("fail", "skip"))
-  _one_of("data.channel_order", config.data.channel_order, ("rgb", "bgr"))
-  if config.model.name == "inception":
-    _check_inception(config)
+  if isinstance(config.model, Inception):
+    _check_inception(config, config.model)
   else:
     _one_of("batch_norm.in_stem", config.batch_norm.in_stem, (True,))
     _names("batch_norm.per_activation", config.batch_norm.per_activation, ("none, with this network",))
-  if config.model.name == "resnet":
-    _one_of("model.stem", config.model.stem, ("plain", "small"))
-  _names("eval.statistics", config.eval.statistics, ("running", "population", "batch"))
   if "running" not in config.eval.statistics:
     raise ConfigError("eval.statistics is without 'running', by which the best checkpoint is chosen: add it.")
   _names(
     "eval.sigmoid_input_units",
     config.eval.sigmoid_input_units,
-    range(config.model.hidden_units) if config.model.name == "mnist_mlp" else ("none, with this network",),
+    range(config.model.hidden_units) if isinstance(config.model, MnistMlp) else ("none, with this network",),
   )
 
   if config.batch_size % config.gradient_accumulation:
@@ -123,9 +114,10 @@ def check_config(config: ConfigDict, devices: int) -> None:
   if config.batch_norm.enabled:
     _groups("batch_size", config.batch_size, group_size, devices)
   _groups("eval.batch_size", config.eval.batch_size, group_size, devices)
+  return config
 
 
-def _check_init(config: ConfigDict) -> None:
+def _check_init(config: Config) -> None:
   for entry in config.learning_rate_factors:
     try:
       parameter_names.factor(entry)
@@ -146,10 +138,10 @@ def _check_init(config: ConfigDict) -> None:
     )
 
 
-def _check_single_values(config: ConfigDict) -> None:
+def _check_single_values(config: Config) -> None:
   """Checks groups of one example: on a map of one pixel BN has a single value, and every image the same output."""
   model = models.build(config)
-  images = jax.ShapeDtypeStruct((1, config.data.image_size, config.data.image_size, len(config.data.mean)), "float32")
+  images = jax.ShapeDtypeStruct((1, *config.data.image_shape), "float32")
 
   def train_step(images: jax.Array) -> jax.Array:
     rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
@@ -162,15 +154,8 @@ def _check_single_values(config: ConfigDict) -> None:
     raise ConfigError(str(error)) from error
 
 
-def _check_inception(config: ConfigDict) -> None:
-  model, modules = config.model, tuple(inception.module_table())
-  _one_of("model.stem", model.stem, ("separable", "plain", "small"))
-  _one_of("model.pool_proj_4cd", model.pool_proj_4cd, (96, 128))
-  _one_of("model.padding", model.padding, ("same", "symmetric"))
-  _one_of("model.stem_pool", model.stem_pool, tuple(layers.POOL_PADDING))
-  # Without padding the pool's map is smaller than those of the convolutions beside it.
-  _one_of("model.reduction_pool", model.reduction_pool, [name for name in layers.POOL_PADDING if name != "floor"])
-  _one_of("model.nonlinearity", model.nonlinearity, tuple(layers.NONLINEARITIES))
+def _check_inception(config: Config, model: Inception) -> None:
+  modules = tuple(inception.module_table())
   _names("model.auxiliary_heads", model.auxiliary_heads, modules)
   _names("batch_norm.per_activation", config.batch_norm.per_activation, modules)
   reduction = 8 if model.stem == "small" else 32
@@ -180,23 +165,23 @@ def _check_inception(config: ConfigDict) -> None:
       f"{reduction} pixels: raise it or choose model.stem=small."
     )
   # Of n pixels, n odd, this pool makes (n - 1) / 2, but the convolutions beside it (n + 1) / 2.
-  if model.reduction_pool == "ceil" and (size := _first_module_map(config)) % 4:
+  if model.reduction_pool == "ceil" and (size := _first_module_map(model, config.data.image_size)) % 4:
     raise ConfigError(
       f"model.reduction_pool=ceil needs maps that can be halved twice, but 3a's are {size}x{size}: "
       "choose another data.image_size or model.reduction_pool=same."
     )
 
 
-def _first_module_map(config: ConfigDict) -> int:
+def _first_module_map(model: Inception, image_size: int) -> int:
   """Side of the map that module 3a receives, in pixels."""
-  small = config.model.stem == "small"
-  size = config.data.image_size if small else math.ceil(config.data.image_size / 2)
+  small = model.stem == "small"
+  size = image_size if small else math.ceil(image_size / 2)
   for _ in range(1 if small else 2):
-    size = (size + sum(layers.POOL_PADDING[config.model.stem_pool](size)) - 3) // 2 + 1
+    size = (size + sum(layers.POOL_PADDING[model.stem_pool](size)) - 3) // 2 + 1
   return size
 
 
-def check_data(config: ConfigDict, split: "Split") -> None:
+def check_data(config: Config, split: "Split") -> None:
   """Checks a config against the data that it names.
 
   Raises:
@@ -215,7 +200,7 @@ def check_data(config: ConfigDict, split: "Split") -> None:
       f"but those of {split.name} are not, or are resized: set data.cache=False."
     )
   for name in ("mean", "std"):
-    length = len(config.data[name])
+    length = len(getattr(config.data, name))
     if length != split.image_channels:
       raise DataError(
         f"{split.name} has {split.image_channels} channels, but data.{name} has {length} values: give "
@@ -228,10 +213,9 @@ def check_data(config: ConfigDict, split: "Split") -> None:
     and split.split == config.data.eval_split
     and split.num_examples % group_size == 1
   ):
-    of_one = config.copy_and_resolve_references()
-    of_one.batch_norm.group_size = 1
+    groups_of_one = dataclasses.replace(config.batch_norm, group_size=1)
     try:
-      _check_single_values(of_one)
+      _check_single_values(dataclasses.replace(config, batch_norm=groups_of_one))
     except ConfigError as error:
       raise DataError(
         f"{split.name} {split.split} has {split.num_examples:,} examples, of which one is left for the "

@@ -61,16 +61,16 @@ def evaluate_run(
       cannot be used.
   """
   workdir = pathlib.Path(path_checks.local(workdir, "--workdir"))
-  config = run_directory.read_config(workdir)
+  stored = run_directory.read_config(workdir)
   if data_dir is not None:
-    config.data.dir = data_dir
+    stored.data.dir = data_dir
   if batch_size is not None:
-    config.eval.batch_size = batch_size
+    stored.eval.batch_size = batch_size
   if population_batches is not None:
-    config.eval.population_batches = population_batches
+    stored.eval.population_batches = population_batches
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh):
-    config_checks.check_config(config, mesh.size)
+    config = config_checks.check_config(stored, mesh.size)
     data = run_data.held(config.data, workdir)
     eval_source = pipeline.open_source(data, config.data.eval_split)
     run_data.check(config.data, workdir, eval_split=eval_source.split)
@@ -82,7 +82,7 @@ def evaluate_run(
     with contextlib.ExitStack() as inputs:
       # The input is read while the checkpoint is restored and programs compile.
       evaluate = classification.make_evaluator(config, mesh, train_source, eval_source).start(inputs)
-      state = restore.restore(workdir, config, mesh, step)
+      state = restore.state_of_run(workdir, config, mesh, step)
       step = int(state.step)
       metrics = {f"eval/{name}": value for name, value in evaluate(state).items()}
   _log.info("%s", tables.evaluation(step, metrics))
@@ -233,12 +233,12 @@ def _common_data(
 def _split_name(data: ConfigDict, dataset: str | None) -> str:
   names = datasets.split_names(data)
   wanted = ("validation", "test") if dataset else (data.eval_split,)
-  found = next((name for name in wanted if name in names), None)
-  if dataset and found is None:
+  known = next((name for name in wanted if name in names), None)
+  if dataset and known is None:
     raise EvaluationError(
       f"{dataset} has no split that is called validation or test: give --split as one of {', '.join(names)}."
     )
-  return found or data.eval_split
+  return known or data.eval_split
 
 
 def _network(path: str, one: release.Release, split: datasets.Split, folded: bool) -> prediction.Network:

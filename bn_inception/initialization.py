@@ -5,6 +5,7 @@ takes them from there. What begins anew (`init.skip`, and the logits where the c
 new run.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -16,8 +17,7 @@ import jax
 import numpy as np
 
 from bn_inception import parameter_names
-from bn_inception.config_dict import ConfigDict
-from bn_inception.config_keys import ConfigError
+from bn_inception.config_keys import Config, ConfigError, parse
 from bn_inception.release import loading
 from bn_inception.state import TrainState
 
@@ -47,14 +47,18 @@ class Start(NamedTuple):
   record: dict[str, Any]
 
 
-def fields(config: ConfigDict) -> dict[str, Any]:
+def fields(config: Config) -> dict[str, Any]:
   """What a config must have in common with its checkpoint, by the names of the keys."""
-  of_model = [name for name in config.model if name not in _OF_TRAINING]
-  sections = {"model": of_model, "batch_norm": _BATCH_NORM, "data": _DATA}
-  return {f"{section}.{name}": config[section][name] for section, names in sections.items() for name in names}
+  model = [field.name for field in dataclasses.fields(config.model) if field.name not in _OF_TRAINING]
+  sections = {"model": model, "batch_norm": _BATCH_NORM, "data": _DATA}
+  return {
+    f"{section}.{name}": getattr(getattr(config, section), name)
+    for section, names in sections.items()
+    for name in names
+  }
 
 
-def read(config: ConfigDict, params: Any, split: "Split") -> Start:
+def read(config: Config, params: Any, split: "Split") -> Start:
   """Reads `init.checkpoint` and checks the config against it.
 
   Args:
@@ -67,7 +71,7 @@ def read(config: ConfigDict, params: Any, split: "Split") -> Start:
     ConfigError: if the config contradicts it, or freezes what begins anew.
   """
   source = loading.read(config.init.checkpoint)
-  ours, theirs = fields(config), fields(source.config)
+  ours, theirs = fields(config), fields(parse(source.config))
   _check_same(config.init.checkpoint, ours, theirs)
   others = source.labels != split.label_names if source.labels else source.config.data.num_classes != split.num_classes
   skip = (*config.init.skip, *(("logits",) if others else ()))
@@ -110,7 +114,7 @@ def apply(start: Start, state: TrainState) -> TrainState:
   )
 
 
-def check_patterns(config: ConfigDict, params: Any) -> None:
+def check_patterns(config: Config, params: Any) -> None:
   """Checks that each pattern of the config is of some parameter, and that something is left to train.
 
   Raises:

@@ -6,35 +6,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from bn_inception import parameter_names
+from bn_inception.config_keys import Config
 
 PAPER_BATCH = 32  # §4.2.
 _LARGE_BATCH = 8 * PAPER_BATCH
 
 
-def _exponential(config: ConfigDict, peak: float, epoch: float, warmup: float) -> optax.Schedule:
+def _exponential(config: Config, peak: float, epoch: float, warmup: float) -> optax.Schedule:
   """The paper's: `learning_rate_decay` every `learning_rate_decay_epochs`, in stairs, the warm-up's epochs included."""
   return optax.exponential_decay(
     peak, config.learning_rate_decay_epochs * epoch, config.learning_rate_decay, staircase=True
   )
 
 
-def _cosine(config: ConfigDict, peak: float, epoch: float, warmup: float) -> optax.Schedule:
+def _cosine(config: Config, peak: float, epoch: float, warmup: float) -> optax.Schedule:
   """Half a cosine from the end of the warm-up to 0 at `num_steps` (Loshchilov and Hutter, 2017)."""
   decay = optax.cosine_decay_schedule(peak, max(config.num_steps - warmup, 1.0))
   return lambda step: decay(jnp.maximum(step - warmup, 0))
 
 
 # By `learning_rate_schedule`: schedules that begin at `peak`; epoch and warmup are in steps.
-DECAYS: dict[str, Callable[[ConfigDict, float, float, float], optax.Schedule]] = {
+DECAYS: dict[str, Callable[[Config, float, float, float], optax.Schedule]] = {
   "exponential": _exponential,
   "cosine": _cosine,
 }
 
 
-def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Schedule:
+def learning_rate_schedule(config: Config, num_examples: int) -> optax.Schedule:
   """Learning rate by step, which falls as `learning_rate_schedule` says.
 
   With `learning_rate_scaling` "linear" it is batch_size / 32 times `learning_rate`, and for the first
@@ -54,7 +54,7 @@ def learning_rate_schedule(config: ConfigDict, num_examples: int) -> optax.Sched
   return lambda step: decay(step) * jnp.minimum(start + (1 - start) * step / warmup, 1.0)
 
 
-def keeps_a_small_rate(config: ConfigDict) -> bool:
+def keeps_a_small_rate(config: Config) -> bool:
   """Whether a large batch is trained at a rate that nothing has fitted to it."""
   return config.batch_size >= _LARGE_BATCH and config.learning_rate_scaling == "none"
 
@@ -64,7 +64,7 @@ def has_weight_decay(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
   """SGD with momentum on loss + weight_decay / 2 * |w|^2.
 
   The order is that of the formulas: L2 is part of the gradient, so it passes through the momentum. The rate of a
@@ -76,12 +76,19 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     optax.sgd(schedule, momentum=config.momentum or None),
   ]
   if config.init.freeze:  # What is multiplied by nothing is not computed either.
-    is_frozen = lambda name: parameter_names.matches(name, config.init.freeze)
-    transforms.insert(1, _by_name(lambda name, gradient: jnp.zeros_like(gradient) if is_frozen(name) else gradient))
+
+    def without_frozen(name: str, gradient: jax.Array) -> jax.Array:
+      return jnp.zeros_like(gradient) if parameter_names.matches(name, config.init.freeze) else gradient
+
+    transforms.insert(1, _by_name(without_frozen))
   if config.learning_rate_factors:
     factors = [parameter_names.factor(entry) for entry in config.learning_rate_factors]
-    factor = lambda name: next((by for pattern, by in factors if parameter_names.matches(name, (pattern,))), 1.0)
-    transforms.append(_by_name(lambda name, update: factor(name) * update))
+
+    def at_its_rate(name: str, update: jax.Array) -> jax.Array:
+      factor = next((factor for pattern, factor in factors if parameter_names.matches(name, (pattern,))), 1.0)
+      return factor * update
+
+    transforms.append(_by_name(at_its_rate))
   return optax.chain(*transforms)
 
 

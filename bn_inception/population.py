@@ -1,5 +1,6 @@
 """Algorithm 2: population statistics from many training mini-batches, weights frozen."""
 
+import dataclasses
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bn_inception import batch_norm, models, sharding, step
+from bn_inception.config_keys import Config
 from bn_inception.state import Sums
 
 if typing.TYPE_CHECKING:  # Statistics of any network are made where no TensorFlow is installed (diagnose.py).
@@ -18,17 +19,15 @@ if typing.TYPE_CHECKING:  # Statistics of any network are made where no TensorFl
 BatchStatisticsStep = Callable[[Any, Any, step.Batch], tuple[Sums, Any]]
 
 
-def batch_statistics_step(config: ConfigDict, mesh: Mesh) -> BatchStatisticsStep:
+def batch_statistics_step(config: Config, mesh: Mesh) -> BatchStatisticsStep:
   """Compiles `step.make_batch_statistics_step` for the batches of any size of a config, see `over_training_batches`."""
-  statistics_config = config.copy_and_resolve_references()
-  statistics_config.batch_norm.group_size = config.batch_norm.group_size or config.batch_size
+  groups = dataclasses.replace(config.batch_norm, group_size=config.batch_norm.group_size or config.batch_size)
+  model = models.build(dataclasses.replace(config, batch_norm=groups))
   # Results are on every device, so that every process can read them.
-  return jax.jit(
-    step.make_batch_statistics_step(models.build(statistics_config), config), out_shardings=sharding.replicated(mesh)
-  )
+  return jax.jit(step.make_batch_statistics_step(model, config), out_shardings=sharding.replicated(mesh))
 
 
-def training_batches(config: ConfigDict, mesh: Mesh, source: "pipeline.Source") -> "device.DeviceBatches":
+def training_batches(config: Config, mesh: Mesh, source: "pipeline.Source") -> "device.DeviceBatches":
   """Starts to read the config's first `eval.population_batches` training batches, for `over_training_batches`.
 
   Args:
@@ -47,8 +46,8 @@ def training_batches(config: ConfigDict, mesh: Mesh, source: "pipeline.Source") 
   )
   # No example is padding: where one was skipped, another stands in.
   local = (
-    {name: array[0] for name, array in batch.items()} | {"mask": np.ones(at.shape, bool), "position": at}
-    for at, batch in zip(positions, batches)
+    {name: array[0] for name, array in batch.items()} | {"mask": np.ones(position.shape, bool), "position": position}
+    for position, batch in zip(positions, batches)
   )
   return device.to_device(local, sharding.examples(mesh))
 

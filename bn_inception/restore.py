@@ -3,13 +3,13 @@
 import os
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from bn_inception import checkpoint, models, optim, sharding, state as state_lib
+from bn_inception import checkpoint, program
+from bn_inception.config_keys import Config
 from bn_inception.state import TrainState
 
 
-def restore(workdir: str | os.PathLike, config: ConfigDict, mesh: Mesh, step: int | None = None) -> TrainState:
+def state_of_run(workdir: str | os.PathLike, config: Config, mesh: Mesh, step: int | None = None) -> TrainState:
   """Restores a checkpoint of a run, whole, so that its checksum is checked too.
 
   Args:
@@ -21,11 +21,6 @@ def restore(workdir: str | os.PathLike, config: ConfigDict, mesh: Mesh, step: in
   Raises:
     CheckpointError: if there is none or it cannot be read.
   """
-  # The number of examples shapes the schedule, but nothing that is stored.
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, num_examples=1))
-  image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  like = state_lib.abstract(
-    lambda: state_lib.create(models.build(config), optimizer, config, image_shape), sharding.replicated(mesh)
-  )
+  like = program.build(config, mesh).abstract_state()
   with checkpoint.open_manager(workdir) as manager:
-    return checkpoint.restore(manager, like, checkpoint.newest_step(manager) if step is None else step)
+    return checkpoint.restore_step(manager, like, checkpoint.newest_step(manager) if step is None else step)

@@ -1,17 +1,17 @@
 """The data that a run was made with, `data.json`: a run goes on, and is evaluated, with these and no others."""
 
+import dataclasses
 import json
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from bn_inception import run_directory
+from bn_inception.config_keys import Data
 from bn_inception.data.datasets import Split
 from bn_inception.errors import DataError
 
 
-def held(data: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+def held(data: Data, workdir: pathlib.Path) -> Data:
   """`data` with the version that the run in `workdir` found for its `name`, whatever newer ones there are by now.
 
   It is `data` itself without such a run, or if it asks for another name than the run did.
@@ -19,12 +19,10 @@ def held(data: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   record = _read(workdir)
   if record.get("asked") != data.name or data.name == "fake":  # Which has no versions to find.
     return data
-  data = data.copy_and_resolve_references()
-  data.name = record["train_split"]["name"]
-  return data
+  return dataclasses.replace(data, name=record["train_split"]["name"])
 
 
-def check(data: ConfigDict, workdir: pathlib.Path, **splits: Split) -> None:
+def check(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
   """Checks opened splits against those that the run in `workdir` was made with, if `data` asks for the same.
 
   Args:
@@ -48,7 +46,7 @@ def check(data: ConfigDict, workdir: pathlib.Path, **splits: Split) -> None:
       )
 
 
-def write(data: ConfigDict, workdir: pathlib.Path, **splits: Split) -> None:
+def write(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
   """Records what was opened; arguments as of `check`."""
   record = {"asked": data.name} | {
     field: {"name": split.name, "split": split.split, "examples": split.num_examples, "digest": split.digest}

@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+
+from bn_inception.config_keys import Config
 
 
 @flax.struct.dataclass
@@ -85,7 +86,7 @@ class TrainState:
 
 
 def create(
-  model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, image_shape: tuple[int, int, int]
+  model: nn.Module, optimizer: optax.GradientTransformation, config: Config, image_shape: tuple[int, int, int]
 ) -> TrainState:
   """The state before the first step; depends on `config.seed` alone."""
   # XLA's CPU compiler takes seconds for the default generator at each shape of parameter, and nothing for this one.
@@ -101,8 +102,8 @@ def create(
   )
 
 
-def abstract(initialize: Callable[[], TrainState], sharding: jax.sharding.Sharding) -> TrainState:
-  """Shapes and types of the state that `initialize` makes, all with one sharding; nothing is computed."""
+def abstract(initialize: Callable[[], TrainState], sharding: jax.sharding.Sharding | None) -> TrainState:
+  """Shapes and types of the state that `initialize` makes, all with one sharding or none; nothing is computed."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), jax.eval_shape(initialize)
   )

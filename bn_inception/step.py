@@ -8,29 +8,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from bn_inception import batch_norm, parameter_names
+from bn_inception.config_keys import Config, Data
 from bn_inception.data import color_distortions
 from bn_inception.data.preprocessing import preprocess
 from bn_inception.state import Sums, TrainState, classification_sums
 
 Batch = dict[str, jax.Array]
+TrainStep = Callable[[TrainState, Batch], TrainState]
 
 
-def preprocess_for_training(config: ConfigDict, images: jax.Array, positions: jax.Array) -> jax.Array:
+def preprocess_for_training(config: Config, images: jax.Array, positions: jax.Array) -> jax.Array:
   """uint8 [B, H, W, C] at `positions` (uint32 [B]) of the training stream to input with photometric distortions."""
   if config.data.photometric_strength:
     images = color_distortions.distort(images, positions, seed=config.seed, strength=config.data.photometric_strength)
-  return preprocess(config, images)
+  return preprocess(config.data, images)
 
 
 def train_batch_shapes(
-  config: ConfigDict, image_shape: tuple[int, int, int], *, steps: int, sharding: jax.sharding.Sharding | None = None
+  config: Config, *, steps: int, sharding: jax.sharding.Sharding | None = None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and types of the batch of `make_train_step` (steps=1) or `make_train_call` (steps=config.steps_per_call)."""
   micro_batches = (steps * config.gradient_accumulation, config.batch_size // config.gradient_accumulation)
-  leaves = {"image": (image_shape, jnp.uint8), "label": ((), jnp.int32), "skipped": ((), jnp.bool_)}
+  leaves = {"image": (config.data.image_shape, jnp.uint8), "label": ((), jnp.int32), "skipped": ((), jnp.bool_)}
   return {
     name: jax.ShapeDtypeStruct((*micro_batches, *shape), dtype, sharding=sharding)
     for name, (shape, dtype) in leaves.items()
@@ -52,9 +53,7 @@ def mean_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: fl
   return jnp.mean(optax.softmax_cross_entropy(logits, targets))
 
 
-def make_train_step(
-  model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict
-) -> Callable[[TrainState, Batch], TrainState]:
+def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation, config: Config) -> TrainStep:
   """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
 
   Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A], "skipped": bool [A, B / A] (only
@@ -74,6 +73,18 @@ def make_train_step(
     auxiliary = sum(cross_entropy(logits) for logits in jax.tree.leaves(updates.get("auxiliary", {})))
     loss = cross_entropy(logits) + config.auxiliary_loss_weight * auxiliary
     return loss, (updates.get("batch_moments", {}), classification_sums(logits, labels, skipped=batch["skipped"]))
+
+  def with_frozen(old: Any, new: Any) -> Any:
+    """`new` parameters, but of the frozen ones every bit of the `old`."""
+    if not config.init.freeze:
+      return new
+    return parameter_names.map_named(
+      lambda name, old, new: old if parameter_names.matches(name, config.init.freeze) else new, old, new
+    )
+
+  def start_counts(layer: str) -> bool:
+    """Whether the running averages of a layer begin with values of a trained network, and not with those of no step."""
+    return bool(config.init.checkpoint) and parameter_names.is_loaded(f"{layer}/mean", config.init.skip)
 
   def train_step(state: TrainState, batch: Batch) -> TrainState:
     micro_batches, micro_batch_size = batch["label"].shape
@@ -104,29 +115,17 @@ def make_train_step(
       moments = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), moments)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    kept = lambda old, new: new  # Frozen parameters keep every bit.
-    if config.init.freeze:
-      kept = functools.partial(
-        parameter_names.map_named,
-        lambda name, old, new: old if parameter_names.matches(name, config.init.freeze) else new,
-      )
-    params = kept(state.params, optax.apply_updates(state.params, updates))
+    params = with_frozen(state.params, optax.apply_updates(state.params, updates))
     batch_stats = state.batch_stats
     if has_batch_norm:
       batch_stats = batch_norm.update_running_averages(
-        batch_stats,
-        moments,
-        momentum=config.batch_norm.momentum,
-        step=state.step,
-        start_counts=lambda layer: (
-          bool(config.init.checkpoint) and parameter_names.is_loaded(f"{layer}/mean", config.init.skip)
-        ),
+        batch_stats, moments, momentum=config.batch_norm.momentum, step=state.step, start_counts=start_counts
       )
     ema_params = state.ema_params
     if config.ema_decay:
       # As tf.train.ExponentialMovingAverage: the start value is forgotten quickly.
       decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
-      ema_params = kept(
+      ema_params = with_frozen(
         ema_params, jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
       )
     return state.replace(
@@ -141,9 +140,7 @@ def make_train_step(
   return train_step
 
 
-def make_train_call(
-  train_step: Callable[[TrainState, Batch], TrainState], config: ConfigDict
-) -> Callable[[TrainState, Batch], TrainState]:
+def make_train_call(train_step: TrainStep, config: Config) -> TrainStep:
   """Makes `steps_per_call` steps one program, so that a small network does not wait for Python between its steps.
 
   The batches of S steps come as one, whose leaves begin with [S * A, B / A] (see `make_train_step`).
@@ -158,7 +155,7 @@ def make_train_call(
   return train_call
 
 
-def make_eval_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, Batch], Sums]:
+def make_eval_step(model: nn.Module, data: Data) -> Callable[[Any, Any, Batch], Sums]:
   """Makes the step of inference with given statistics (Algorithm 2, line 11).
 
   Its arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B],
@@ -166,15 +163,13 @@ def make_eval_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, 
   """
 
   def eval_step(params: Any, batch_stats: Any, batch: Batch) -> Sums:
-    logits = model.apply(
-      {"params": params, "batch_stats": batch_stats}, preprocess(config, batch["image"]), train=False
-    )
+    logits = model.apply({"params": params, "batch_stats": batch_stats}, preprocess(data, batch["image"]), train=False)
     return classification_sums(logits, batch["label"], batch["mask"], batch["skipped"])
 
   return eval_step
 
 
-def make_batch_statistics_step(model: nn.Module, config: ConfigDict) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
+def make_batch_statistics_step(model: nn.Module, config: Config) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
   """Makes the forward pass with the batch's own statistics and without dropout, weights frozen.
 
   Its arguments are those of the evaluation step (the running averages are passed but not used). A batch with a
@@ -186,7 +181,7 @@ def make_batch_statistics_step(model: nn.Module, config: ConfigDict) -> Callable
     if "position" in batch:
       inputs = preprocess_for_training(config, batch["image"], batch["position"])
     else:
-      inputs = preprocess(config, batch["image"])
+      inputs = preprocess(config.data, batch["image"])
     logits, updates = model.apply(
       {"params": params, "batch_stats": batch_stats},
       inputs,

@@ -15,7 +15,10 @@ def get_config(argument: str = ""):
       "finetune needs the network to start from: give --config=finetune:CHECKPOINT, with a run "
       "directory, a release folder or a peer's file."
     )
-  from bn_inception import initialization  # Of all configs this one alone reads a file, for which it needs JAX.
+  from bn_inception import (  # Of all configs this one alone reads a file, for which it needs JAX.
+    config_keys,
+    initialization,
+  )
   from bn_inception.configs import versions
   from bn_inception.errors import UserError
   from bn_inception.release import loading
@@ -26,7 +29,7 @@ def get_config(argument: str = ""):
     raise ValueError(str(error)) from error  # What flags take for a wrong value, and no mistake of this file.
   config = common.accelerated("imagenet", factor=1).copy_and_resolve_references()
   config.model = source.model.copy_and_resolve_references()
-  for name, value in initialization.fields(source).items():
+  for name, value in initialization.fields(config_keys.parse(source)).items():
     section, key = name.split(".")
     config[section][key] = value
   if config.model.name == "inception":

@@ -1,13 +1,16 @@
 """The closed set of a config's keys: misspelt, missing, of the wrong type, out of range."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks
+from bn_inception import config_checks, config_keys, models
 from bn_inception.configs import bn_x5, mnist
+from bn_inception.data import train_distortions
+from bn_inception.models import layers
 
 
 def refused(config, *words):
@@ -119,3 +122,28 @@ def test_a_config_file_is_refused_in_one_sentence_by_every_script(repository, tm
   assert result.returncode == 2 and not result.stdout
   assert len(result.stderr.strip().splitlines()) == 1, result.stderr
   assert all(word in result.stderr for word in words), result.stderr
+
+
+@pytest.mark.parametrize("get_config", [bn_x5.get_config, mnist.get_config])
+def test_the_typed_config_has_the_values_under_the_same_names(get_config):
+  config = get_config()
+  typed = config_keys.parse(config)
+  assert dataclasses.asdict(typed) == config.to_dict()
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    typed.data.flip = True
+
+
+@pytest.mark.parametrize(
+  "part, key, implemented",
+  [
+    (config_keys.Inception, "stem_pool", layers.POOL_PADDING),
+    (config_keys.Inception, "nonlinearity", layers.NONLINEARITIES),
+    (config_keys.Data, "interpolation", train_distortions.INTERPOLATIONS),
+  ],
+)
+def test_every_choice_is_implemented_and_no_other(part, key, implemented):
+  assert set(config_keys.key_of(part.__annotations__[key]).choices) == set(implemented)
+
+
+def test_every_network_has_its_keys():
+  assert {part.__annotations__["name"].__args__[0] for part in config_keys.Model.__args__} == set(models.MODELS)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bn_inception import config_checks, optim
+from bn_inception import config_checks, config_keys, optim
 from bn_inception.configs import common, ensemble, mnist, resnet50
 from bn_inception.data import datasets
 
@@ -322,17 +322,17 @@ def test_cached_images_need_no_resizing(digits_dir):
   config = mnist.get_config("bn,quickstart")
   config.data.dir = digits_dir
   split = datasets.open_split(config.data, "train")
-  config_checks.check_data(config, split)
+  config_checks.check_data(config_keys.parse(config), split)
   config.data.eval_resize = 32
   with pytest.raises(datasets.DataError, match="data.cache needs images of 28x28 pixels as stored"):
-    config_checks.check_data(config, split)
+    config_checks.check_data(config_keys.parse(config), split)
 
 
 def test_a_split_without_examples_is_an_error(digits_dir):
   config = mnist.get_config("bn,quickstart")
   config.data.dir = digits_dir
   with pytest.raises(datasets.DataError, match=r"has no examples in 'test\[:0\]'"):
-    config_checks.check_data(config, datasets.open_split(config.data, "test[:0]"))
+    config_checks.check_data(config_keys.parse(config), datasets.open_split(config.data, "test[:0]"))
 
 
 def test_without_batch_norm_the_group_size_does_not_matter():

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
-from bn_inception import models, release, run_data, run_directory
+from bn_inception import config_keys, models, release, run_data, run_directory
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import mnist, versions
 from bn_inception.data import evaluation_crops, train_distortions
@@ -435,7 +435,7 @@ def test_a_damaged_run_is_refused(tmp_path, count):
     "config.json": (json.loads(config.to_json()), lambda: run_directory.read_config(tmp_path)),
     "status.json": ({"status": "running", "step": 1, "saved_step": 1}, lambda: run_directory.saved_step(tmp_path)),
     "metrics.jsonl": (lines, lambda: run_directory.drop_metrics_after(tmp_path, 1)),
-    "data.json": (data, lambda: run_data.held(config.data, tmp_path)),
+    "data.json": (data, lambda: run_data.held(config_keys.parse(config).data, tmp_path)),
   }
 
   def as_bytes(tree):

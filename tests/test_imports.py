@@ -8,7 +8,7 @@ ROWS = (
   {"errors", "paper", "status", "config_dict", "parameter_names", "paths", "signals"},
   {"batch_norm", "config_keys", "configs", "sharding", "cluster", "hosts", "folder_lock", "watchdog"},
   {"models", "data"},
-  {"config_checks", "config_changes", "state", "optim", "step", "population", "run_directory"},
+  {"config_checks", "config_changes", "state", "optim", "step", "program", "population", "run_directory"},
   {"checkpoint", "run_data", "restore", "diagnose", "tables", "curves"},
   {"evaluators", "release"},
   {"initialization"},

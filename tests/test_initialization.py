@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from bn_inception import batch_norm, config_checks, optim, parameter_names, release, run_directory, train
+from bn_inception import batch_norm, config_checks, config_keys, optim, parameter_names, release, run_directory, train
 from bn_inception.config_keys import ConfigError
 from bn_inception.configs import finetune, mnist
 from tests.test_train import assert_bit_identical, final_state, make_config
@@ -121,16 +121,16 @@ def test_a_release_and_its_run_are_one_source(source, digits_dir, tmp_path):
 
   config = tuned_config(source, digits_dir)
   split = datasets.open_split(config.data, "train")
-  of_run = initialization.read(config, {}, split)
+  of_run = initialization.read(config_keys.parse(config), {}, split)
   release.write(release.read(source), tmp_path / "release")
   config.init.checkpoint = str(tmp_path / "release")
-  of_release = initialization.read(config, {}, split)
+  of_release = initialization.read(config_keys.parse(config), {}, split)
   assert of_run.record["sha256"] == of_release.record["sha256"] and of_run.skip == ()
   changed = release.read(source)
   changed.variables["params"]["bn1"]["beta"] = changed.variables["params"]["bn1"]["beta"] + np.float32(1)
   release.write(changed._replace(labels=changed.labels[::-1]), tmp_path / "changed")
   config.init.checkpoint = str(tmp_path / "changed")
-  of_changed = initialization.read(config, {}, split)
+  of_changed = initialization.read(config_keys.parse(config), {}, split)
   assert of_changed.record["sha256"] != of_run.record["sha256"]
   assert of_changed.skip == ("logits",)  # As many classes, but others.
 

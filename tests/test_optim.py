@@ -111,7 +111,7 @@ def test_label_smoothing_is_in_the_gradient_and_not_in_what_is_reported(label_sm
   _, _, loss = softmax_and_loss(batch, before.params["logits"]["kernel"])
   np.testing.assert_allclose(after.sums.loss, loss, rtol=1e-5)
   evaluated = {name: value[0] for name, value in batch.items()} | {"mask": np.ones(8, bool)}
-  sums = step_lib.make_eval_step(Linear(), config)(before.params, {}, evaluated)
+  sums = step_lib.make_eval_step(Linear(), config.data)(before.params, {}, evaluated)
   np.testing.assert_allclose(sums.loss, loss, rtol=1e-5)
 
 
@@ -144,5 +144,5 @@ def test_other_preprocessing_of_all_images_has_one_place(monkeypatch):
   loss = (np.log(np.exp(logits).sum(1)) - logits[np.arange(8), batch["label"][0]]).sum()
   np.testing.assert_allclose(after.sums.loss, loss, rtol=1e-5)
   evaluated = {name: value[0] for name, value in batch.items()} | {"mask": np.ones(8, bool)}
-  sums = step_lib.make_eval_step(Linear(), make_config(0.0))(before.params, {}, evaluated)
+  sums = step_lib.make_eval_step(Linear(), make_config(0.0).data)(before.params, {}, evaluated)
   np.testing.assert_allclose(sums.loss, loss, rtol=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, run_data, run_directory
+from bn_inception import config_checks, config_keys, run_data, run_directory
 from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import annotations, datasets, pipeline, preparation
 from bn_inception.errors import UserError
@@ -69,7 +69,8 @@ def test_the_digest_is_that_of_the_records_in_either_format(tmp_path):
 
 def test_a_run_holds_to_its_version_and_to_its_data(tmp_path):
   write_set(tmp_path, "own", [1, 2, 3])
-  data, workdir = ConfigDict({"name": "own:1.*.*", "dir": str(tmp_path)}), tmp_path / "run"
+  data = dataclasses.replace(config_keys.parse(mnist.get_config()).data, name="own:1.*.*", dir=str(tmp_path))
+  workdir = tmp_path / "run"
   workdir.mkdir()
   assert run_data.held(data, workdir).name == "own:1.*.*"
   run_data.write(
@@ -85,7 +86,7 @@ def test_a_run_holds_to_its_version_and_to_its_data(tmp_path):
   same = pipeline.open_source(run_data.held(data, workdir), "test").split
   assert same.name == "own:1.0.0"
   run_data.check(data, workdir, eval_split=same)
-  run_data.check(ConfigDict({"name": "own:1.1.0", "dir": str(tmp_path)}), workdir, eval_split=newer)  # As asked for.
+  run_data.check(dataclasses.replace(data, name="own:1.1.0"), workdir, eval_split=newer)  # As asked for.
 
 
 def test_a_set_without_a_name_has_that_of_its_folder(tmp_path):
@@ -178,9 +179,9 @@ def test_groups_of_one_value_are_refused(config, image_size, refused):
 )  # Its smallest map is 4x4.
 def test_a_last_group_of_one_value_is_refused(config, num_examples, statistics, refused):
   config.eval.statistics = statistics
-  data = config.data.copy_and_resolve_references()
-  data.name = "fake"
-  split = dataclasses.replace(datasets.open_split(data, config.data.eval_split), num_examples=num_examples)
+  config = config_keys.parse(config)
+  split = datasets.open_split(dataclasses.replace(config.data, name="fake"), config.data.eval_split)
+  split = dataclasses.replace(split, num_examples=num_examples)
   if refused:
     with pytest.raises(datasets.DataError, match="of which one is left for the last BN group"):
       config_checks.check_data(config, split)

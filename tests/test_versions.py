@@ -1,5 +1,6 @@
 """A config that was stored before a key was added, renamed or removed is the config that it was."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -24,6 +25,11 @@ def fixture_archived(repository: pathlib.Path) -> pathlib.Path:
   return repository / "results" / "figure1" / ARCHIVED
 
 
+def with_field(part: type, name: str, kind: type) -> type:
+  """A part of the config with a key more."""
+  return dataclasses.make_dataclass(part.__name__, [(name, kind)], bases=(part,), frozen=True)
+
+
 @pytest.fixture(name="new_key")
 def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
   """The code of tomorrow: the next version has a key more."""
@@ -35,9 +41,8 @@ def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
     return config
 
   monkeypatch.setattr(versions, "VERSION", NEW.version)
-  monkeypatch.setitem(
-    config_keys._MODEL_KEYS["mnist_mlp"], NEW.key, config_keys.Key(int, least=0, most=9, length=(2, 2))
-  )
+  tomorrow = with_field(config_keys.MnistMlp, "fictitious", tuple[config_keys.CountOrNone, config_keys.CountOrNone])
+  monkeypatch.setitem(config_keys.Config.__annotations__, "model", config_keys.Inception | tomorrow)
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, NEW))
   monkeypatch.setattr(mnist, "get_config", with_key)
 
@@ -160,7 +165,8 @@ def test_a_run_made_before_a_key_resumes_and_is_evaluated_and_released(digits_di
   before = digest()
 
   # Tomorrow a key is added, in a section that every config has.
-  monkeypatch.setitem(config_keys._KEYS, "data.fictitious", config_keys.Key(float, length=(2, 2)))
+  tomorrow = with_field(config_keys.Data, "fictitious", tuple[float, float])
+  monkeypatch.setitem(config_keys.Config.__annotations__, "data", tomorrow)
   monkeypatch.setattr(versions, "VERSION", NEW.version)
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES, Added(NEW.version, "data.fictitious", (0.5, 1))))
   assert evaluate.evaluate_run(run, devices=device) == today

@@ -5,18 +5,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import Data
 
 
-def preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
+def preprocess(data: Data, images: jax.Array) -> jax.Array:
   """Pixels [..., H, W, C], uint8 or float from 0 to 255, to the float32 input of a config's network."""
-  return normalize(
-    images,
-    mean=config.data.mean,
-    std=config.data.std,
-    binary=config.data.binary,
-    channel_order=config.data.channel_order,
-  )
+  return normalize(images, mean=data.mean, std=data.std, binary=data.binary, channel_order=data.channel_order)
 
 
 def normalize(

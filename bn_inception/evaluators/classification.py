@@ -10,21 +10,21 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bn_inception import models, population, sharding, step as step_lib
+from bn_inception.config_keys import Config, Data
 from bn_inception.data import datasets, device, pipeline
 from bn_inception.evaluators import Evaluate, Evaluator
 from bn_inception.state import Sums, TrainState
 
 
-def statistics_of(config: ConfigDict) -> tuple[str, ...]:
+def statistics_of(config: Config) -> tuple[str, ...]:
   """The kinds of statistics that an evaluation is made with; a network without BN has its results as "running"."""
   return tuple(config.eval.statistics) if config.batch_norm.enabled else ("running",)
 
 
 def make_evaluator(
-  config: ConfigDict,
+  config: Config,
   mesh: Mesh,
   train_source: pipeline.Source | None,
   eval_source: pipeline.Source,
@@ -52,21 +52,22 @@ def make_evaluator(
   # Results are on every device, so that every process can read them.
   statistics_step = population.batch_statistics_step(config, mesh)
   programs = {
-    "running": jax.jit(step_lib.make_eval_step(models.build(config), config), out_shardings=sharding.replicated(mesh)),
+    "running": jax.jit(
+      step_lib.make_eval_step(models.build(config), config.data), out_shardings=sharding.replicated(mesh)
+    ),
     "population": statistics_step,
     "batch": statistics_step,
   }
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
   def compile_programs(state: TrainState) -> None:
-    channels = eval_source.split.image_channels
     for kind, batch_size in (
       ("running", config.eval.batch_size),
       ("population", config.batch_size),
       ("batch", config.eval.batch_size),
     ):
       if kind in kinds:
-        shapes = batch_shapes(config, mesh, batch_size, channels, has_position=kind == "population")
+        shapes = batch_shapes(config.data, mesh, batch_size, has_position=kind == "population")
         programs[kind] = programs[kind].lower(state.evaluated_params, state.batch_stats, shapes).compile()
 
   def start(inputs: contextlib.ExitStack) -> Evaluate:
@@ -105,13 +106,10 @@ def make_evaluator(
   return Evaluator(compile_programs, start)
 
 
-def batch_shapes(
-  config: ConfigDict, mesh: Mesh, batch_size: int, channels: int, *, has_position: bool = False
-) -> step_lib.Batch:
+def batch_shapes(data: Data, mesh: Mesh, batch_size: int, *, has_position: bool = False) -> step_lib.Batch:
   """Shapes, types and shardings of an evaluation batch, or of a training batch for Algorithm 2 (`has_position`)."""
-  size = config.data.image_size
   leaves = {
-    "image": ((batch_size, size, size, channels), jnp.uint8),
+    "image": ((batch_size, *data.image_shape), jnp.uint8),
     "label": ((batch_size,), jnp.int32),
     "mask": ((batch_size,), jnp.bool),
     "skipped": ((batch_size,), jnp.bool),

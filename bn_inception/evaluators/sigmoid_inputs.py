@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from bn_inception import models, sharding, step as step_lib
+from bn_inception.config_keys import Config
 from bn_inception.data import device, pipeline
 from bn_inception.evaluators import Evaluate, Evaluator, classification
 from bn_inception.state import TrainState
@@ -21,7 +21,7 @@ PERCENTILES = (15, 50, 85)
 
 
 def make_evaluator(
-  config: ConfigDict, mesh: Mesh, source: pipeline.Source, between_batches: Callable[[], None] = lambda: None
+  config: Config, mesh: Mesh, source: pipeline.Source, between_batches: Callable[[], None] = lambda: None
 ) -> Evaluator:
   """Makes the evaluator on the split of `source`, see `classification.make_evaluator`.
 
@@ -36,7 +36,7 @@ def make_evaluator(
   def sigmoid_inputs(params, batch_stats, batch):
     _, sown = model.apply(
       {"params": params, "batch_stats": batch_stats},
-      step_lib.preprocess(config, batch["image"]),
+      step_lib.preprocess(config.data, batch["image"]),
       train=False,
       mutable=["intermediates"],
     )
@@ -47,7 +47,7 @@ def make_evaluator(
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
   def compile_programs(state: TrainState) -> None:
-    shapes = classification.batch_shapes(config, mesh, config.eval.batch_size, source.split.image_channels)
+    shapes = classification.batch_shapes(config.data, mesh, config.eval.batch_size)
     programs["inputs"] = programs["inputs"].lower(state.evaluated_params, state.batch_stats, shapes).compile()
 
   def start(inputs: contextlib.ExitStack) -> Evaluate:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import Config
 from bn_inception.models import inception, layers, mnist_mlp, resnet
 
 
@@ -18,7 +18,7 @@ class Architecture(NamedTuple):
     title: what a reader calls it, on the card of a release.
   """
 
-  from_config: Callable[[ConfigDict], nn.Module]
+  from_config: Callable[[Config], nn.Module]
   title: str
 
 
@@ -29,7 +29,7 @@ MODELS = {
 }
 
 
-def build(config: ConfigDict) -> nn.Module:
+def build(config: Config) -> nn.Module:
   """The network of a whole config: `model(images, train=...)` are float32 logits [B, num_classes]."""
   return MODELS[config.model.name].from_config(config)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception.config_dict import ConfigDict
+from bn_inception import config_keys
 from bn_inception.models import convolution, layers
 
 DEPTH_MULTIPLIER = 8  # Filters for each input channel of the separable first convolution (§4.2).
@@ -314,9 +314,9 @@ def merge(model: Inception, params: dict[str, Any]) -> tuple[Inception, dict[str
   return model.clone(stem=stem, merged=True), params
 
 
-def from_config(config: ConfigDict) -> Inception:
+def from_config(config: config_keys.Config) -> Inception:
   """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
-  settings = {name: value for name, value in config.model.items() if name != "name"}
+  settings = {name: getattr(config.model, name) for name in config_keys.names(config_keys.Inception) - {"name"}}
   return Inception(
     num_classes=config.data.num_classes,
     norm=layers.norm_from_config(config),

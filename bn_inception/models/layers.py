@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bn_inception import batch_norm
-from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import Config
 from bn_inception.models import convolution
 
 NONLINEARITIES = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
@@ -43,7 +43,7 @@ def check_call(x: jax.Array, train: bool | None) -> None:
     )
 
 
-def norm_from_config(config: ConfigDict) -> Callable[..., nn.Module] | None:
+def norm_from_config(config: Config) -> Callable[..., nn.Module] | None:
   """Makes the constructor of a network's BN layers, or None for a network without BN."""
   settings = config.batch_norm
   if not settings.enabled:

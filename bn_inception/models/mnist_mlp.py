@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_inception.config_dict import ConfigDict
+from bn_inception import config_keys
 from bn_inception.models import layers
 
 
@@ -52,9 +52,9 @@ class MnistMlp(nn.Module):
     return layers.Dense(self.num_classes, kernel_init=initializer, name="logits")(x).astype(jnp.float32)
 
 
-def from_config(config: ConfigDict) -> MnistMlp:
+def from_config(config: config_keys.Config) -> MnistMlp:
   """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
-  settings = {name: value for name, value in config.model.items() if name != "name"}
+  settings = {name: getattr(config.model, name) for name in config_keys.names(config_keys.MnistMlp) - {"name"}}
   return MnistMlp(
     num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype, **settings
   )

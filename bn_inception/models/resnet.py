@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from bn_inception.config_dict import ConfigDict
+from bn_inception import config_keys
 from bn_inception.models import convolution, layers
 
 _EXPANSION = 4  # The last convolution of a block has so many times the channels of the two before it.
@@ -92,10 +92,9 @@ class ResNet(nn.Module):
     return layers.Dense(self.num_classes, name="logits")(x).astype(jnp.float32)
 
 
-def from_config(config: ConfigDict) -> ResNet:
+def from_config(config: config_keys.Config) -> ResNet:
   """The network of a config's `model`, `batch_norm`, `data.num_classes` and `dtype`."""
-  settings = {name: value for name, value in config.model.items() if name != "name"}
-  settings["stage_sizes"] = tuple(settings["stage_sizes"])
+  settings = {name: getattr(config.model, name) for name in config_keys.names(config_keys.ResNet) - {"name"}}
   return ResNet(
     num_classes=config.data.num_classes, norm=layers.norm_from_config(config), dtype=config.dtype, **settings
   )

@@ -212,4 +212,4 @@ def _checked_preprocess(config: ConfigDict, images: jax.Array) -> jax.Array:
         f"Images are pixels from 0 to 255, and these floats are from {low:g} to {high:g}: give uint8, "
         "which `preprocess` normalizes."
       )
-  return preprocess(config, images)
+  return preprocess(config.data, images)

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bn_inception import config_checks, paths, run_directory, sharding
+from bn_inception import config_checks, config_keys, paths, run_directory, sharding
 from bn_inception.config_dict import ConfigDict
+from bn_inception.config_keys import Config
 from bn_inception.configs import versions
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.released import Release
@@ -64,13 +65,12 @@ def from_run(
     config.data.dir = os.fspath(data_dir)
   mesh = sharding.make_mesh(devices)
   computes = statistics == "population" and config.batch_norm.enabled
-  if computes:
-    config_checks.check_config(config, mesh.size)
-  labels, classes = _labels(config, needed=computes)
-  state = restore.restore(workdir, config, mesh, step)
+  checked = config_checks.check_config(config, mesh.size) if computes else config_keys.parse(config)
+  labels, classes = _labels(checked, needed=computes)
+  state = restore.state_of_run(workdir, checked, mesh, step)
   step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
   if computes:
-    batch_stats = _population_statistics(workdir, params, batch_stats, config, mesh)
+    batch_stats = _population_statistics(workdir, params, batch_stats, checked, mesh)
   params = {name: node for name, node in params.items() if not name.startswith("auxiliary_")}  # In training only.
   batch_stats = {name: node for name, node in batch_stats.items() if not name.startswith("auxiliary_")}
   collections = {"params": params, "batch_stats": batch_stats} if config.batch_norm.enabled else {"params": params}
@@ -103,7 +103,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     ) from error
 
 
-def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
+def _labels(config: Config, needed: bool) -> tuple[tuple[str, ...], str]:
   """The names of the run's classes, and where they are from."""
   from bn_inception.data import datasets
 
@@ -118,7 +118,7 @@ def _labels(config: ConfigDict, needed: bool) -> tuple[tuple[str, ...], str]:
   return split.label_names, f"those of {split.name}"
 
 
-def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: ConfigDict, mesh: Mesh) -> Any:
+def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: Config, mesh: Mesh) -> Any:
   from bn_inception import population, run_data
   from bn_inception.data import pipeline
 

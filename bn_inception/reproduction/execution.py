@@ -16,15 +16,13 @@ from ml_collections import ConfigDict
 
 from bn_inception import (
   config_checks,
+  config_keys,
   evaluate,
   folder_lock,
-  models,
-  optim,
   paths,
+  program as program_lib,
   run_directory,
-  state as state_lib,
   status,
-  step as step_lib,
   tables,
   train,
 )
@@ -81,9 +79,9 @@ def reproduce(
   evaluations = part(plan.evaluations, index, count)
   # What can be wrong with any run is found before the first.
   for run, config in runs:
-    config_checks.check_config(config, jax.device_count())
-    for split in (config.data.train_split, config.data.eval_split):
-      config_checks.check_data(config, datasets.open_split(config.data, split))
+    checked = config_checks.check_config(config, jax.device_count())
+    for split in (checked.data.train_split, checked.data.eval_split):
+      config_checks.check_data(checked, datasets.open_split(checked.data, split))
     _check_unchanged(root / run.name, config)
   open_runs = [(run, config) for run, config in runs if not finished(root / run.name, config)]
   _log.info("%s", _announce(figure, scale, runs, open_runs, evaluations, root, index, count))
@@ -171,15 +169,11 @@ def measure(config: ConfigDict) -> tuple[float, float]:
 
   The speed is that of the median call: the first ones of a process can take several times as long.
   """
-  model = models.build(config)
-  image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
-  state = jax.jit(lambda: state_lib.create(model, optimizer, config, image_shape))()
-  shapes = step_lib.train_batch_shapes(config, image_shape, steps=config.steps_per_call)
-  batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
-  call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
+  program = program_lib.build(config_keys.parse(config))
+  state = program.initial_state()
+  batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in program.batch_shapes().items()}
   start = time.monotonic()
-  call = jax.jit(call, donate_argnums=0).lower(state, batch).compile()
+  call = program.train_call().lower(state, batch).compile()
   compiled = time.monotonic() - start
   seconds = []
   while len(seconds) < _MEASURED_CALLS or sum(seconds) < _MEASURED_SECONDS:

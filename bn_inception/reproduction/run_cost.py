@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import models, optim, state as state_lib, step as step_lib
+from bn_inception import config_keys, program as program_lib, step as step_lib
 
 
 class Work(NamedTuple):
@@ -84,21 +84,20 @@ _known: dict[str, Cost] = {}  # By what makes the program; tracing one takes sec
 
 
 def _count(config: ConfigDict) -> Cost:
-  model = models.build(config)
-  image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
-  state = jax.eval_shape(lambda: state_lib.create(model, optimizer, config, image_shape))
-  batch = step_lib.train_batch_shapes(config, image_shape, steps=1)
+  program = program_lib.build(config_keys.parse(config))
+  state = program.abstract_state()
   flags = jax.ShapeDtypeStruct((32,), jnp.bool_)
   eval_batch = {
-    "image": jax.ShapeDtypeStruct((32, *image_shape), jnp.uint8),
+    "image": jax.ShapeDtypeStruct((32, *program.config.data.image_shape), jnp.uint8),
     "label": jax.ShapeDtypeStruct((32,), jnp.int32),
     "mask": flags,
     "skipped": flags,
   }
   # The body of a loop over micro-batches is counted once.
-  train = _work(step_lib.make_train_step(model, optimizer, config), state, batch).times(config.gradient_accumulation)
-  inference = _work(step_lib.make_eval_step(model, config), state.params, state.batch_stats, eval_batch)
+  train = _work(program.train_step(), state, program.batch_shapes(steps=1)).times(config.gradient_accumulation)
+  inference = _work(
+    step_lib.make_eval_step(program.model, program.config.data), state.params, state.batch_stats, eval_batch
+  )
   return Cost(train, inference.times(1 / 32))
 
 

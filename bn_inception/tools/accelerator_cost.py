@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, models, optim, sharding, state as state_lib, step as step_lib
+from bn_inception import config_checks, program as program_lib, sharding, step as step_lib
+from bn_inception.config_keys import Config
 
 
 class Chip(NamedTuple):
@@ -185,29 +186,25 @@ def topology_mesh(topology: str) -> jax.sharding.Mesh:
   return sharding.make_mesh(topologies.get_topology_desc(topology, "tpu").devices)
 
 
-def measure(config: ConfigDict, topology: str) -> Cost:
+def measure(given: ConfigDict, topology: str) -> Cost:
   """Compiles a config's programs, as train.py and its evaluators do, for a topology; minutes for a large network.
 
   Raises:
     ConfigError: for a config that cannot run on so many chips, and as `topology_mesh`.
   """
   mesh = topology_mesh(topology)
-  config_checks.check_config(config, mesh.size)
+  config = config_checks.check_config(given, mesh.size)
   with jax.set_mesh(mesh):
     return _measure(config, topology, mesh)
 
 
-def _measure(config: ConfigDict, topology: str, mesh: jax.sharding.Mesh) -> Cost:
-  model = models.build(config)
-  # The number of examples only sets when the rate decays, which costs nothing.
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
-  replicated = sharding.replicated(mesh)
-  image_shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  state = state_lib.abstract(lambda: state_lib.create(model, optimizer, config, image_shape), replicated)
+def _measure(config: Config, topology: str, mesh: jax.sharding.Mesh) -> Cost:
+  program = program_lib.build(config, mesh)
+  state = program.abstract_state()
 
   def examples(count: int, **leaves: tuple[tuple[int, ...], jax.typing.DTypeLike]) -> dict[str, jax.ShapeDtypeStruct]:
     leaves |= {
-      "image": (image_shape, jnp.uint8),
+      "image": (config.data.image_shape, jnp.uint8),
       "label": ((), jnp.int32),
       "mask": ((), jnp.bool_),
       "skipped": ((), jnp.bool_),
@@ -219,20 +216,20 @@ def _measure(config: ConfigDict, topology: str, mesh: jax.sharding.Mesh) -> Cost
 
   def compiled(function: Callable, *arguments: Any, images: int, loops: int = 1, **options: Any) -> Program:
     start = time.monotonic()
-    program = jax.jit(function, out_shardings=replicated, **options).lower(*arguments).compile()
-    return examine(program, images, loops, time.monotonic() - start)
+    executable = jax.jit(function, out_shardings=sharding.replicated(mesh), **options).lower(*arguments).compile()
+    return examine(executable, images, loops, time.monotonic() - start)
 
   # A call of several steps costs as much as that many calls.
   train = compiled(
-    step_lib.make_train_step(model, optimizer, config),
+    program.train_step(),
     state,
-    step_lib.train_batch_shapes(config, image_shape, steps=1, sharding=sharding.micro_batches(mesh)),
+    program.batch_shapes(steps=1),
     images=config.batch_size,
     loops=config.gradient_accumulation,
     donate_argnums=0,
   )
   inference = compiled(
-    step_lib.make_eval_step(model, config),
+    step_lib.make_eval_step(program.model, config.data),
     state.params,
     state.batch_stats,
     examples(config.eval.batch_size),
@@ -241,7 +238,7 @@ def _measure(config: ConfigDict, topology: str, mesh: jax.sharding.Mesh) -> Cost
   statistics = None
   if config.batch_norm.enabled and {"population", "batch"} & {*config.eval.statistics}:
     statistics = compiled(
-      step_lib.make_batch_statistics_step(model, config),
+      step_lib.make_batch_statistics_step(program.model, config),
       state.params,
       state.batch_stats,
       examples(config.batch_size, position=((), jnp.uint32)),

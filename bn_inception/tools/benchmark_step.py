@@ -6,6 +6,7 @@ machine does meets all of them. Only jax, flax, optax, ml_collections and NumPy 
 """
 
 import contextlib
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -24,9 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, models, optim, sharding, state as state_lib, step as step_lib
+from bn_inception import config_checks, models, program as program_lib, sharding, step as step_lib
+from bn_inception.config_keys import Config
 from bn_inception.data import cores
 from bn_inception.errors import UserError
+from bn_inception.state import TrainState
 from bn_inception.tools import describe, machine
 
 TRAINING, INFERENCE, FOLDED = "training", "inference", "inference, folded"
@@ -67,11 +70,11 @@ class Result(NamedTuple):
   compile_seconds: float | None
 
 
-def benchmark(config: ConfigDict, *, against: str | None, rounds: int) -> str:
+def benchmark(given: ConfigDict, *, against: str | None, rounds: int) -> str:
   """Measures and returns a table.
 
   Args:
-    config: a training config; inference has its batch size too.
+    given: a training config; inference has its batch size too.
     against: "torch" to measure PyTorch in turn, None for nothing.
     rounds: in each, every program runs for about a second or one step.
 
@@ -81,7 +84,7 @@ def benchmark(config: ConfigDict, *, against: str | None, rounds: int) -> str:
   """
   if against not in (None, *PEERS):
     raise UserError(f"--against={against} is not known: give one of {', '.join(PEERS)}.")
-  config_checks.check_config(config, devices=1)
+  config = config_checks.check_config(given, devices=1)
   if against == "torch":
     _check_torch(config)
     # Else JAX takes three quarters of a GPU's memory before it needs it.
@@ -106,42 +109,38 @@ def benchmark(config: ConfigDict, *, against: str | None, rounds: int) -> str:
   )
 
 
-def _programs(config: ConfigDict, mesh: jax.sharding.Mesh) -> dict[str, Program]:
+def _programs(config: Config, mesh: jax.sharding.Mesh) -> dict[str, Program]:
   """Ours, compiled."""
   random = np.random.default_rng(0)
-  model = models.build(config)
-  shape = (config.data.image_size, config.data.image_size, len(config.data.mean))
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, num_examples=1_000_000))
-  replicated = sharding.replicated(mesh)
-  state = jax.jit(lambda: state_lib.create(model, optimizer, config, shape), out_shardings=replicated)()
+  program = program_lib.build(config, mesh)
+  state = program.initial_state()
   variables = {"params": state.params, "batch_stats": state.batch_stats}
   variables = jax.tree.map(jnp.copy, {name: tree for name, tree in variables.items() if tree})
 
-  steps = config.steps_per_call
-  shapes = step_lib.train_batch_shapes(config, shape, steps=steps, sharding=sharding.micro_batches(mesh))
   most = {"image": 256, "label": config.data.num_classes, "skipped": 1}
   batch = {
     name: jax.device_put(random.integers(most[name], size=leaf.shape).astype(leaf.dtype), leaf.sharding)
-    for name, leaf in shapes.items()
+    for name, leaf in program.batch_shapes().items()
   }
-  train_call = step_lib.make_train_call(step_lib.make_train_step(model, optimizer, config), config)
-  train_call, seconds = _compile(jax.jit(train_call, donate_argnums=0, out_shardings=replicated), state, batch)
+  train_call, seconds = _compile(program.train_call(), state, batch)
 
-  def train() -> state_lib.TrainState:
+  def train() -> TrainState:
     nonlocal state
     state = train_call(state, batch)
     return state
 
-  programs = {TRAINING: _program(train, train_call, seconds, steps * config.batch_size)}
+  programs = {TRAINING: _program(train, train_call, seconds, config.steps_per_call * config.batch_size)}
 
-  images = jax.device_put(random.integers(256, size=(config.batch_size, *shape), dtype=np.uint8), replicated)
-  networks = {INFERENCE: (model, variables)}
+  images = jax.device_put(
+    random.integers(256, size=(config.batch_size, *config.data.image_shape), dtype=np.uint8), sharding.replicated(mesh)
+  )
+  networks = {INFERENCE: (program.model, variables)}
   if config.batch_norm.enabled and not config.batch_norm.per_activation:
-    networks[FOLDED] = models.fold(model, variables, epsilon=config.batch_norm.epsilon)
+    networks[FOLDED] = models.fold(program.model, variables, epsilon=config.batch_norm.epsilon)
   for name, (network, its_variables) in networks.items():
 
     def infer(variables: Mapping, images: jax.Array, network: nn.Module = network) -> jax.Array:
-      return network.apply(variables, step_lib.preprocess(config, images), train=False)
+      return network.apply(variables, step_lib.preprocess(config.data, images), train=False)
 
     infer, seconds = _compile(jax.jit(infer), its_variables, images)
     programs[name] = _program(functools.partial(infer, its_variables, images), infer, seconds, config.batch_size)
@@ -156,10 +155,7 @@ def _compile(function: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.
 
 
 def _program(
-  step: Callable[[], state_lib.TrainState | jax.Array],
-  compiled: jax.stages.Compiled,
-  compile_seconds: float,
-  images: int,
+  step: Callable[[], TrainState | jax.Array], compiled: jax.stages.Compiled, compile_seconds: float, images: int
 ) -> Program:
   """The program that calls `step`, which calls `compiled` and returns its result."""
 
@@ -186,7 +182,7 @@ def _memory(compiled: jax.stages.Compiled) -> int | None:
   )
 
 
-def _check_torch(config: ConfigDict) -> None:
+def _check_torch(config: Config) -> None:
   if importlib.util.find_spec("torch") is None:
     raise UserError("--against=torch needs PyTorch, the extra 'torch' of this project: pip install -e '.[torch]'.")
   if config.model.name != "inception":
@@ -196,10 +192,10 @@ def _check_torch(config: ConfigDict) -> None:
     )
 
 
-def _torch_program(config: ConfigDict, kind: str, processes: contextlib.ExitStack) -> tuple[Program, dict[str, str]]:
+def _torch_program(config: Config, kind: str, processes: contextlib.ExitStack) -> tuple[Program, dict[str, str]]:
   """Starts PyTorch, which ends with `processes`; returns also what it says of itself."""
   request = {
-    "config": config.to_dict(),
+    "config": dataclasses.asdict(config),
     "batch_size": config.batch_size,
     "training": kind == TRAINING,
     "threads": cores.available(),
@@ -269,16 +265,16 @@ def _matrix_product_peak(dtype: str) -> float:
   return best
 
 
-def _gflop(config: ConfigDict) -> dict[str, float]:
+def _gflop(config: Config) -> dict[str, float]:
   """1e9 FLOP for an image by what is done with it: two a multiply-add, and training three times the forward pass."""
-  calls = describe.trace(models.build(config), (config.data.image_size,) * 2 + (len(config.data.mean),))
+  calls = describe.trace(models.build(config), config.data.image_shape)
   network = describe.totals({path: call for path, call in calls.items() if not describe.is_auxiliary(path)})
   whole = describe.totals(calls)  # With the auxiliary heads, which exist in training.
   inference = 2 * network.multiply_adds / 1e9
   return {TRAINING: 3 * 2 * whole.multiply_adds / 1e9, INFERENCE: inference, FOLDED: inference}
 
 
-def _heading(config: ConfigDict, rounds: int) -> str:
+def _heading(config: Config, rounds: int) -> str:
   device = jax.devices()[0]
   kind = f"{cores.available()} cores of {machine.processor()}" if device.platform == "cpu" else device.device_kind
   return (
@@ -313,7 +309,7 @@ def _ratios(results: dict[tuple[str, str], Result]) -> list[str]:
   return lines
 
 
-def _notes(config: ConfigDict, peak: float) -> list[str]:
+def _notes(config: Config, peak: float) -> list[str]:
   """What the numbers are."""
   lines = [
     "FLOP: a multiply-add of a convolution or fully connected layer of the network as configured is 2, nothing else "
@@ -330,7 +326,7 @@ def _notes(config: ConfigDict, peak: float) -> list[str]:
   return lines
 
 
-def _torch_notes(config: ConfigDict, description: dict[str, str]) -> list[str]:
+def _torch_notes(config: Config, description: dict[str, str]) -> list[str]:
   """What PyTorch's numbers are, and what its training does not do."""
   memory = "its allocator's peak" if jax.devices()[0].platform == "gpu" else "what its process grew by"
   lines = [

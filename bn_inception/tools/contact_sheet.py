@@ -11,17 +11,18 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from bn_inception import config_checks
+from bn_inception.config_keys import Config
 from bn_inception.data import color_distortions, pipeline, stream
 from bn_inception.data.host_tf import tf
 
 _COLUMNS, _GAP = 8, 4  # Images in a row, and pixels between them.
 
 
-def draw(config: ConfigDict, output: pathlib.Path, *, images: int = 64, quality: int = 80) -> str:
+def draw(given: ConfigDict, output: pathlib.Path, *, images: int = 64, quality: int = 80) -> str:
   """Writes the first training images of a config, distorted, as one picture.
 
   Args:
-    config: a training config. Its batches are those of a run: the first positions of the training stream.
+    given: a training config. Its batches are those of a run: the first positions of the training stream.
     output: a .png or .jpg file.
     images: how many.
     quality: of a JPEG, 1 to 100.
@@ -35,7 +36,7 @@ def draw(config: ConfigDict, output: pathlib.Path, *, images: int = 64, quality:
   suffix = output.suffix.lower()
   if suffix not in (".png", ".jpg"):
     raise config_checks.ConfigError(f"The picture {output} is neither a .png nor a .jpg file: give one of these.")
-  config_checks.check_config(config, devices=1)
+  config = config_checks.check_config(given, devices=1)
   source = pipeline.open_source(config.data, config.data.train_split)
   split = source.split
   config_checks.check_data(config, split)
@@ -75,7 +76,7 @@ def draw_labelled(images: np.ndarray, names: Sequence[str], output: pathlib.Path
   figure.savefig(output, dpi=110, format="png")
 
 
-def distorted(config: ConfigDict, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
+def distorted(config: Config, images: np.ndarray, positions: np.ndarray) -> np.ndarray:
   """uint8 [n, height, width, channels] of the input at `positions` [n] with the photometric distortions of the step."""
   distort = jax.jit(
     lambda images, positions: color_distortions.distort(

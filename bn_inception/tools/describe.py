@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from bn_inception import batch_norm, models
+from bn_inception import batch_norm, config_checks, models
 from bn_inception.models import inception, layers
 
 Shape = tuple[int, ...]
@@ -214,10 +214,14 @@ def _format(rows: list[dict[str, str]]) -> str:
   return "\n".join(line.rstrip() for line in [*lines[:2], "-" * len(lines[1]), *lines[2:]])
 
 
-def describe(config: ConfigDict) -> str:
-  """The layer table of a config's network, its totals, and how they compare with the paper's."""
-  channels = len(config.data.mean)
-  calls = trace(models.build(config), (config.data.image_size, config.data.image_size, channels))
+def describe(given: ConfigDict) -> str:
+  """The layer table of a config's network, its totals, and how they compare with the paper's.
+
+  Raises:
+    ConfigError: if the config cannot be used.
+  """
+  config = config_checks.check_config(given, devices=1)
+  calls = trace(models.build(config), config.data.image_shape)
   network = totals({path: call for path, call in calls.items() if not is_auxiliary(path)})
   heads = totals({path: call for path, call in calls.items() if is_auxiliary(path)})
   trainable = sum(network.parameters.values())

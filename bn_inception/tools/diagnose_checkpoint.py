@@ -54,7 +54,7 @@ def diagnose_checkpoint(
     if "position" in batch:
       inputs = step.preprocess_for_training(config, batch["image"], batch["position"])
     else:
-      inputs = step.preprocess(config, batch["image"])
+      inputs = step.preprocess(config.data, batch["image"])
     logits = model.apply(variables, inputs, train=False)[:, columns]
     return {
       "loss": jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])),

@@ -5,7 +5,6 @@ with what to do.
 """
 
 import contextlib
-import functools
 import importlib.metadata
 import math
 import os
@@ -23,9 +22,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bn_inception import config_checks, models, optim, run_directory, sharding, state as state_lib, step as step_lib
+from bn_inception import config_checks, program as program_lib, run_directory, sharding
+from bn_inception.config_keys import Config
 from bn_inception.data import cores, pipeline, stream
 from bn_inception.data.datasets import DataError
+from bn_inception.state import TrainState
 from bn_inception.tools import contact_sheet
 
 _MEASURE_SECONDS = 5.0  # Of the input and of the steps, each.
@@ -64,11 +65,11 @@ def _section(findings: Findings, name: str) -> Iterator[None]:
       findings.stops.append(str(error))
 
 
-def examine(config: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) -> bool:
-  """Prints one page on what a run of `config` in `workdir` would need; compiles and times its training step.
+def examine(given: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) -> bool:
+  """Prints one page on what a run of a config in `workdir` would need; compiles and times its training step.
 
   Args:
-    config: from a file in configs/.
+    given: from a file in configs/.
     workdir: of the run, which need not exist.
     picture: the .png file to write, of training examples as the network gets them.
 
@@ -80,7 +81,7 @@ def examine(config: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) ->
   _versions(findings)
   _devices(findings, mesh)
   with _section(findings, "Config"):
-    config_checks.check_config(config, mesh.size)
+    config = config_checks.check_config(given, mesh.size)
     _row("Config", f"{config.model.name}, batch of {config.batch_size}, {config.num_steps:,} steps: sound")
   config_is_sound = not findings.stops
   source = None
@@ -91,9 +92,8 @@ def examine(config: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) ->
     with _section(findings, "Input"):
       input_speed = _input(findings, config, source, picture)
   if config_is_sound:
-    channels = source.split.image_channels if source else len(config.data.mean)
     with jax.set_mesh(mesh):
-      step_speed = _steps(findings, config, mesh, channels, workdir)
+      step_speed = _steps(findings, config, mesh, workdir)
   if input_speed and step_speed:
     _compare(findings, input_speed, step_speed)
   for title, problems in (("Stops the run", findings.stops), ("Worth knowing", findings.warnings)):
@@ -138,7 +138,7 @@ def _devices(findings: Findings, mesh: Mesh) -> None:
     findings.warnings.append("No accelerator is in use: if this host has one, install jax for it (requirements.txt).")
 
 
-def _data(config: ConfigDict, *, decode: bool) -> pipeline.Source:
+def _data(config: Config, *, decode: bool) -> pipeline.Source:
   """Opens both splits, decodes the first evaluation example if told so; returns the one for training."""
   sources = []
   for name in (config.data.train_split, config.data.eval_split):
@@ -156,7 +156,7 @@ def _data(config: ConfigDict, *, decode: bool) -> pipeline.Source:
   return sources[0]
 
 
-def _input(findings: Findings, config: ConfigDict, source: pipeline.Source, picture: pathlib.Path) -> float:
+def _input(findings: Findings, config: Config, source: pipeline.Source, picture: pathlib.Path) -> float:
   """Draws the sheet, measures the training input of this host alone; returns the images/s of all hosts."""
   process = dict(process_index=jax.process_index(), process_count=jax.process_count())
   batches = pipeline.train_batches(config.data, source, seed=config.seed, batch_size=config.batch_size, **process)
@@ -181,12 +181,7 @@ def _input(findings: Findings, config: ConfigDict, source: pipeline.Source, pict
 
 
 def _samples(
-  findings: Findings,
-  config: ConfigDict,
-  images: np.ndarray,
-  names: list[str],
-  positions: np.ndarray,
-  picture: pathlib.Path,
+  findings: Findings, config: Config, images: np.ndarray, names: list[str], positions: np.ndarray, picture: pathlib.Path
 ) -> None:
   try:
     contact_sheet.draw_labelled(contact_sheet.distorted(config, images, positions), names, picture)
@@ -195,26 +190,18 @@ def _samples(
     findings.stops.append(f"The picture {picture} cannot be written ({error.strerror}): give another --output.")
 
 
-def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, workdir: pathlib.Path) -> float:
+def _steps(findings: Findings, config: Config, mesh: Mesh, workdir: pathlib.Path) -> float:
   """Measures training steps on noise that is on the devices already, and the disk; returns the steps' images/s."""
-  model = models.build(config)
-  optimizer = optim.make_optimizer(config, optim.learning_rate_schedule(config, 1_000_000))
-  replicated = sharding.replicated(mesh)
-  image_shape = (config.data.image_size, config.data.image_size, channels)
-  initialize = functools.partial(state_lib.create, model, optimizer, config, image_shape)
-  _disk(findings, config, state_lib.abstract(initialize, replicated), workdir)
-
-  steps = config.steps_per_call
-  shapes = step_lib.train_batch_shapes(config, image_shape, steps=steps)
+  program = program_lib.build(config, mesh)
+  _disk(findings, config, program.abstract_state(), workdir)
+  shapes = program.batch_shapes()
   batch = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
   batch["image"] = np.random.default_rng(0).integers(0, 256, batch["image"].shape, np.uint8)
   batch = {
-    name: jax.make_array_from_callback(array.shape, sharding.micro_batches(mesh), array.__getitem__)
+    name: jax.make_array_from_callback(array.shape, shapes[name].sharding, array.__getitem__)
     for name, array in batch.items()
   }
-  state = jax.jit(initialize, out_shardings=replicated)()
-  train_step = step_lib.make_train_step(model, optimizer, config)
-  train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
+  state, train_call = program.initial_state(), program.train_call()
 
   def seconds() -> float:
     nonlocal state
@@ -227,7 +214,7 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
   # As many on every process: they wait for each other in each.
   calls = int(multihost_utils.broadcast_one_to_all(np.int64(calls)))
   times = [seconds() for _ in range(calls)]
-  speed = steps * config.batch_size / statistics.median(times)
+  speed = config.steps_per_call * config.batch_size / statistics.median(times)
   _row(
     "Steps",
     f"{speed:,.1f} images/s in steps of {config.batch_size} (median of {calls}), compiled in {compilation:.0f} s",
@@ -235,7 +222,7 @@ def _steps(findings: Findings, config: ConfigDict, mesh: Mesh, channels: int, wo
   return speed
 
 
-def _disk(findings: Findings, config: ConfigDict, state: state_lib.TrainState, workdir: pathlib.Path) -> None:
+def _disk(findings: Findings, config: Config, state: TrainState, workdir: pathlib.Path) -> None:
   place = next(path for path in (workdir, *workdir.parents) if path.exists())
   if not place.is_dir():
     findings.stops.append(f"{place} is not a folder: give another --workdir.")

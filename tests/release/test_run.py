@@ -53,7 +53,7 @@ def assert_same_bits(actual, expected):
 
 def compute_logits(config, variables, images):
   model = models.build(config)
-  run = jax.jit(lambda variables: model.apply(variables, step_lib.preprocess(config, images), train=False))
+  run = jax.jit(lambda variables: model.apply(variables, step_lib.preprocess(config.data, images), train=False))
   return np.asarray(run(variables))
 
 

@@ -214,7 +214,7 @@ def test_preprocessing(settings):
   config.data.update({"mean": (120.0, 110.0, 100.0), "std": (60.0, 55.0, 50.0), **settings})
   pixels = np.random.default_rng(0).integers(256, size=(2, 8, 6, len(config.data.mean)), dtype=np.uint8)
   images = torch_module.preprocess(plain(config), torch.from_numpy(pixels).permute(0, 3, 1, 2))
-  np.testing.assert_allclose(images.permute(0, 2, 3, 1), step.preprocess(config, pixels), rtol=1e-6, atol=1e-6)
+  np.testing.assert_allclose(images.permute(0, 2, 3, 1), step.preprocess(config.data, pixels), rtol=1e-6, atol=1e-6)
 
 
 def test_fresh_weights_are_as_wide_as_ours():
