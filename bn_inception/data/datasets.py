@@ -251,8 +251,8 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
     supervised = [key for key in keys_of_kind if key in (info.supervised_keys or ())]
     if len(supervised or keys_of_kind) != 1:
       raise DataError(
-        f"{name} has {len(keys_of_kind) or 'no'} {word} features among {', '.join(info.features)}: choose a data set for "
-        "image classification, with one image and one label an example."
+        f"{name} has {len(keys_of_kind) or 'no'} {word} features among {', '.join(info.features)}: choose a data set "
+        "for image classification, with one image and one label an example."
       )
     keys.append((supervised or keys_of_kind)[0])
   return keys[0], keys[1]
