@@ -10,7 +10,8 @@ import tensorflow_datasets as tfds
 
 from bn_inception import release, train
 from bn_inception.configs import mnist
-from bn_inception.release import assemble, loading
+from bn_inception.release import assemble, peers
+from bn_inception.release.peers import format
 from tests.release.test_features import images_of, make_release
 
 SIDE, MEAN, STD = 12, (40.0,), (9.0,)
@@ -63,7 +64,7 @@ def test_another_data_set_with_other_preprocessing(tmp_path):
   assert metrics["eval/count"] == 70 and metrics["eval/running/top1"] > 0.9
 
 
-def of_msgpack(path, content, nodes) -> release.Release:
+def of_msgpack(path, content, beside) -> release.Release:
   """A checkpoint of Flax's own examples, `flax.serialization.to_bytes` of the variables of a network of §4.1."""
   tree = flax.serialization.msgpack_restore(content)
   tensors = flax.traverse_util.flatten_dict(tree, sep="/")
@@ -86,7 +87,8 @@ def test_another_checkpoint_format(tmp_path, monkeypatch):
     release.read(path)
 
   recognises = lambda content: content.startswith(b"\x82")  # A map of two: params and batch_stats.
-  monkeypatch.setitem(loading.FILE_FORMATS, "Flax", loading.FileFormat(recognises, of_msgpack))
+  row = format.Format("Flax", recognises, of_msgpack)
+  monkeypatch.setattr(peers, "FORMATS", (*peers.FORMATS, row))
   model, variables, preprocess = release.load(path)
   jax.tree.map(np.testing.assert_array_equal, dict(variables), dict(one.variables))
   images = images_of(one)
