@@ -3,7 +3,8 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -23,7 +24,7 @@ def _one_of(name: str, value: object, choices: Iterable[object]) -> None:
     raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}.")
 
 
-def _names(name: str, values: Sequence[str], choices: Iterable[str]) -> None:
+def _names(name: str, values: Iterable[object], choices: Iterable[object]) -> None:
   for value in values:
     _one_of(f"an entry of {name}", value, choices)
 
@@ -140,7 +141,7 @@ def _check_single_values(config: Config) -> None:
   model = models.build(config)
   images = jax.ShapeDtypeStruct((1, *config.data.image_shape), "float32")
 
-  def train_step(images: jax.Array) -> jax.Array:
+  def train_step(images: jax.Array) -> Any:
     rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
     variables = model.init(rngs, images, train=False)
     return model.apply(variables, images, train=True, rngs=rngs, mutable=True)

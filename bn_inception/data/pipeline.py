@@ -32,8 +32,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from google.protobuf import message
-from ml_collections import ConfigDict
 
+from bn_inception.config_keys import Data
 from bn_inception.data import cores, datasets, evaluation_crops, fake, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
@@ -73,7 +73,7 @@ class Source:
   lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-def open_source(data_config: ConfigDict, split: str) -> Source:
+def open_source(data_config: Data, split: str) -> Source:
   """Finds a split and opens its files.
 
   Args:
@@ -91,7 +91,7 @@ def open_source(data_config: ConfigDict, split: str) -> Source:
 
 
 def train_batches(
-  data_config: ConfigDict,
+  data_config: Data,
   source: Source,
   *,
   seed: int,
@@ -168,7 +168,7 @@ def train_batches(
 
 
 def eval_batches(
-  data_config: ConfigDict, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  data_config: Data, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's part of a split, every example exactly once.
 
@@ -221,7 +221,7 @@ def eval_batches(
 
 
 def crop_batches(
-  data_config: ConfigDict,
+  data_config: Data,
   source: Source,
   *,
   crops: int,
