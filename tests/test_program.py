@@ -9,7 +9,7 @@ from bn_inception.configs import mnist
 
 def make_config() -> config_keys.Config:
   config = mnist.get_config("bn,quickstart")
-  config.batch_size, config.batch_norm.group_size, config.steps_per_call = 8, 8, 3
+  config.batch_size, config.batch_norm.group_size, config.steps_per_call = 8, 4, 3
   config.gradient_accumulation, config.model.hidden_units, config.ema_decay = 2, 4, 0.9
   return config_keys.parse(config)
 
