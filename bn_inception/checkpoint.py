@@ -10,7 +10,7 @@ import json
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from bn_inception.config_keys import Config
 from bn_inception.errors import StartAgainError, StorageError, UserError
 from bn_inception.state import TrainState
 
-Manager = ocp.CheckpointManager  # Of the checkpoints of one run directory.
+Manager: TypeAlias = ocp.CheckpointManager  # Of the checkpoints of one run directory.
 
 _log = logging.getLogger(__name__)
 

@@ -1,9 +1,10 @@
 """What a config must satisfy. Everything here is checked before a file is written or a program compiled."""
 
-import dataclasses
+import functools
 import math
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -23,7 +24,7 @@ def _one_of(name: str, value: object, choices: Iterable[object]) -> None:
     raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(map(str, choices))}.")
 
 
-def _names(name: str, values: Sequence[str], choices: Iterable[str]) -> None:
+def _names(name: str, values: Iterable[object], choices: Iterable[object]) -> None:
   for value in values:
     _one_of(f"an entry of {name}", value, choices)
 
@@ -141,9 +142,10 @@ def _check_init(config: Config) -> None:
 def _check_single_values(config: Config) -> None:
   """Checks groups of one example: on a map of one pixel BN has a single value, and every image the same output."""
   model = models.build(config)
+  model = model.clone(norm=functools.partial(model.norm, group_size=1))
   images = jax.ShapeDtypeStruct((1, *config.data.image_shape), "float32")
 
-  def train_step(images: jax.Array) -> jax.Array:
+  def train_step(images: jax.Array) -> Any:
     rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
     variables = model.init(rngs, images, train=False)
     return model.apply(variables, images, train=True, rngs=rngs, mutable=True)
@@ -213,9 +215,8 @@ def check_data(config: Config, split: "Split") -> None:
     and split.split == config.data.eval_split
     and split.num_examples % group_size == 1
   ):
-    groups_of_one = dataclasses.replace(config.batch_norm, group_size=1)
     try:
-      _check_single_values(dataclasses.replace(config, batch_norm=groups_of_one))
+      _check_single_values(config)
     except ConfigError as error:
       raise DataError(
         f"{split.name} {split.split} has {split.num_examples:,} examples, of which one is left for the "

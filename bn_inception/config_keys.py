@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import math
 import struct
-import types
 import typing
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
@@ -231,22 +230,19 @@ def parse(config: ConfigDict) -> Config:
   """
   if not isinstance(config, ConfigDict):
     raise ConfigError(f"The config is a {type(config).__name__}: get_config must return a ConfigDict.")
-  sections = {name: part for name, part in _types(Config).items() if _is_section(part)}
-  for section in sections:
+  sections, models = _sections(), _models()
+  for section in (*sections, "model"):
     if section in config and not isinstance(config[section], ConfigDict):
       raise ConfigError(
         f"{section} is {config[section]!r}, but it is a section with keys of its own: set {section}.KEY."
       )
-  models = {typing.get_args(_types(part)["name"])[0]: part for part in typing.get_args(sections["model"])}
   model = config.model.get("name") if "model" in config else None
   if not isinstance(model, str) or model not in models:
     raise ConfigError(
       f"model.name is {'missing' if model is None else repr(model)}: choose one of {', '.join(models)}."
     )
   sections["model"] = models[model]
-  known = {name: key_of(part) for name, part in _types(Config).items() if name not in sections}
-  for section, part in sections.items():
-    known |= {f"{section}.{name}": key_of(field) for name, field in _types(part).items()}
+  known = _keys(sections)
   given = list(_names(config, sections))
   if unknown := [name for name in given if name not in known]:
     raise ConfigError(
@@ -256,7 +252,7 @@ def parse(config: ConfigDict) -> Config:
     raise ConfigError(
       f"The config lacks {', '.join(missing)}: set {'it' if len(missing) == 1 else 'them'}, as configs/common.py does."
     )
-  values: dict[str, dict[str, Any]] = {"": {}} | {section: {} for section in sections}
+  values: dict[str, dict[str, Any]] = {section: {} for section in ("", *sections)}
   for name, key in known.items():
     section, _, entry = name.rpartition(".")
     value = (config[section] if section else config)[entry]
@@ -290,8 +286,22 @@ def _types(part: type) -> dict[str, Any]:
   return {field.name: types_of_fields[field.name] for field in dataclasses.fields(part)}
 
 
-def _is_section(part: Any) -> bool:
-  return dataclasses.is_dataclass(part) or isinstance(part, types.UnionType)
+def _sections() -> dict[str, Any]:
+  """{name of a section: its class}, but `model`, whose class depends on the network."""
+  return {name: part for name, part in _types(Config).items() if dataclasses.is_dataclass(part)}
+
+
+def _models() -> dict[str, type]:
+  """{model.name: the class of the section `model`}."""
+  return {typing.get_args(_types(part)["name"])[0]: part for part in typing.get_args(_types(Config)["model"])}
+
+
+def _keys(sections: dict[str, Any]) -> dict[str, Key]:
+  """What each key asks for, those outside of the sections first."""
+  keys = {name: key_of(field) for name, field in _types(Config).items() if name not in (*_sections(), "model")}
+  for section, part in sections.items():
+    keys |= {f"{section}.{name}": key_of(field) for name, field in _types(part).items()}
+  return keys
 
 
 def _names(config: ConfigDict, sections: dict[str, Any]) -> Iterator[str]:

@@ -141,10 +141,11 @@ def evaluate_checkpoints(
     raise datasets.DataError(
       "The data set 'fake' is noise for training and has no records to read: choose another data set."
     )
-  networks = [_network(path, one, opened, folded) for path, one in zip(paths, releases)]
+  networks = [_network(path, loaded, opened, folded) for path, loaded in zip(paths, releases)]
   request = {
     "networks": [
-      {"path": path, "sha256": _digest(one, network.program)} for path, one, network in zip(paths, releases, networks)
+      {"path": path, "sha256": _digest(loaded, network.program)}
+      for path, loaded, network in zip(paths, releases, networks)
     ],
     "data": opened.name,
     "data_digest": opened.digest,
@@ -203,7 +204,7 @@ def evaluate_checkpoints(
       return {}
     metrics = predictions_file.metrics(folder, opened.num_examples)
     run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
-    _log.info("%s", tables.comparison(request, metrics, [one.config.release.published for one in releases]))
+    _log.info("%s", tables.comparison(request, metrics, [loaded.config.release.published for loaded in releases]))
     return metrics
 
 
@@ -241,15 +242,15 @@ def _split_name(data: ConfigDict, dataset: str | None) -> str:
   return known or data.eval_split
 
 
-def _network(path: str, one: release.Release, split: datasets.Split, folded: bool) -> prediction.Network:
+def _network(path: str, loaded: release.Release, split: datasets.Split, folded: bool) -> prediction.Network:
   """A release as a network on one data set; see `prediction.Network`."""
   try:
-    model, variables, preprocess = release.build(one, folded=folded)
+    model, variables, preprocess = release.build(loaded, folded=folded)
   except ValueError as error:
     raise EvaluationError(f"{path}: {error}") from error
-  columns = output_columns(path, one, split)
+  columns = output_columns(path, loaded, split)
   image = jax.ShapeDtypeStruct(
-    (1, one.config.data.image_size, one.config.data.image_size, split.image_channels), np.uint8
+    (1, loaded.config.data.image_size, loaded.config.data.image_size, split.image_channels), np.uint8
   )
   try:
     jax.eval_shape(lambda images: model.apply(variables, preprocess(images), train=False), image)
@@ -258,7 +259,7 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
       f"{path} does not take the images of {split.name}, which have {split.image_channels} "
       f"channel{'s'[: split.image_channels > 1]}: choose another data set."
     ) from error
-  settings = ConfigDict({name: one.config[name] for name in ("model", "batch_norm", "data", "dtype")})
+  settings = ConfigDict({name: loaded.config[name] for name in ("model", "batch_norm", "data", "dtype")})
   settings = settings.copy_and_resolve_references()
   settings.data.dir = ""  # Where the data lie changes no program and no result.
   settings = versions.without_added_defaults(json.loads(settings.to_json()))
@@ -266,29 +267,29 @@ def _network(path: str, one: release.Release, split: datasets.Split, folded: boo
   return prediction.Network(model, variables, preprocess, columns, program)
 
 
-def output_columns(path: str, one: release.Release, split: datasets.Split) -> np.ndarray:
+def output_columns(path: str, loaded: release.Release, split: datasets.Split) -> np.ndarray:
   """The output of a network for each class of the data set, found by the classes' names."""
-  if one.labels:
-    outputs = {name: output for output, name in enumerate(one.labels)}
+  if loaded.labels:
+    outputs = {name: output for output, name in enumerate(loaded.labels)}
     if missing := [name for name in split.label_names if name not in outputs]:
       raise EvaluationError(
         f"{path} has no output for {missing[0]} of {split.name} ({len(missing)} of "
         f"{split.num_classes} classes are not among its own): choose a data set of its classes."
       )
     return np.array([outputs[name] for name in split.label_names])
-  if one.config.data.num_classes != split.num_classes:
+  if loaded.config.data.num_classes != split.num_classes:
     raise EvaluationError(
-      f"{path} has {one.config.data.num_classes} outputs, whose names it does not tell, and "
+      f"{path} has {loaded.config.data.num_classes} outputs, whose names it does not tell, and "
       f"{split.name} has {split.num_classes} classes: import it with --labels."
     )
   _log.warning("%s does not tell the names of its outputs; they are taken to be in the order of %s.", path, split.name)
   return np.arange(split.num_classes)
 
 
-def _digest(one: release.Release, program: str) -> str:
+def _digest(loaded: release.Release, program: str) -> str:
   """SHA-256 of all that a network's predictions depend on: its settings, which output is which class, its variables."""
   digest = hashlib.sha256(program.encode())
-  for leaf in jax.tree.leaves(one.variables):
+  for leaf in jax.tree.leaves(loaded.variables):
     digest.update(np.ascontiguousarray(leaf).data)
   return digest.hexdigest()
 

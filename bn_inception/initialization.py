@@ -100,10 +100,11 @@ def apply(start: Start, state: TrainState) -> TrainState:
   def loaded(collection: str, tree: Any) -> Any:
     flat = flax.traverse_util.flatten_dict(start.variables.get(collection, {}), sep="/")
     # Placed as what they replace: on every device.
-    is_loaded = lambda name: parameter_names.is_loaded(name, start.skip)
-    return parameter_names.map_named(
-      lambda name, leaf: jax.device_put(flat[name], leaf.sharding) if is_loaded(name) else leaf, tree
-    )
+
+    def value(name: str, leaf: jax.Array) -> jax.Array:
+      return jax.device_put(flat[name], leaf.sharding) if parameter_names.is_loaded(name, start.skip) else leaf
+
+    return parameter_names.map_named(value, tree)
 
   params = loaded("params", state.params)
   return state.replace(
@@ -138,8 +139,7 @@ def check_patterns(config: Config, params: Any) -> None:
 
 
 def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-  plain = lambda value: json.loads(json.dumps(value))  # Tuples and lists are one.
-  different = [name for name in theirs if name not in ours or plain(ours[name]) != plain(theirs[name])]
+  different = [name for name in theirs if name not in ours or _as_json(ours[name]) != _as_json(theirs[name])]
   if "model.name" in different:
     different = ["model.name"]
   if different:
@@ -148,6 +148,11 @@ def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -
       f"The config contradicts {checkpoint}, whose architecture and preprocessing it has to follow, in "
       f"{', '.join(different)}: give --config=finetune:{checkpoint}, or {wanted}."
     )
+
+
+def _as_json(value: Any) -> Any:
+  """The value as a stored config has it: tuples and lists are one."""
+  return json.loads(json.dumps(value))
 
 
 def _digest(variables: dict[str, Any]) -> str:

@@ -217,8 +217,8 @@ def git_revision() -> str | None:
   """The commit of this code, with "+changes" if its files differ from it; None outside a git checkout."""
 
   def git(*arguments: str) -> str:
-    here = pathlib.Path(__file__).parent
-    return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+    code = pathlib.Path(__file__).parent
+    return subprocess.run(["git", *arguments], cwd=code, capture_output=True, text=True, check=True).stdout.strip()
 
   try:
     return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -67,13 +67,13 @@ def train_and_evaluate(
     Stopped: if the program was asked to stop before a step was made.
   """
   hosts.check_not_asked()
-  workdir = pathlib.Path(paths.local(workdir, "--workdir")).absolute()
+  folder = pathlib.Path(paths.local(workdir, "--workdir")).absolute()
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
     # What can be wrong is found first.
-    request = _check(config, workdir, mesh, allow_config_change)
+    request = _check(config, folder, mesh, allow_config_change)
     if ended := _ended(request):
-      return _summary(workdir, ended, request.before["step"], None)
+      return _summary(folder, ended, request.before["step"], None)
     start = _start(request, cleanup)
     # The first batches are read while the step compiles. Whatever happens, the threads that read end with the run.
     batches = _training_input(request, start.step)
@@ -87,10 +87,10 @@ def train_and_evaluate(
     checkpoint.finish(run.manager)
     run.record.saved_step = run.step
     if _writes():
-      run_directory.drop_metrics_after(workdir, run.step)
+      run_directory.drop_metrics_after(folder, run.step)
     with hosts.deferred():
       status = _train(run, train_call, batches, evaluators)
-      return _summary(workdir, status, run.step, run.record)
+      return _summary(folder, status, run.step, run.record)
 
 
 def _writes() -> bool:
@@ -142,7 +142,7 @@ def _check(given: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh, al
 
 def _ended(request: _Request) -> str | None:
   """How the run has ended, if it has: with or without its checkpoints."""
-  status, step = request.before.get("status"), request.before.get("step")
+  status, step = request.before.get("status"), request.before.get("step", 0)
   if status == status_lib.DONE and step >= request.config.num_steps:
     _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
     return status
@@ -190,9 +190,9 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
   initialization.check_patterns(config, like.params)
   state = checkpoint.restore_newest_usable(manager, like, config)
   saved, evaluated = hosts.of_first(_writes() and (run_directory.saved_step(workdir), _evaluated(workdir)))
-  is_new = state is None
   init = request.before.get("init")
-  if is_new:
+  is_new = state is None
+  if state is None:
     if saved is not None:
       raise checkpoint.CheckpointError(
         f"{workdir} records a checkpoint of step {saved}, but {manager.directory} holds none: restore or mount that "
@@ -210,13 +210,18 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
       f"The run stands at step {step}, which is no multiple of steps_per_call={config.steps_per_call}: resume with "
       "steps_per_call=1 or another divisor."
     )
-  evaluated = {int(number): top1 for number, top1 in evaluated.items() if int(number) <= step}
+  evaluated = {int(number): top1 for number, top1 in evaluated.items() if int(number) <= step}  # JSON's keys are text.
 
   record = run_directory.Status(workdir, config, step, None if is_new else step, init)
   cleanup.enter_context(_recorded(record))
-  if _writes():
+  if lock:
+
+    def put_down() -> None:
+      record.write(status_lib.PREEMPTED)
+      lock.release()
+
     # From here on a signal ends the program at once, until there is something to save.
-    cleanup.enter_context(hosts.before_exit(lambda: (record.write(status_lib.PREEMPTED), lock.release())))
+    cleanup.enter_context(hosts.before_exit(put_down))
     run_directory.write_config(workdir, given, step)
     run_data.write(config.data, workdir, train_split=train_split, eval_split=eval_split)
   record.write(status_lib.RUNNING)

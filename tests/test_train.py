@@ -543,7 +543,7 @@ def test_a_passing_read_error_renames_nothing(copy, digits_dir, monkeypatch):
   def fail(*_):
     raise OSError(errno.EIO, "Input/output error")
 
-  monkeypatch.setattr(checkpoint, "_restore_step", fail)
+  monkeypatch.setattr(checkpoint, "_read_step", fail)
   with pytest.raises(StartAgainError, match="20 cannot be read now .*Input/output error"):
     train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
   assert {"15", "20"} <= {path.name for path in (copy / "checkpoints").iterdir()}

@@ -9,9 +9,9 @@ import pathlib
 import re
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from bn_inception import paths
+from bn_inception.config_keys import Data
 from bn_inception.data import digits, fake
 from bn_inception.data.host_tf import tfds
 from bn_inception.errors import DataError
@@ -45,12 +45,12 @@ class Split:
   digest: str = ""  # Of what the records hold, see `records.digest`; known once the files are open (`open_source`).
 
 
-def split_names(data: ConfigDict) -> list[str]:
+def split_names(data: Data) -> list[str]:
   """The names of a data set's splits; arguments and errors as for `open_split`."""
   return sorted(_builder(data)[0].info.splits)
 
 
-def open_split(data: ConfigDict, split: str) -> Split:
+def open_split(data: Data, split: str) -> Split:
   """Finds a split.
 
   Args:
@@ -128,7 +128,7 @@ def open_split(data: ConfigDict, split: str) -> Split:
   )
 
 
-def _builder(data: ConfigDict) -> tuple[tfds.core.DatasetBuilder, str]:
+def _builder(data: Data) -> tuple[tfds.core.DatasetBuilder, str]:
   """The prepared data set that `data.name` asks for, and its 'NAME[/CONFIG]:VERSION'."""
   places = {
     "data.dir": data.dir,

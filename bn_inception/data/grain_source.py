@@ -8,8 +8,7 @@ import operator
 import threading
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from bn_inception.config_keys import Data
 from bn_inception.data import annotations, datasets, evaluation_crops
 from bn_inception.data.datasets import Split
 from bn_inception.data.host_tf import tf
@@ -24,7 +23,7 @@ class GrainSource:
   channels] in RGB or gray, or with `decode=False` the bytes of its JPEG or PNG file.
   """
 
-  def __init__(self, data: ConfigDict, split: str, *, decode: bool = True):
+  def __init__(self, data: Data, split: str, *, decode: bool = True):
     """Finds the split and opens its files.
 
     Args:

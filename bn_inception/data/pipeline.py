@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from bn_inception.config_keys import Data
 from bn_inception.data import datasets, decoding, evaluation_crops, fake, prefetch, stream, train_distortions
 from bn_inception.data.datasets import DataError, Split
 from bn_inception.data.host_tf import tf
@@ -42,7 +42,7 @@ class Source:
   lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
 
-def open_source(data_config: ConfigDict, split: str) -> Source:
+def open_source(data_config: Data, split: str) -> Source:
   """Finds a split and opens its files.
 
   Args:
@@ -60,7 +60,7 @@ def open_source(data_config: ConfigDict, split: str) -> Source:
 
 
 def train_batches(
-  data_config: ConfigDict,
+  data_config: Data,
   source: Source,
   *,
   seed: int,
@@ -131,7 +131,7 @@ def train_batches(
 
 
 def eval_batches(
-  data_config: ConfigDict, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
+  data_config: Data, source: Source, *, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
   """This host's part of a split, every example exactly once.
 
@@ -176,7 +176,7 @@ def eval_batches(
 
 
 def crop_batches(
-  data_config: ConfigDict,
+  data_config: Data,
   source: Source,
   *,
   crops: int,

@@ -45,8 +45,8 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
     raise ReleaseError(
       f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run directory either."
     )
-  for format_ in peers.FORMATS:
-    path = format_.file_of(path)
+  for known_format in peers.FORMATS:
+    path = known_format.file_of(path)
   content = source_file.read(path)
   format_ = next((format_ for format_ in peers.FORMATS if format_.recognises(content)), None)
   if format_ is None:

@@ -80,6 +80,7 @@ def examine(given: ConfigDict, workdir: pathlib.Path, picture: pathlib.Path) -> 
   mesh = sharding.make_mesh()
   _versions(findings)
   _devices(findings, mesh)
+  config = given  # One that is not sound is looked at all the same, as far as it goes.
   with _section(findings, "Config"):
     config = config_checks.check_config(given, mesh.size)
     _row("Config", f"{config.model.name}, batch of {config.batch_size}, {config.num_steps:,} steps: sound")
