@@ -162,6 +162,12 @@ def check_keys(config: Any) -> None:
     _check(name, (config[section] if section else config)[entry], key)
 
 
+def requirements() -> dict[str, str]:
+  """{key: what its value must be, "a whole number, at least 1"} of all keys, those of every model behind the others."""
+  keys = _KEYS | {name: key for model in _MODEL_KEYS.values() for name, key in model.items()}
+  return {name: _requirement(key) for name, key in keys.items()}
+
+
 def _names(config: ConfigDict) -> Iterator[str]:
   """The keys that a config has, with their sections; no value outside of sections is looked at."""
   for name in config.keys():

@@ -43,7 +43,12 @@ _log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
-  config: ConfigDict, workdir: str, devices: list[jax.Device] | None = None, *, allow_config_change: bool = False
+  config: ConfigDict,
+  workdir: str,
+  devices: list[jax.Device] | None = None,
+  *,
+  allow_config_change: bool = False,
+  parameter_table: bool = False,
 ) -> dict[str, Any]:
   """Trains from where the run directory stands to `config.num_steps`.
 
@@ -53,6 +58,7 @@ def train_and_evaluate(
     devices: what to run on; None: all devices of all processes.
     allow_config_change: go on with another learning rate, length or evaluation than the run so far, see
       `config_changes`.
+    parameter_table: logs every parameter with its shape.
 
   Returns:
     The run's summary, as in status.json: {"status": "done" | "diverged" | "preempted", "step", "metrics": those of the
@@ -68,7 +74,7 @@ def train_and_evaluate(
   workdir = pathlib.Path(paths.local(workdir, "--workdir")).absolute()
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
-    return _train_and_evaluate(config, workdir, mesh, cleanup, allow_config_change)
+    return _train_and_evaluate(config, workdir, mesh, cleanup, allow_config_change, parameter_table)
 
 
 def _train_and_evaluate(
@@ -77,6 +83,7 @@ def _train_and_evaluate(
   mesh: jax.sharding.Mesh,
   cleanup: contextlib.ExitStack,
   allow_config_change: bool,
+  parameter_table: bool,
 ) -> dict[str, Any]:
   # What can be wrong is found first.
   config_checks.check_config(config, mesh.size)
@@ -174,7 +181,10 @@ def _train_and_evaluate(
   if is_new:
     checkpoint.save(manager, state, config, {})
 
-  # Compile, then say what will run.
+  # Say what will run, then compile.
+  if parameter_table and writes:
+    _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+  _log.info("%s", tables.plan(config, mesh, state, train_split, eval_split, first_step))
   train_step = step_lib.make_train_step(model, optimizer, config)
   train_call = jax.jit(step_lib.make_train_call(train_step, config), donate_argnums=0, out_shardings=replicated)
   batch_shapes = step_lib.train_batch_shapes(
@@ -183,7 +193,7 @@ def _train_and_evaluate(
   start = time.monotonic()
   lowered = train_call.lower(state, batch_shapes)
   train_call = lowered.compile()
-  _log.info("Compiled the training step in %.0f s.", time.monotonic() - start)
+  _log.info("%s", tables.compiled_step(config, lowered, train_call, time.monotonic() - start))
   if writes and optim.keeps_a_small_rate(config):
     _log.warning(
       "learning_rate=%g is used as it is with batches of %d: a rate that was chosen for batches of 32 is "
@@ -191,9 +201,6 @@ def _train_and_evaluate(
       config.learning_rate,
       config.batch_size,
     )
-  if writes:
-    _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
-    _log.info("%s", tables.plan(config, mesh, state, lowered, train_call, train_split, eval_split, first_step))
 
   watch = cleanup.enter_context(
     watchdog.watching(
@@ -228,13 +235,17 @@ def _train_and_evaluate(
     classification.make_evaluator(config, mesh, train_source, eval_source, between_batches),
     sigmoid_inputs.make_evaluator(config, mesh, eval_source, between_batches),
   ]
+  start = time.monotonic()
   for evaluator in evaluators:
     evaluator.compile(state)
+  _log.info("Compiling the evaluation (%.0f s)", time.monotonic() - start)
   eval_inputs = cleanup.enter_context(contextlib.ExitStack())
   parameter_norm = jax.jit(optax.global_norm, out_shardings=replicated)
   zero_sums = jax.jit(state_lib.Sums.zeros, out_shardings=replicated)
   writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if writes else [])
   cleanup.callback(_try, writer.close)
+  writer.write_texts(step, {"config": run_directory.config_text(config)})
+  writer.write_hparams(run_directory.hparams(config))
   profile = periodic_actions.Profile(
     logdir=workdir, first_profile=config.profile_at_step, num_profile_steps=5, profile_duration_ms=None, every_secs=None
   )

@@ -6,15 +6,26 @@ import graphlib
 # From the bottom to the top; a module may import those of its own row and of the rows above it in this list.
 ROWS = (
   {"errors", "paper", "status", "config_dict", "parameter_names", "paths", "signals"},
-  {"batch_norm", "config_keys", "configs", "sharding", "cluster", "hosts", "folder_lock", "watchdog"},
+  {
+    "batch_norm",
+    "config_keys",
+    "configs",
+    "config_comments",
+    "sharding",
+    "cluster",
+    "hosts",
+    "folder_lock",
+    "watchdog",
+  },
   {"models", "data"},
   {"config_checks", "config_changes", "state", "optim", "step", "population", "run_directory"},
   {"checkpoint", "run_data", "restore", "diagnose", "tables", "curves"},
   {"evaluators", "release"},
   {"initialization"},
   {"evaluate", "train", "predict", "run_table"},
-  {"tools", "reproduction"},
-  {"cli", "command_line"},
+  {"tools", "reproduction", "comparison"},
+  {"sweep"},
+  {"cli", "command_line", "command_help"},
 )
 
 

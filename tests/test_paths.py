@@ -73,7 +73,7 @@ SCRIPTS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "
 
 def test_the_table_of_runs_takes_paths_as_all_scripts(repository):
   result = subprocess.run(
-    [sys.executable, "scripts/status.py", "gs://runs"],
+    [sys.executable, "scripts/status.py", "--workdir=gs://runs"],
     cwd=repository,
     capture_output=True,
     env=os.environ | {"PYTHONPATH": str(repository)},

@@ -89,7 +89,7 @@ def prepare(
 def _prepare_imagenet(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
   """Lets TFDS prepare one split after the other, each in a folder of its own, and puts them together."""
   if name not in ("imagenet2012", _IMAGENET):
-    raise DataError(f"The archives in {source} are those of {_IMAGENET}, not of '{name}': give --name=imagenet2012.")
+    raise DataError(f"The archives in {source} are those of {_IMAGENET}, not of '{name}': give --dataset=imagenet2012.")
   target = data_dir / "imagenet2012" / _IMAGENET.partition(":")[2]
   with _working_folder(target, data_dir) as work:
     if work is None:
@@ -392,7 +392,7 @@ def _prepare_own(
   match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(\d+\.\d+\.\d+))?", name)
   if not match or match[1] in _NOT_OWN:
     raise DataError(
-      f"'{name}' is no name for the images in {source}: give --name=NAME or NAME:1.0.0, of small letters, "
+      f"'{name}' is no name for the images in {source}: give --dataset=NAME or NAME:1.0.0, of small letters, "
       f"digits and _, and none of {', '.join(_NOT_OWN)}."
     )
   name, version = match[1], match[2] or "1.0.0"
