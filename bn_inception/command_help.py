@@ -34,7 +34,10 @@ def text(script: dict[str, Any], name: str, command: str | None, of_processes: S
   if name == "train":
     comments = config_comments.read()
     lines += ["", "Keys of the config (batch_size is --config.batch_size), with what configs/ says of them:"]
-    lines += [_entry(key, f"{requirement}. {comments[key]}") for key, requirement in config_keys.requirements().items()]
+    lines += [
+      _entry(key, f"{requirement[0].upper()}{requirement[1:]}. {comments[key]}")
+      for key, requirement in config_keys.requirements().items()
+    ]
   lines += ["", "For several processes or hosts (docs/clusters):", *(_flag(flag.name) for flag in of_processes)]
   return "\n".join([*lines, "", "Examples:", textwrap.indent(examples.strip(), "  ")])
 
@@ -42,7 +45,9 @@ def text(script: dict[str, Any], name: str, command: str | None, of_processes: S
 def _flag(name: str) -> str:
   flag = flags.FLAGS[name]
   kind = flag.parser.flag_type() if hasattr(flag, "parser") else ""
-  if flag.boolean:
+  if name == "config":
+    title = "--config=FILE:SCALE"
+  elif flag.boolean:
     title = f"--{name}"
   elif values := getattr(flag.parser, "enum_values", None):
     title = f"--{name}={'|'.join(values)}"

@@ -111,7 +111,7 @@ def table(experiments: Sequence[Experiment], target: float | None = None) -> str
     ]
     if target is not None:
       row.append(_steps_to(experiment, target))
-    rows.append(tuple(row) + (_common_folder(experiment.folders),))
+    rows.append((*row, os.path.commonpath(experiment.folders)))
   return run_table.columns([(*columns, "folder"), *rows], left=(0, len(columns)))
 
 
@@ -177,6 +177,8 @@ def _telling(configs: Sequence[dict[str, Any]], keys: Sequence[str]) -> list[str
 
 
 def _text(value: Any) -> str:
+  if isinstance(value, float):
+    return f"{value:g}"
   return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -206,7 +208,3 @@ def _steps_to(experiment: Experiment, target: float) -> str:
   return f"{statistics.fmean(reached):,.0f}" + (
     f" ({len(reached)} of {len(firsts)})" if len(reached) < len(firsts) else ""
   )
-
-
-def _common_folder(folders: Sequence[pathlib.Path]) -> str:
-  return os.path.commonpath(folders)

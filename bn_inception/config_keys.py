@@ -165,7 +165,12 @@ def check_keys(config: Any) -> None:
 def requirements() -> dict[str, str]:
   """{key: what its value must be, "a whole number, at least 1"} of all keys, those of every model behind the others."""
   keys = _KEYS | {name: key for model in _MODEL_KEYS.values() for name, key in model.items()}
-  return {name: _requirement(key) for name, key in keys.items()}
+  # Bounds that are only those of the type tell a reader nothing.
+  shown = {
+    name: key._replace(**{bound: None for bound in ("least", "most") if abs(getattr(key, bound) or 0) >= _INT32})
+    for name, key in keys.items()
+  }
+  return {name: _requirement(key) for name, key in shown.items()}
 
 
 def _names(config: ConfigDict) -> Iterator[str]:

@@ -78,9 +78,7 @@ def tasks(config: ConfigDict, settings: Sequence[str], seeds: int) -> list[execu
   for setting in settings:
     key, values = _parse(config, setting)
     if key in grid:
-      raise config_keys.ConfigError(
-        f"--set {key} is given twice: give all its values in one, with commas between them."
-      )
+      raise config_keys.ConfigError(f"--set {key} is given twice: give all its values in one.")
     grid[key] = values
   made = []
   for seed, values in itertools.product(range(config.seed, config.seed + seeds), itertools.product(*grid.values())):
@@ -136,8 +134,15 @@ def _values(text: str, old: Any) -> list[Any]:
     return [words.get(word.lower(), word) for word in (word.strip().strip("\"'") for word in text.split(","))]
   try:
     return list(ast.literal_eval(f"[{text}]"))
+  except (ValueError, SyntaxError):  # One of them is no value: which, is found when the config takes them.
+    return [_literal(word) for word in text.split(",")]
+
+
+def _literal(word: str) -> Any:
+  try:
+    return ast.literal_eval(word)
   except (ValueError, SyntaxError):
-    return text.split(",")
+    return word
 
 
 def _has(config: ConfigDict, key: str) -> bool:

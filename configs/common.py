@@ -66,7 +66,7 @@ def base(scale: str) -> ConfigDict:
   config.learning_rate_decay = 0.96  # The rate's factor at every decay. GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0  # Epochs between two decays; they follow the length at small scales.
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
-  config.auxiliary_loss_weight = 0.3  # Factor on their losses. GoogLeNet paper; counts only with model.auxiliary_heads.
+  config.auxiliary_loss_weight = 0.3  # Of auxiliary losses. GoogLeNet paper; counts only with model.auxiliary_heads.
   config.checkpoint_every_minutes = 0.0  # A checkpoint also when the last is so old; 0: not for this reason.
   config.keep_latest = 2  # Newest checkpoints that are kept.
   config.keep_best = 1  # Checkpoints with the best top-1 that are kept too.
@@ -107,12 +107,13 @@ def base(scale: str) -> ConfigDict:
 
   config.eval = ConfigDict()
   config.eval.population_batches = 32  # Training mini-batches of batch_size behind Algorithm 2's statistics.
-  config.eval.statistics = ("running", "population", "batch")  # With BN: of evaluations; each takes its own time.
+  # BN's statistics in evaluations; each takes an evaluation's time.
+  config.eval.statistics = ("running", "population", "batch")
   config.eval.sigmoid_input_units = ()  # Units of the last hidden layer whose input is followed (§4.1): (0, 1).
 
   if scale == "imagenet":
     config.data.name = "imagenet2012:5.*.*"  # Data set of TFDS: NAME[/CONFIG][:VERSION].
-    config.data.train_split, config.data.eval_split = "train", "validation"  # Slices too: "train[:90%]".
+    config.data.train_split, config.data.eval_split = "train", "validation"  # Splits, or slices: "train[:90%]".
     config.data.num_classes = 1000  # Outputs of the network.
     config.data.image_size = 224  # Pixels, height and width of what the network sees.
     config.data.eval_resize = 256  # Shorter side before the centre crop of an evaluation [choice].

@@ -1,7 +1,8 @@
-"""Compares runs: a table, and a picture of their curves. Runs that differ in their seed alone are one row and one curve.
+"""Compares runs in a table and in a picture of their curves.
 
-A folder that holds runs, or archived runs, stands for all of them. Runs are called by the values of their configs in
-which they differ. The band of a curve is one standard deviation over the seeds.
+Runs that differ in their seed alone are one row and one curve, whose band is one standard deviation over the seeds.
+They are called by the values of their configs in which they differ. A folder that holds runs, or archived runs, stands
+for all of them.
 
 python scripts/compare.py --workdir=runs/inception,runs/bn_x5 --output=compare.png --target=0.9
 """

@@ -3,9 +3,9 @@
 The runs are made in WORKDIR/KEY=VALUE/.../seedN one after the other, those of the first seed first. The same command
 makes what is missing and resumes what was cut. A run that diverges stops no other; if all diverge, the exit code is 3.
 
-python scripts/sweep.py --config=configs/bn_x5.py:quickstart --set learning_rate=0.01,0.03 --seeds=3 --workdir=runs/sweep
-sbatch --array=0-3 scripts/launch/slurm_array.sh scripts/sweep.py --count=4 --config=configs/bn_x5.py:cifar10 \
-  --set learning_rate=0.05,0.1 --set weight_decay=0,2e-5 --seeds=2 --workdir=/shared/runs/sweep
+python scripts/sweep.py --config=bn_x5:quickstart --workdir=runs/sweep --set learning_rate=0.01,0.03 --seeds=3
+python scripts/sweep.py --config=bn_x5:cifar10 --workdir=runs/grid --set batch_size=32,64 --set weight_decay=0,2e-5
+sbatch --array=0-3 scripts/launch/slurm_array.sh scripts/sweep.py --count=4 ...: a GPU for each quarter of the runs
 """
 
 from absl import flags
@@ -15,9 +15,7 @@ from bn_inception import command_line, status
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its scale: configs/bn_x5.py:imagenet.")
 _WORKDIR = command_line.define_path("workdir", None, "Folder that holds the runs.", required=True)
-_SET = flags.DEFINE_multi_string(
-  "set", [], "KEY=VALUE,VALUE,...: values of a key of the config; several make the grid."
-)
+_SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE,VALUE,... of a key of the config; several make the grid.")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each combination, from the config's seed on.", lower_bound=1)
 _INDEX = flags.DEFINE_integer("index", 0, "Which part of the runs, with --count.", lower_bound=0)
 _COUNT = flags.DEFINE_integer("count", 1, "Parts that the runs are split into, one a machine.", lower_bound=1)

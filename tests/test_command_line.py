@@ -45,6 +45,24 @@ def test_flags(repository, tmp_path, arguments, words):
 
 
 @pytest.mark.parametrize(
+  "script, word, sentence",
+  [
+    ("compare", "--workdirs=a,b", "--workdirs is now called --workdir: write --workdir=a,b."),
+    ("import_checkpoint", "--source=a.pth", "--source is now called --checkpoint: write --checkpoint=a.pth."),
+    ("export_checkpoint", "--workdir=runs/a", "--workdir is now called --checkpoint: write --checkpoint=runs/a."),
+    ("benchmark_input", "--json=a.json", "--json is now called --output: write --output=a.json."),
+    ("contact_sheet", "--images=4", "--images is now called --num_images: write --num_images=4."),
+    ("prepare_data", "--name=flowers", "--name is now called --dataset: write --dataset=flowers."),
+    ("status", "runs", "'runs' is not a flag: flags start with '--', as in --workdir=runs."),
+    ("status", "--workdir", "--workdir is missing: give it, as in the examples of --help."),
+  ],
+)
+def test_older_commands_are_told_what_to_write_now(repository, script, word, sentence):
+  code, output, error = run(repository, script, *(() if word == "--workdir" else (word,)))
+  assert (code, output, error.strip()) == (2, "", f"{script}.py: {sentence}")
+
+
+@pytest.mark.parametrize(
   "override, words",
   [
     ("--config.batch_norm.group_size=24", ["batch_size of 32", "BN groups of 24"]),

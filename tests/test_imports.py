@@ -6,18 +6,8 @@ import graphlib
 # From the bottom to the top; a module may import those of its own row and of the rows above it in this list.
 ROWS = (
   {"errors", "paper", "status", "config_dict", "parameter_names", "paths", "signals"},
-  {
-    "batch_norm",
-    "config_keys",
-    "configs",
-    "config_comments",
-    "sharding",
-    "cluster",
-    "hosts",
-    "folder_lock",
-    "watchdog",
-  },
-  {"models", "data"},
+  {"batch_norm", "config_keys", "configs", "sharding", "cluster", "hosts", "folder_lock", "watchdog"},
+  {"models", "data", "config_comments"},
   {"config_checks", "config_changes", "state", "optim", "step", "population", "run_directory"},
   {"checkpoint", "run_data", "restore", "diagnose", "tables", "curves"},
   {"evaluators", "release"},
