@@ -70,14 +70,14 @@ def reproducible(workdir: pathlib.Path) -> list[dict]:
   ]
 
 
-def final_state(workdir: pathlib.Path) -> dict:
+def final_state(workdir: pathlib.Path, step: int = STEPS) -> dict:
   with ocp.StandardCheckpointer() as checkpointer:
-    return jax.tree.map(np.asarray, checkpointer.restore((workdir / "checkpoints" / str(STEPS) / "state").absolute()))
+    return jax.tree.map(np.asarray, checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute()))
 
 
-def assert_bit_identical(a: pathlib.Path, b: pathlib.Path) -> None:
+def assert_bit_identical(a: pathlib.Path, b: pathlib.Path, step: int = STEPS) -> None:
   assert reproducible(a) == reproducible(b)
-  leaves_a, leaves_b = (jax.tree.leaves_with_path(final_state(path)) for path in (a, b))
+  leaves_a, leaves_b = (jax.tree.leaves_with_path(final_state(path, step)) for path in (a, b))
   assert len(leaves_a) == len(leaves_b) > 20
   for (path, x), (_, y) in zip(leaves_a, leaves_b):
     assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)
