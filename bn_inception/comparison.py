@@ -85,9 +85,8 @@ def read(workdirs: Sequence[str | os.PathLike]) -> tuple[list[Experiment], list[
   named = differing if len(differing) <= _NAMED else _telling(configs, differing)
   names = [", ".join(f"{key}={_text(config.get(key, _MISSING))}" for key in named) for config in configs]
   order = sorted(range(len(configs)), key=lambda i: [_sortable(configs[i].get(key, _MISSING)) for key in named])
-  experiments = [
-    _experiment(names[i] or os.path.basename(os.path.normpath(workdirs[0])), list(groups.values())[i]) for i in order
-  ]
+  runs = list(groups.values())
+  experiments = [_experiment(names[i] or _common_folder(runs[i]).absolute().name, runs[i]) for i in order]
   return experiments, [key for key in differing if key not in named]
 
 
@@ -111,7 +110,7 @@ def table(experiments: Sequence[Experiment], target: float | None = None) -> str
     ]
     if target is not None:
       row.append(_steps_to(experiment, target))
-    rows.append((*row, os.path.commonpath(experiment.folders)))
+    rows.append((*row, str(_common_folder(experiment.folders))))
   return run_table.columns([(*columns, "folder"), *rows], left=(0, len(columns)))
 
 
@@ -208,3 +207,10 @@ def _steps_to(experiment: Experiment, target: float) -> str:
   return f"{statistics.fmean(reached):,.0f}" + (
     f" ({len(reached)} of {len(firsts)})" if len(reached) < len(firsts) else ""
   )
+
+
+def _common_folder(folders: Sequence[pathlib.Path]) -> pathlib.Path:
+  """The run itself, or the deepest folder that holds all of the runs."""
+  if len({folder.is_absolute() for folder in folders}) > 1:
+    folders = [folder.absolute() for folder in folders]
+  return pathlib.Path(os.path.commonpath(folders))

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from bn_inception import command_line
+
 _TRAIN = "--config=configs/bn_x5.py:quickstart"
 
 
@@ -135,6 +137,22 @@ def test_reproduce(repository, tmp_path, arguments, words):
   code, output, error = run(repository, "reproduce", *arguments, f"--workdir={workdir}")
   assert code == 2 and not output and not workdir.exists() and "Traceback" not in error
   assert all(word in error.strip().splitlines()[-1] for word in words), error
+
+
+@pytest.mark.parametrize(
+  "program, python, expected",
+  [
+    ("scripts/train.py", "HERE/.venv/bin/python", ".venv/bin/python scripts/evaluate.py '--workdir=a b'"),
+    ("/x/scripts/train.py", "/usr/bin/other", "/usr/bin/other /x/scripts/evaluate.py '--workdir=a b'"),
+    ("bn-inception train", "/usr/bin/python", "bn-inception evaluate '--workdir=a b'"),
+  ],
+)
+def test_a_command_is_shown_as_this_program_was_started(tmp_path, monkeypatch, program, python, expected):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "argv", [program])
+  monkeypatch.setattr(sys, "executable", python.replace("HERE", str(tmp_path)))
+  monkeypatch.setenv("PATH", "")
+  assert command_line.command("evaluate", "--workdir=a b") == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's huge pages are of Linux")

@@ -85,6 +85,15 @@ def test_the_picture_has_a_curve_with_a_band_for_each_experiment(two_rates, monk
   assert (band.y0, band.y1) == pytest.approx((0.1, 0.7))  # 0.2 - 0.1 and 0.5 + 0.2
 
 
+def test_runs_of_one_experiment_are_called_by_their_folder(tmp_path, monkeypatch):
+  write_run(tmp_path / "slow/seed0", quickstart(), [0.1])
+  write_run(tmp_path / "slow/seed1", quickstart(seed=1), [0.2])
+  monkeypatch.chdir(tmp_path)
+  for workdirs in (["slow"], [tmp_path / "slow/seed0", "slow/seed1"]):
+    ((experiment,), others) = comparison.read(workdirs)
+    assert experiment.name == "slow" and len(experiment.lines) == 2 and not others
+
+
 def test_a_folder_without_runs_is_named(tmp_path):
   with pytest.raises(UserError, match="holds no run"):
     comparison.compare([tmp_path])
