@@ -13,22 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import models, paths
+from bn_inception import models
 from bn_inception.config_dict import ConfigDict
 from bn_inception.data.preprocessing import preprocess
-from bn_inception.release import (
-  caffe_file,
-  folder,
-  hub,
-  mxnet_file,
-  peers,
-  run,
-  source_file,
-  tensorflow_file,
-  torch_file,
-)
+from bn_inception.release import folder, hub, peers, source_file, training_run
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release
+from bn_inception.release.release_type import Release
 
 # The files that published numbers are of, by the first digits of their SHA-256. Only the name of PyTorch's tells them.
 _PUBLISHED_SHA256 = ("52deb4733",)
@@ -49,14 +39,14 @@ def read(
       PyTorch state dict, a TensorFlow checkpoint (V1, or any file of V2, or their common name), a .params of MXNet, a
       .caffemodel. Each single file may be compressed as .xz.
     symbol: the -symbol.json of a .params file; by default the one of its name beside it.
-    step, statistics, data_dir: choose from a run directory, as in `run.from_run`; nothing else takes them.
+    step, statistics, data_dir: choose from a run directory, as in `training_run.from_run`; nothing else takes them.
 
   Raises:
     ReleaseError: if it cannot be used, in one sentence; for a run directory also what `from_run` raises.
   """
   path = hub.local_path(path)
-  if run.is_run(path) and not folder.is_folder(path):
-    return run.from_run(path, step, statistics, data_dir=data_dir)
+  if training_run.is_run(path) and not folder.is_folder(path):
+    return training_run.from_run(path, step, statistics, data_dir=data_dir)
   if (step, statistics, data_dir) != (None, "running", None):
     raise ReleaseError(
       f"{path} is no run directory, from which alone a step, the statistics and the place of the data can be chosen: "
@@ -68,15 +58,17 @@ def read(
     raise ReleaseError(
       f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run directory either."
     )
-  path = tensorflow_file.index_of(path)
+  for format_ in peers.FORMATS:
+    path = format_.file_of(path)
   content = source_file.read(path)
-  nodes = []
-  if mxnet_file.recognises(content):
-    nodes = mxnet_file.read_symbol(
-      pathlib.Path(paths.local(symbol, "--symbol")) if symbol else mxnet_file.symbol_beside(path)
-    )
+  format_ = next((format_ for format_ in peers.FORMATS if format_.recognises(content)), None)
+  if format_ is None:
+    archive = ", but a gzip archive: unpack it and give the file inside" if content.startswith(b"\x1f\x8b") else ""
+    known = ", ".join(format_.name for format_ in peers.FORMATS)
+    raise ReleaseError(f"{path} cannot be used: it is none of the formats that are known, {known}{archive}.")
+  beside = format_.read_beside(path, symbol)
   try:
-    return _with_provenance(path, content, _from_content(path, content, nodes))
+    return _with_provenance(path, content, format_.read(path, content, beside))
   except ReleaseError as error:
     raise ReleaseError(f"{path} cannot be used: {error}.") from error
 
@@ -86,7 +78,7 @@ def read_config(path: str | os.PathLike) -> ConfigDict:
   local = hub.local_path(path)
   if folder.is_folder(local):
     return folder.read_config(local)
-  return run.read_config(local) if run.is_run(local) else read(local).config
+  return training_run.read_config(local) if training_run.is_run(local) else read(local).config
 
 
 def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Release:
@@ -105,19 +97,6 @@ def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Re
   config = release.config.copy_and_resolve_references()
   config.release.published = f"none for this file, {doubt}; the same architecture as one with {published}"
   return release._replace(config=config)
-
-
-def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
-  if torch_file.recognises(content):
-    return peers.from_torch(torch_file.read(content))
-  if mxnet_file.recognises(content):
-    return peers.from_mxnet(mxnet_file.read(content), nodes)
-  if tensorflow_file.recognises(content):
-    return peers.from_tensorflow(tensorflow_file.read(path, content))
-  if caffe_file.recognises(content):
-    return peers.from_caffe(caffe_file.read(content))
-  archive = ", but a gzip archive: unpack it and give the file inside" if content.startswith(b"\x1f\x8b") else ""
-  raise ReleaseError(f"it is none of the formats that are known, PyTorch, TensorFlow, MXNet, Caffe{archive}")
 
 
 def load(
