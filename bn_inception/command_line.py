@@ -5,15 +5,17 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import runpy
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags, logging as absl_logging
 from ml_collections import ConfigDict
 
-from bn_inception import configs, paths, signals, status
-from bn_inception.config_keys import parse
+from bn_inception import command_help, config_keys, configs, paths, signals, status
 from bn_inception.configs.versions import VersionError
 from bn_inception.errors import Stopped, UserError
 
@@ -31,6 +33,21 @@ _START_SECONDS = flags.DEFINE_integer(
 _LOST_SECONDS = flags.DEFINE_integer(
   "lost_seconds", 60, "After how long without a sign of a process the others end, to be started again.", lower_bound=1
 )
+_OF_PROCESSES = (_COORDINATOR, _PROCESSES, _PROCESS_ID, _CLUSTER, _START_SECONDS, _LOST_SECONDS)
+
+_log = logging.getLogger(__name__)
+
+_COMMAND = "bn-inception"  # cli.py; its scripts have the name "bn-inception NAME".
+
+# Flags that had another name before all scripts had the same vocabulary: {script: {old name: what to write now}}.
+_RENAMED = {
+  "benchmark_input": {"json": "--output"},
+  "compare": {"workdirs": "--workdir"},
+  "contact_sheet": {"images": "--num_images"},
+  "export_checkpoint": {"workdir": "--checkpoint"},
+  "import_checkpoint": {"source": "--checkpoint"},
+  "prepare_data": {"name": "--dataset"},
+}
 
 
 class _PathParser(flags.ArgumentParser):
@@ -65,12 +82,18 @@ def define_path(
 def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: bool = False) -> None:
   """Parses the flags, joins the other processes and calls `main`, whose result is the exit code.
 
+  `--help` prints the docstring of the script, its flags, and at the end the examples of the docstring, which begin
+  with its first line "python scripts/...".
+
   With `choices` the command line starts with one of these words, which is `main`'s argument. With `stops` SIGTERM and
   SIGINT end the program as `hosts` says.
 
   What the user can mend (flags, configs, data, checkpoints) ends with one sentence on stderr and exit code 2; status.py
   has all codes.
   """
+  if any(word in ("--help", "-h", "-help") for word in sys.argv[1:]):
+    print(command_help.text(main.__globals__, _script(), _COMMAND if _is_installed_command() else None, _OF_PROCESSES))
+    sys.exit(status.EXIT_DONE)
   _use_huge_pages()
   if stops:
     signals.listen(_on_stop)
@@ -109,10 +132,36 @@ def one_of(first: str, of_first: Sequence[str], second: str, of_second: Sequence
   given = {name: flags.FLAGS[name].present for name in (first, second, *of_first, *of_second)}
   if given[first] == given[second]:
     fail(f"Give either --{first} or --{second}.")
-  other, of_other = (second, of_second) if given[first] else (first, of_first)
+  here, other, of_other = (first, second, of_second) if given[first] else (second, first, of_first)
   for name in of_other:
     if given[name]:
-      fail(f"--{name} goes with --{other}.")
+      fail(f"--{name} goes with --{other}: write --{other} in place of --{here}, or leave --{name} out.")
+
+
+def command(script: str, *arguments: str) -> str:
+  """A command line that starts another script as this program was started, to be shown to the user."""
+  if _is_installed_command():
+    words = [_COMMAND, script]
+  else:
+    python = sys.executable
+    if shutil.which("python") == python:
+      python = "python"
+    elif python.startswith(os.getcwd() + os.sep):
+      python = os.path.relpath(python)
+    words = [python, os.path.join(os.path.dirname(sys.argv[0]), f"{script}.py")]
+  return shlex.join([*words, *arguments])
+
+
+def say_next(workdir: str, run_status: str) -> None:
+  """Logs what may follow a run that is done: three commands that work with this run as they are written."""
+  if run_status == status.DONE:
+    name = os.path.basename(os.path.abspath(workdir))
+    _log.info(
+      "Next:\n  %s\n  %s\n  %s",
+      command("evaluate", f"--workdir={workdir}"),
+      command("compare", f"--workdir={workdir}", f"--output={name}.png"),
+      command("export_checkpoint", f"--checkpoint={workdir}", f"--output=released/{name}"),
+    )
 
 
 def fail(sentence: str, code: int = status.EXIT_BAD_INPUT) -> None:
@@ -135,7 +184,20 @@ def _with_shipped_config(word: str) -> str:
   return f"{flag}={shipped}{colon}{argument}" if name.isidentifier() and shipped.exists() else word
 
 
+def _script() -> str:
+  """The name of the script that runs: "train" of scripts/train.py and of "bn-inception train"."""
+  return os.path.basename(sys.argv[0]).removeprefix(f"{_COMMAND} ").removesuffix(".py")
+
+
+def _is_installed_command() -> bool:
+  return os.path.basename(sys.argv[0]).startswith(_COMMAND)
+
+
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
+  renamed = _RENAMED.get(_script(), {})
+  for word in argv[1:]:
+    if (name := word.partition("=")[0].lstrip("-")) in renamed and word.startswith("-"):
+      fail(f"--{name} is now called {renamed[name]}: write {word.replace(f'--{name}', renamed[name], 1)}.")
   try:
     # The flag of ml_collections does not expand ~.
     argv = [
@@ -149,12 +211,12 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
       fail(f"'{rest[1]}' is not a flag: flags start with '--'.")
     if "config" in flags.FLAGS and flags.FLAGS["config"].present:
       getattr(flags.FLAGS.config, "items", None)  # A config file that cannot be read only says so when it is used.
-      parse(flags.FLAGS.config)
+      config_keys.parse(flags.FLAGS.config)
     return rest
   except UserError as error:
     fail(str(error))
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-    fail(_unknown_key(argv) or _last_line(error))
+    fail(_unknown_key(argv) or _missing_flag(argv, error) or _last_line(error))
   except Exception as error:  # Of the code of a config file.
     fail(f"The config cannot be made ({type(error).__name__}: {_last_line(error)}): correct its file.")
 
@@ -164,6 +226,17 @@ def _last_line(error: Exception) -> str:
     return str(error.__context__)
   lines = [line.strip() for line in str(error).splitlines() if line.strip()]
   return (lines or [repr(error)])[-1].removeprefix("ValueError: ")
+
+
+def _missing_flag(argv: list[str], error: Exception) -> str | None:
+  """A sentence on a flag that must be given and is not."""
+  missing = re.search(r"--(\w+) must have a value other than None", str(error))
+  if not missing:
+    return None
+  words = [word for word in argv[1:] if not word.startswith("-")]
+  if words:
+    return f"'{words[0]}' is not a flag: flags start with '--', as in --{missing[1]}={words[0]}."
+  return f"--{missing[1]} is missing: give it, as in the examples of --help."
 
 
 def _unknown_key(argv: list[str]) -> str | None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bn_inception.config_checks import ConfigError
 
 # They change no number of the run.
-_FREE = (
+FREE = (
   "data.dir",
   "data.cache",
   "eval.batch_size",
@@ -41,7 +41,7 @@ def check(changed: Sequence[str], allowed: bool) -> None:
   Raises:
     ConfigError: naming those that must not change, or not without being allowed to.
   """
-  changed = [name for name in changed if name not in _FREE and name != "version"]
+  changed = [name for name in changed if name not in FREE and name != "version"]
   if fixed := [name for name in changed if not name.startswith(_ALLOWED)]:
     raise ConfigError(
       f"The config differs from that of the run so far in {', '.join(fixed)}: resume with the run's "

@@ -261,6 +261,26 @@ def parse(config: ConfigDict) -> Config:
   return Config(**values[""], **{section: part(**values[section]) for section, part in sections.items()})
 
 
+def requirements() -> dict[str, str]:
+  """{key: what its value must be, "a whole number, at least 1"} of all keys, those of every model behind the others."""
+  keys = _keys(_sections())
+  for model in _models().values():
+    keys |= _keys({"model": model})
+  # Bounds that are only those of the type tell a reader nothing.
+  shown = {
+    name: key._replace(
+      range=key.range._replace(
+        **{bound: None for bound in ("least", "most") if abs(getattr(key.range, bound) or 0) >= _INT32}
+      )
+    )
+    for name, key in keys.items()
+  }
+  return {
+    name: f"one of {', '.join(map(str, key.choices))}" if key.choices and key.length is None else _requirement(key)
+    for name, key in shown.items()
+  }
+
+
 def key_of(field: Any) -> Key:
   """What the type of a field asks of its value."""
   origin, arguments = typing.get_origin(field), typing.get_args(field)

@@ -1,4 +1,4 @@
-"""Learning curves from the metrics.jsonl of runs: of one run, and of several side by side."""
+"""The learning curve of a run, from its metrics.jsonl, and what all pictures share."""
 
 import pathlib
 
@@ -29,30 +29,6 @@ def draw(workdir: pathlib.Path) -> pathlib.Path | None:
     axes.legend(frameon=False, fontsize=8)
   figure.suptitle(workdir.name)
   return save(figure, workdir / "curve.png")
-
-
-def compare(workdirs: list[pathlib.Path], output: pathlib.Path) -> pathlib.Path:
-  """Draws several runs into one picture: validation accuracy with running averages, and training loss.
-
-  Args:
-    workdirs: run directories; their last parts are the names in the legend.
-    output: the picture to write.
-
-  Raises:
-    FileNotFoundError: if one of them holds no metrics.
-  """
-  figure = new_figure(10.5)
-  left, right = figure.subplots(1, 2)
-  for workdir, colour in zip(workdirs, RUN_COLOURS * (1 + len(workdirs) // len(RUN_COLOURS))):
-    if not (lines := run_directory.read_metrics(workdir)):
-      raise FileNotFoundError(f"{workdir} has no metrics.jsonl with anything in it: give the directory of a run.")
-    _plot(left, lines, "eval/running/top1", colour, workdir.name)
-    _plot(right, lines, "train/loss", colour, workdir.name)
-  finish_axes(left, "validation top-1 accuracy")
-  finish_axes(right, "training cross-entropy (nats)")
-  # Beside the axes: many curves leave no free corner.
-  figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize=8)
-  return save(figure, output)
 
 
 def new_figure(width: float = 9, height: float = 3.6) -> Figure:

@@ -78,6 +78,18 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> No
   replace_file(path, json.dumps(tree, indent=2) + "\n")
 
 
+def config_text(config: ConfigDict) -> str:
+  """The config as a table of Markdown, which is how TensorBoard shows a text."""
+  values = versions.flatten(json.loads(config.to_json()))
+  return "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {json.dumps(v)} |" for key, v in values.items())])
+
+
+def hparams(config: ConfigDict) -> dict[str, str | float | bool]:
+  """The config's values by their keys, as TensorBoard's table of hyper-parameters takes them: tuples are text."""
+  values = versions.flatten(json.loads(config.to_json()))
+  return {key: json.dumps(value) if isinstance(value, list) else value for key, value in values.items()}
+
+
 def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
   """Names of the values of `config` that differ from those the run in `workdir` was made with; [] without a run.
 

@@ -26,16 +26,29 @@ def table(folders: Sequence[str], now: datetime.datetime | None = None) -> str:
   now = now or datetime.datetime.now().astimezone()
   rows = [_COLUMNS]
   for folder in (pathlib.Path(paths.local(folder, "A run")) for folder in folders):
-    runs = sorted(
-      path.parent
-      for path in folder.rglob("config.json")
-      if (path.parent / "status.json").exists() or (path.parent / "metrics.jsonl").exists()
-    )
-    if not runs:
-      raise UserError(f"{folder} holds no run: give run directories, or folders that hold such.")
-    rows += [_row(run, now) for run in runs]
-  widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-  left = {_COLUMNS.index(name) for name in ("run", "state", "error")}
+    rows += [_row(run, now) for run in runs_below(folder)]
+  return columns(rows, left=[_COLUMNS.index(name) for name in ("run", "state", "error")])
+
+
+def runs_below(folder: pathlib.Path) -> list[pathlib.Path]:
+  """The run directories and archived runs in and below a folder, sorted.
+
+  Raises:
+    UserError: if there is none.
+  """
+  runs = sorted(
+    path.parent
+    for path in folder.rglob("config.json")
+    if (path.parent / "status.json").exists() or (path.parent / "metrics.jsonl").exists()
+  )
+  if not runs:
+    raise UserError(f"{folder} holds no run: give run directories, or folders that hold such.")
+  return runs
+
+
+def columns(rows: Sequence[tuple[str, ...]], left: Sequence[int]) -> str:
+  """Rows of the same length as text, each column as wide as its widest cell; the columns of `left` begin alike."""
+  widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
   return "\n".join(
     "  ".join(
       cell.ljust(width) if column in left else cell.rjust(width)

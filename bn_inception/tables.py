@@ -28,23 +28,10 @@ def duration(seconds: float) -> str:
 
 
 def plan(
-  config: ConfigDict,
-  mesh: Mesh,
-  state: TrainState,
-  lowered: jax.stages.Lowered,
-  compiled: jax.stages.Compiled,
-  train_split: Split,
-  eval_split: Split,
-  first_step: int,
+  config: ConfigDict, mesh: Mesh, state: TrainState, train_split: Split, eval_split: Split, first_step: int
 ) -> str:
-  """States what will run, with XLA's own count of operations and memory."""
+  """States what will run."""
   parameters = sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(state.params))
-  # Before partitioning the count is that of the whole step; a loop's body is counted once.
-  gflops = lowered.cost_analysis()["flops"] * config.gradient_accumulation / 1e9
-  memory = compiled.memory_analysis()
-  gibibytes = (
-    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-  ) / 2**30
   evaluations = math.ceil(config.num_steps / config.eval_every) - first_step // config.eval_every
   group_size = config.batch_norm.group_size or config.batch_size
   rows = {
@@ -53,12 +40,24 @@ def plan(
     f"{eval_split.num_examples:,} {eval_split.split}, {config.data.image_size} px",
     "Batch": f"{config.batch_size} over {mesh.size} x {mesh.devices.flat[0].device_kind}"
     + (f", BN groups of {group_size}" if config.batch_norm.enabled else ", no BN"),
-    "Step": f"{gflops:.2f} GFLOP, {gibibytes:.2f} GiB on each device",
     "Steps": f"{first_step:,} to {config.num_steps:,} "
     f"({config.num_steps * config.batch_size / train_split.num_examples:.1f} epochs)",
     "Evaluations": f"{evaluations}, a checkpoint every {config.checkpoint_every:,} steps",
   }
   return "What will run:\n" + "\n".join(f"  {name + ':':13}{text}" for name, text in rows.items())
+
+
+def compiled_step(
+  config: ConfigDict, lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, seconds: float
+) -> str:
+  """How long the training step took to compile, and XLA's own count of its operations and memory."""
+  # Before partitioning the count is that of the whole step; a loop's body is counted once.
+  gflops = lowered.cost_analysis()["flops"] * config.gradient_accumulation / 1e9
+  memory = compiled.memory_analysis()
+  gibibytes = (
+    memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  ) / 2**30
+  return f"Compiling the training step ({seconds:.0f} s): {gflops:.2f} GFLOP, {gibibytes:.2f} GiB on each device"
 
 
 def progress(config: ConfigDict, step: int, metrics: dict[str, float]) -> str:

@@ -45,7 +45,12 @@ _log = logging.getLogger(__name__)
 
 
 def train_and_evaluate(
-  config: ConfigDict, workdir: str, devices: list[jax.Device] | None = None, *, allow_config_change: bool = False
+  config: ConfigDict,
+  workdir: str,
+  devices: list[jax.Device] | None = None,
+  *,
+  allow_config_change: bool = False,
+  parameter_table: bool = False,
 ) -> dict[str, Any]:
   """Trains from where the run directory stands to `config.num_steps`.
 
@@ -55,6 +60,7 @@ def train_and_evaluate(
     devices: what to run on; None: all devices of all processes.
     allow_config_change: go on with another learning rate, length or evaluation than the run so far, see
       `config_changes`.
+    parameter_table: logs every parameter with its shape.
 
   Returns:
     The run's summary, as in status.json: {"status": "done" | "diverged" | "preempted", "step", "metrics": those of the
@@ -80,7 +86,7 @@ def train_and_evaluate(
     cleanup.callback(batches.close)
     if start.is_new:
       checkpoint.save(start.manager, start.state, request.config, {})
-    train_call = _compile(request, start)
+    train_call = _compile(request, start, parameter_table)
     run = _open(request, start, cleanup)
     evaluators = _evaluators(request, run)
     # The first checkpoint stands before the first line of metrics.
@@ -248,25 +254,24 @@ def _training_input(request: _Request, step: int) -> device.DeviceBatches:
   return device.to_device(batches, sharding.micro_batches(request.mesh))
 
 
-def _compile(request: _Request, start: _Start) -> jax.stages.Compiled:
-  """Compiles the training step, then says what will run."""
+def _compile(request: _Request, start: _Start, parameter_table: bool) -> jax.stages.Compiled:
+  """Says what will run, then compiles the training step."""
   config = request.config
-  begin = time.monotonic()
-  lowered = start.program.train_call().lower(start.state, start.program.batch_shapes())
-  train_call = lowered.compile()
-  _log.info("Compiled the training step in %.0f s.", time.monotonic() - begin)
-  if not _writes():
-    return train_call
-  if optim.keeps_a_small_rate(config):
+  if parameter_table and _writes():
+    _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(start.state.params, include_stats=False))
+  splits = request.train_source.split, request.eval_source.split
+  _log.info("%s", tables.plan(config, request.mesh, start.state, *splits, start.step))
+  if _writes() and optim.keeps_a_small_rate(config):
     _log.warning(
       "learning_rate=%g is used as it is with batches of %d: a rate that was chosen for batches of 32 is "
       "too small for them. --config.learning_rate_scaling=linear scales it; docs/clusters/README.md has more.",
       config.learning_rate,
       config.batch_size,
     )
-  _log.info("Parameters:\n%s", parameter_overview.get_parameter_overview(start.state.params, include_stats=False))
-  splits = request.train_source.split, request.eval_source.split
-  _log.info("%s", tables.plan(config, request.mesh, start.state, lowered, train_call, *splits, start.step))
+  begin = time.monotonic()
+  lowered = start.program.train_call().lower(start.state, start.program.batch_shapes())
+  train_call = lowered.compile()
+  _log.info("%s", tables.compiled_step(config, lowered, train_call, time.monotonic() - begin))
   return train_call
 
 
@@ -315,6 +320,8 @@ def _open(request: _Request, start: _Start, cleanup: contextlib.ExitStack) -> _R
   evaluation_input = cleanup.enter_context(contextlib.ExitStack())
   writer = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(workdir))] if _writes() else [])
   cleanup.callback(_try, writer.close)
+  writer.write_texts(start.step, {"config": run_directory.config_text(request.given)})
+  writer.write_hparams(run_directory.hparams(request.given))
   return _Run(
     config=config,
     workdir=workdir,
@@ -345,8 +352,10 @@ def _evaluators(request: _Request, run: _Run) -> list[Evaluator]:
     classification.make_evaluator(run.config, run.mesh, train_source, eval_source, between_batches),
     sigmoid_inputs.make_evaluator(run.config, run.mesh, eval_source, between_batches),
   ]
+  begin = time.monotonic()
   for evaluator in evaluators:
     evaluator.compile(run.state)
+  _log.info("Compiling the evaluation (%.0f s)", time.monotonic() - begin)
   return evaluators
 
 

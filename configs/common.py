@@ -52,12 +52,12 @@ def base(scale: str) -> ConfigDict:
   """The fields that do not depend on the model, at the size of one data set."""
   config = ConfigDict()
   config.version = versions.VERSION  # Of the set of keys: whoever changes it adds a line to versions.py.
-  config.seed = 0
-  config.batch_size = 32  # §4.2: mini-batch size of 32.
+  config.seed = 0  # Of initial values, of the order of the examples, of distortions and of dropout.
+  config.batch_size = 32  # Examples of a step, on all devices together. §4.2: mini-batch size of 32.
   config.gradient_accumulation = 1  # Micro-batches a step; their BN groups are those of the whole batch.
   config.steps_per_call = 1  # Steps a call of the compiled program makes: many, where a step is short (§4.1).
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
-  config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
+  config.momentum = 0.9  # Of SGD. §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
   # exponential: multiplied by learning_rate_decay every learning_rate_decay_epochs, in stairs (GoogLeNet paper).
   # cosine: half a cosine from the end of the warm-up to 0 at num_steps (Loshchilov and Hutter, 2017).
@@ -66,24 +66,24 @@ def base(scale: str) -> ConfigDict:
   config.learning_rate_scaling = "none"
   config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
   config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
-  config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
-  config.learning_rate_decay_epochs = 8.0
+  config.learning_rate_decay = 0.96  # The rate's factor at every decay. GoogLeNet paper: 4% every 8 epochs.
+  config.learning_rate_decay_epochs = 8.0  # Epochs between two decays; they follow the length at small scales.
   config.label_smoothing = 0.0  # Share of the label that is spread over all classes (Szegedy et al., 2016: 0.1).
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
-  config.auxiliary_loss_weight = 0.3  # GoogLeNet paper; counts only with model.auxiliary_heads.
+  config.auxiliary_loss_weight = 0.3  # Of auxiliary losses. GoogLeNet paper; counts only with model.auxiliary_heads.
   config.checkpoint_every_minutes = 0.0  # A checkpoint also when the last is so old; 0: not for this reason.
-  config.keep_latest = 2  # Checkpoints kept: the newest ...
-  config.keep_best = 1  # ... and those with the best top-1.
+  config.keep_latest = 2  # Newest checkpoints that are kept.
+  config.keep_best = 1  # Checkpoints with the best top-1 that are kept too.
   config.stall_minutes = 10.0  # Says what it waits for when nothing has moved for so long; 0: never.
   config.stall_limit_minutes = 60.0  # Ends, to be started again, when nothing has moved for so long; 0: never.
   config.profile_at_step = 0  # Writes a profile of 5 steps from here; 0: none.
 
   config.batch_norm = ConfigDict()
-  config.batch_norm.enabled = False
+  config.batch_norm.enabled = False  # BN before each nonlinearity.
   config.batch_norm.group_size = 32  # Examples normalized together (the paper's m); 0: the whole global batch.
-  config.batch_norm.epsilon = 1e-3  # Not in the paper; Google's released Inception-BN [choice].
+  config.batch_norm.epsilon = 1e-3  # Added to the variance. Not in the paper; Google's released Inception-BN [choice].
   config.batch_norm.momentum = 0.99 if scale == "imagenet" else 0.9  # Of the running averages [choice].
-  config.batch_norm.use_gamma = True
+  config.batch_norm.use_gamma = True  # A learned scale of each channel.
   config.batch_norm.in_stem = True  # False: the first convolution has bias and ReLU, as Google's release.
   config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").
 
@@ -91,36 +91,37 @@ def base(scale: str) -> ConfigDict:
   config.init.checkpoint = ""  # A run, release folder or peer's file to start from (configs/finetune.py); "": anew.
   config.init.skip = ()  # Patterns of what begins anew all the same; the logits do where the classes are others.
   config.init.freeze = ()  # Patterns of the parameters that keep their values: ("conv*", "inception_3*").
-  config.init.freeze_statistics = False  # Their BN is in inference mode.
+  config.init.freeze_statistics = False  # The BN of what is frozen is in inference mode.
 
   config.data = ConfigDict()
   config.data.dir = ""  # TFDS data_dir; "": $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-  config.data.shuffle = "none"  # none | within_shard | global.
+  config.data.shuffle = "none"  # Order of the training examples: none | within_shard | global.
   config.data.cache = False  # Decodes every image once and keeps it in memory: small sets, without crops and flips.
   config.data.on_error = "fail"  # At a damaged record: fail | skip.
-  config.data.crop_area = (0.08, 1.0)  # GoogLeNet paper: 8% to 100% of the area,
-  config.data.crop_aspect = (3 / 4, 4 / 3)  # aspect ratio 3/4 to 4/3,
-  config.data.flip = True  # mirrored half of the time,
-  config.data.interpolation = "random"  # one of four methods of resizing: random | bilinear.
+  config.data.crop_area = (0.08, 1.0)  # Share of the area in a training crop; GoogLeNet paper: 8% to 100%.
+  config.data.crop_aspect = (3 / 4, 4 / 3)  # Aspect ratio of a training crop; GoogLeNet paper.
+  config.data.flip = True  # Half of the training crops are mirrored.
+  config.data.interpolation = "random"  # Of training crops, one of four methods: random | bilinear.
   # Photometric distortions: 1 has Google's published ranges (data/color_distortions.py), 0 none.
   config.data.photometric_strength = 1.0
   config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
-  config.data.std = (127.5, 127.5, 127.5)
+  config.data.std = (127.5, 127.5, 127.5)  # As mean, for each channel.
   config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr; mean and std are RGB all the same.
   config.data.binary = False  # True: pixel >= 128 instead, 0 or 1 (§4.1).
 
   config.eval = ConfigDict()
   config.eval.population_batches = 32  # Training mini-batches of batch_size behind Algorithm 2's statistics.
-  config.eval.statistics = ("running", "population", "batch")  # With BN; each takes an evaluation's time.
+  # BN's statistics in evaluations; each takes an evaluation's time.
+  config.eval.statistics = ("running", "population", "batch")
   config.eval.sigmoid_input_units = ()  # Units of the last hidden layer whose input is followed (§4.1): (0, 1).
 
   if scale == "imagenet":
-    config.data.name = "imagenet2012:5.*.*"
-    config.data.train_split, config.data.eval_split = "train", "validation"
-    config.data.num_classes = 1000
-    config.data.image_size = 224
-    config.data.eval_resize = 256  # Shorter side before the centre crop [choice].
-    config.eval.batch_size = 128
+    config.data.name = "imagenet2012:5.*.*"  # Data set of TFDS: NAME[/CONFIG][:VERSION].
+    config.data.train_split, config.data.eval_split = "train", "validation"  # Splits, or slices: "train[:90%]".
+    config.data.num_classes = 1000  # Outputs of the network.
+    config.data.image_size = 224  # Pixels, height and width of what the network sees.
+    config.data.eval_resize = 256  # Shorter side before the centre crop of an evaluation [choice].
+    config.eval.batch_size = 128  # Examples of a batch of an evaluation.
   elif scale in ("cifar10", "cifar10_full"):
     config.data.name = "cifar10:3.*.*"
     config.data.train_split, config.data.eval_split = "train", "test"
@@ -151,24 +152,28 @@ def inception(scale: str) -> ConfigDict:
   if scale in LARGE_BATCHES:
     return large_batch(inception("imagenet"), LARGE_BATCHES[scale])
   config = base(scale)
-  # §4.2.2. Small scales [choice]: the best rate of runs so short is higher (cifar10: results/sweep).
+  # Before decay and scaling, §4.2.2.
+  # Small scales [choice]: the best rate of runs so short is higher (cifar10: results/sweep).
   config.learning_rate = {"imagenet": 0.0015, "cifar10": 0.01, "cifar10_full": 0.02, "quickstart": 0.04}[scale]
 
   config.model = ConfigDict()
-  config.model.name = "inception"
+  config.model.name = "inception"  # Architecture; it has keys of its own in this section.
+  # Factor on all numbers of channels.
   # cifar10_full: an eighth [choice], whose step takes half the time of a quarter's, so that runs are twice as long.
   config.model.width = {"imagenet": 1.0, "cifar10": 0.25, "cifar10_full": 0.125, "quickstart": 0.25}[scale]
-  config.model.stem = "separable" if scale == "imagenet" else "small"  # separable | plain | small (for small images).
-  config.model.pool_proj_4cd = 96  # 96: 576 channels as Figure 5 states; 128: its literal widths, 608 channels.
+  config.model.stem = "separable" if scale == "imagenet" else "small"  # First layers: separable | plain | small.
+  # Channels behind the pooling of 4c and 4d. 96: 576 in all as Figure 5 states; 128: its literal widths, 608 in all.
+  config.model.pool_proj_4cd = 96
   config.model.padding = "same"  # Stride-2 convolutions: same | symmetric.
-  config.model.stem_pool = "same"  # same | ceil | floor.
-  config.model.reduction_pool = "same"  # Pooling in 3c and 4e: same | ceil | floor_pad1.
-  config.model.avg_pool_include_pad = False
-  config.model.conv_bias = False  # §3.2: beta takes its role. (Without BN a convolution always has its bias.)
-  config.model.nonlinearity = "relu"  # relu | sigmoid.
-  config.model.local_response_norm = True  # §4.2.1 removes it.
-  config.model.dropout_rate = 0.4  # GoogLeNet paper; §4.2.1 removes it.
-  config.model.auxiliary_heads = ()  # GoogLeNet paper: ("4a", "4d").
+  config.model.stem_pool = "same"  # Padding of the pooling in the first layers: same | ceil | floor.
+  config.model.reduction_pool = "same"  # Padding of the pooling in 3c and 4e: same | ceil | floor_pad1.
+  config.model.avg_pool_include_pad = False  # Average pooling counts the padding's zeros.
+  # Convolutions with BN have a bias too. §3.2: beta takes its role. Without BN a convolution always has its bias.
+  config.model.conv_bias = False
+  config.model.nonlinearity = "relu"  # Behind each convolution: relu | sigmoid.
+  config.model.local_response_norm = True  # In the first layers. §4.2.1 removes it.
+  config.model.dropout_rate = 0.4  # Share of dropped features before the logits. GoogLeNet paper; §4.2.1 removes it.
+  config.model.auxiliary_heads = ()  # Modules with a classifier in training. GoogLeNet paper: ("4a", "4d").
   config.model.init_scale = 1.0  # Factor on the initial convolution weights (§4.2.3: larger ones).
 
   set_length(config, scale, paper_steps=31_000_000)  # §4.2.2: 72.2% after 31.0e6 steps.
@@ -195,10 +200,11 @@ def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
     "quickstart": (_SMALL_STEPS["quickstart"], 20, 200),
   }["imagenet" if scale in LARGE_BATCHES else scale]
   batch_size = config.get_ref("batch_size")
-  config.num_steps = (steps * 32 - 1) // batch_size + 1  # Rounded up.
-  config.log_every = log_every
-  config.eval_every = (eval_every * 32 - 1) // batch_size + 1
-  config.checkpoint_every = (eval_every * 32 - 1) // batch_size + 1
+  # These follow batch_size, rounded up.
+  config.num_steps = (steps * 32 - 1) // batch_size + 1  # Length of the run; with another batch_size as many examples.
+  config.log_every = log_every  # Steps between two lines of the log.
+  config.eval_every = (eval_every * 32 - 1) // batch_size + 1  # Steps between two evaluations.
+  config.checkpoint_every = (eval_every * 32 - 1) // batch_size + 1  # Steps between two checkpoints.
 
 
 def with_batch_norm(config: ConfigDict) -> ConfigDict:

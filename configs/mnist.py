@@ -20,8 +20,8 @@ def get_config(argument: str = "bn"):
   config.learning_rate_decay = 1.0  # Constant.
   config.model = ConfigDict()
   config.model.name = "mnist_mlp"
-  config.model.hidden_units = 100
-  config.model.init_std = 0.1  # "small random Gaussian values" [choice].
+  config.model.hidden_units = 100  # Of each of the three hidden layers.
+  config.model.init_std = 0.1  # Standard deviation of the initial weights: "small random Gaussian values" [choice].
   config.batch_norm.enabled = words["network"] == "bn"
   config.batch_norm.group_size = 60
   config.steps_per_call = 100

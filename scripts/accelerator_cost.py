@@ -1,4 +1,4 @@
-"""What a config costs on a TPU that is not there:
+"""Prints what a config costs on a TPU that is not there, from the compiler.
 
 python scripts/accelerator_cost.py --config=configs/bn_x5.py:imagenet --topology=v5e:4x4 --price=1.2
 """

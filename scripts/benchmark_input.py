@@ -1,4 +1,7 @@
-"""Measures the host's input pipeline beside others: python scripts/benchmark_input.py --data_dir=DIR [--json=FILE]"""
+"""Measures the host's input pipeline beside others.
+
+python scripts/benchmark_input.py --data_dir=/data/tfds --output=benchmark.json
+"""
 
 from absl import flags
 
@@ -8,7 +11,7 @@ from bn_inception.configs import inception
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir with imagenet2012 prepared.", required=True)
 _RECORDS = flags.DEFINE_integer("records", 5_000, "Records of the training split to use at most.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
-_JSON = command_line.define_path("json", None, "File for the result.")
+_OUTPUT = command_line.define_path("output", None, "File for the result (JSON).")
 
 
 def main() -> None:
@@ -16,7 +19,7 @@ def main() -> None:
 
   config = inception.get_config("imagenet")
   config.data.dir, config.data.shuffle = _DATA_DIR.value, "global"
-  benchmark(config, max_records=_RECORDS.value, batch_size=_BATCH_SIZE.value, json_path=_JSON.value)
+  benchmark(config, max_records=_RECORDS.value, batch_size=_BATCH_SIZE.value, json_path=_OUTPUT.value)
 
 
 if __name__ == "__main__":

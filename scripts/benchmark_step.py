@@ -1,4 +1,7 @@
-"""Measures step and inference: python scripts/benchmark_step.py --config=configs/bn_x5.py:cifar10 [--against=torch]"""
+"""Measures a training step and inference, on demand beside another framework.
+
+python scripts/benchmark_step.py --config=configs/bn_x5.py:cifar10 --against=torch
+"""
 
 from absl import flags
 from ml_collections import config_flags

@@ -1,4 +1,7 @@
-"""Prints the layers of a config's network: python scripts/describe.py --config=configs/bn_x5.py:imagenet"""
+"""Prints the layers of a config's network.
+
+python scripts/describe.py --config=configs/bn_x5.py:imagenet
+"""
 
 from absl import flags
 from ml_collections import config_flags

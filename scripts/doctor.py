@@ -1,4 +1,7 @@
-"""Looks over what a run needs before it starts: python scripts/doctor.py --config=configs/bn_x5.py:imagenet"""
+"""Looks over what a run needs before it starts.
+
+python scripts/doctor.py --config=configs/bn_x5.py:imagenet --config.data.dir=/data/tfds
+"""
 
 import pathlib
 

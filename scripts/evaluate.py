@@ -1,18 +1,20 @@
-"""Evaluates a run, or any released network or ensemble of them.
+"""Evaluates a run as its training does, or any network or ensemble of networks on any data set.
 
-python scripts/evaluate.py --workdir=runs/quickstart [--step=400]
-  with running, population and batch statistics, on the run's own data; writes nothing.
+With --workdir the run's own evaluation is made again, with running, population and batch statistics on the run's own
+data. Nothing is written.
 
-python scripts/evaluate.py --checkpoint=PATH[,PATH...] [--data_dir=DIR] [--crops=144] [--output=DIR]
-  PATH: a run directory, a release folder, or a PyTorch, TensorFlow, MXNet or Caffe file. Class probabilities are
-  averaged over crops and networks; each example's prediction is written, and the same command resumes.
+With --checkpoint=PATH[,PATH...] class probabilities are averaged over crops and networks. The prediction of each
+example is written, and the same command resumes. A PATH may be a run directory too.
+
+python scripts/evaluate.py --workdir=runs/quickstart --step=400
+python scripts/evaluate.py --checkpoint=bn_inception-52deb4733.pth --data_dir=/data/tfds --crops=144
 """
 
 from absl import flags
 
 from bn_inception import command_line
 
-_WORKDIR = command_line.define_path("workdir", None, "Run directory.")
+_WORKDIR = command_line.define_path("workdir", None, "Run directory: the run's own evaluation again.")
 _STEP = flags.DEFINE_integer("step", None, "With --workdir: step of the checkpoint; the newest by default.")
 _POPULATION_BATCHES = flags.DEFINE_integer(
   "population_batches", None, "With --workdir: in place of the run's eval.population_batches.", lower_bound=1
@@ -21,7 +23,11 @@ _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir, in place 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images that pass a network at a time.", lower_bound=1)
 
 _CHECKPOINT = command_line.define_path(
-  "checkpoint", None, "Networks, of more than one the ensemble.", several=True, hub=True
+  "checkpoint",
+  None,
+  "Run directories, release folders, hf://user/name, or files of peers; of more than one the ensemble.",
+  several=True,
+  hub=True,
 )
 _DATASET = flags.DEFINE_string(
   "dataset",

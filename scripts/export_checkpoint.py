@@ -1,6 +1,6 @@
 """Makes a release folder, or a file for another framework, of a run's checkpoint or of any release.
 
-python scripts/export_checkpoint.py --workdir=runs/bn_x5 --statistics=population --output=released/bn_x5
+python scripts/export_checkpoint.py --checkpoint=runs/bn_x5 --statistics=population --output=released/bn_x5
 python scripts/export_checkpoint.py --checkpoint=released/bn_x5 --format=torch --output=bn_x5.pth
 """
 
@@ -10,13 +10,12 @@ from absl import flags
 
 from bn_inception import command_line
 
-_WORKDIR = command_line.define_path("workdir", None, "Run directory.")
-_STEP = flags.DEFINE_integer("step", None, "Step of the run's checkpoint; the newest by default.")
-_STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "BN statistics of the run to take.")
-_DATA_DIR = command_line.define_path("data_dir", None, "In place of the run's data.dir.")
 _CHECKPOINT = command_line.define_path(
-  "checkpoint", None, "In place of --workdir: a release folder or the file of a peer.", hub=True
+  "checkpoint", None, "Run directory, release folder, hf://user/name, or the file of a peer.", hub=True, required=True
 )
+_STEP = flags.DEFINE_integer("step", None, "Of a run: step of the checkpoint; the newest by default.")
+_STATISTICS = flags.DEFINE_enum("statistics", "running", ["running", "population"], "Of a run: BN statistics to take.")
+_DATA_DIR = command_line.define_path("data_dir", None, "Of a run: in place of its data.dir.")
 _SYMBOL = command_line.define_path("symbol", None, "MXNet's -symbol.json; by default the one beside --checkpoint.")
 _FORMAT = flags.DEFINE_enum(
   "format",
@@ -27,24 +26,15 @@ _FORMAT = flags.DEFINE_enum(
   "savedmodel: a folder for TensorFlow. onnx: needs pip install -e '.[onnx]'.",
 )
 _OUTPUT = command_line.define_path("output", None, "Folder or .pth file to write.", required=True)
-flags.mark_flags_as_mutual_exclusive(["workdir", "checkpoint"], required=True)
-flags.register_multi_flags_validator(
-  ["checkpoint", "step", "statistics", "data_dir"],
-  lambda values: (
-    not values["checkpoint"] or (values["step"], values["statistics"], values["data_dir"]) == (None, "running", None)
-  ),
-  "--step, --statistics and --data_dir choose from a run: give them with --workdir.",
-)
 
 
 def main() -> None:
   from bn_inception import release
 
   release.check_free(_OUTPUT.value)  # Before anything that takes long.
-  if _WORKDIR.value:
-    exported = release.from_run(_WORKDIR.value, _STEP.value, _STATISTICS.value, data_dir=_DATA_DIR.value)
-  else:
-    exported = release.read(_CHECKPOINT.value, _SYMBOL.value)
+  exported = release.read(
+    _CHECKPOINT.value, _SYMBOL.value, step=_STEP.value, statistics=_STATISTICS.value, data_dir=_DATA_DIR.value
+  )
   release.FORMATS[_FORMAT.value](exported, pathlib.Path(_OUTPUT.value))
   print(
     f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "

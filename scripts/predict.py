@@ -1,14 +1,17 @@
-"""Predicts image files: python scripts/predict.py --checkpoint=PATH --images=photographs,cat.jpg --output=classes.csv
+"""Predicts image files.
 
-PATH: a run directory, a release folder, or a PyTorch, TensorFlow, MXNet or Caffe file. Images that cannot be read are
-named and skipped, and then the exit code is 2.
+Images that cannot be read are named and skipped, and then the exit code is 2.
+
+python scripts/predict.py --checkpoint=released/bn_x5 --images=photographs,cat.jpg --output=classes.csv
 """
 
 from absl import flags
 
 from bn_inception import command_line, status
 
-_CHECKPOINT = command_line.define_path("checkpoint", None, "The network.", hub=True, required=True)
+_CHECKPOINT = command_line.define_path(
+  "checkpoint", None, "Run directory, release folder, hf://user/name, or the file of a peer.", hub=True, required=True
+)
 _IMAGES = command_line.define_path("images", None, "Files, and folders of images.", several=True, required=True)
 _TOP = flags.DEFINE_integer("top", 5, "How many classes of each image.", lower_bound=1)
 _FEATURES = flags.DEFINE_string("features", None, "Also these activations: pooled, inception_5b, ...")

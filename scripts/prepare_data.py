@@ -1,7 +1,7 @@
 """Prepares a data set as ArrayRecord, from the archives of ImageNet, a set stored as TFRecord, or a folder of images.
 
 python scripts/prepare_data.py --source=ARCHIVES --data_dir=/data/tfds
-python scripts/prepare_data.py --source=FOLDER --name=flowers --data_dir=/data/tfds [--holdout=0.2 --seed=0]
+python scripts/prepare_data.py --source=FOLDER --dataset=flowers --data_dir=/data/tfds --holdout=0.2 --seed=0
   FOLDER: a folder for each class with its images; or train, validation, test with such folders in them.
 """
 
@@ -21,7 +21,7 @@ _SOURCE = command_line.define_path(
   required=True,
 )
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir for the result.", required=True)
-_NAME = flags.DEFINE_string("name", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
+_DATASET = flags.DEFINE_string("dataset", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
 _HOLDOUT = flags.DEFINE_float(
   "holdout",
   None,
@@ -42,7 +42,7 @@ def main() -> int:
     preparation.prepare(
       pathlib.Path(_SOURCE.value),
       pathlib.Path(_DATA_DIR.value),
-      _NAME.value,
+      _DATASET.value,
       holdout=_HOLDOUT.value,
       seed=_SEED.value,
       on_error=_ON_ERROR.value,

@@ -1,15 +1,14 @@
 """Makes a figure or table of the paper, or the report of all that was made.
 
+The first word says what: figure1, figure2, figure3, figure4, ablation, sweep (of the learning rates behind them),
+archive (copies the small files of finished runs), report (one page with every figure and claim beside the paper's, from
+run directories or an archive). The same command resumes. Without --scale and --data_dir the embedded digits serve where
+the data set of the figure is absent.
+
 python scripts/reproduce.py figure1 --workdir=runs/paper --data_dir=/data/tfds
-python scripts/reproduce.py figure3 --scale=cifar10 --seeds=3 --workdir=runs/paper [--index=0 --count=4] [--dry_run]
-  figure1, figure2, figure3, figure4, ablation, sweep (of the learning rates behind them). The same command resumes.
-  Without --scale and --data_dir the embedded digits serve where the data set of the figure is absent.
-
+python scripts/reproduce.py figure3 --scale=cifar10 --seeds=3 --workdir=runs/paper --index=0 --count=4 --dry_run
 python scripts/reproduce.py archive --workdir=runs/paper --output=results
-  copies the small files of finished runs.
-
-python scripts/reproduce.py report --workdir=runs/paper [--output=FOLDER]
-  one page with every figure and claim beside the paper's, from run directories or an archive.
+python scripts/reproduce.py report --workdir=runs/paper
 """
 
 from absl import flags

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from bn_inception import command_line
+
 _TRAIN = "--config=configs/bn_x5.py:quickstart"
 
 
@@ -42,6 +44,24 @@ def test_flags(repository, tmp_path, arguments, words):
   sentence = error.strip().splitlines()
   assert len(sentence) == 1, error
   assert all(word in sentence[0] for word in words), error
+
+
+@pytest.mark.parametrize(
+  "script, word, sentence",
+  [
+    ("compare", "--workdirs=a,b", "--workdirs is now called --workdir: write --workdir=a,b."),
+    ("import_checkpoint", "--source=a.pth", "--source is now called --checkpoint: write --checkpoint=a.pth."),
+    ("export_checkpoint", "--workdir=runs/a", "--workdir is now called --checkpoint: write --checkpoint=runs/a."),
+    ("benchmark_input", "--json=a.json", "--json is now called --output: write --output=a.json."),
+    ("contact_sheet", "--images=4", "--images is now called --num_images: write --num_images=4."),
+    ("prepare_data", "--name=flowers", "--name is now called --dataset: write --dataset=flowers."),
+    ("status", "runs", "'runs' is not a flag: flags start with '--', as in --workdir=runs."),
+    ("status", "--workdir", "--workdir is missing: give it, as in the examples of --help."),
+  ],
+)
+def test_older_commands_are_told_what_to_write_now(repository, script, word, sentence):
+  code, output, error = run(repository, script, *(() if word == "--workdir" else (word,)))
+  assert (code, output, error.strip()) == (2, "", f"{script}.py: {sentence}")
 
 
 @pytest.mark.parametrize(
@@ -117,6 +137,22 @@ def test_reproduce(repository, tmp_path, arguments, words):
   code, output, error = run(repository, "reproduce", *arguments, f"--workdir={workdir}")
   assert code == 2 and not output and not workdir.exists() and "Traceback" not in error
   assert all(word in error.strip().splitlines()[-1] for word in words), error
+
+
+@pytest.mark.parametrize(
+  "program, python, expected",
+  [
+    ("scripts/train.py", "HERE/.venv/bin/python", ".venv/bin/python scripts/evaluate.py '--workdir=a b'"),
+    ("/x/scripts/train.py", "/usr/bin/other", "/usr/bin/other /x/scripts/evaluate.py '--workdir=a b'"),
+    ("bn-inception train", "/usr/bin/python", "bn-inception evaluate '--workdir=a b'"),
+  ],
+)
+def test_a_command_is_shown_as_this_program_was_started(tmp_path, monkeypatch, program, python, expected):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "argv", [program])
+  monkeypatch.setattr(sys, "executable", python.replace("HERE", str(tmp_path)))
+  monkeypatch.setenv("PATH", "")
+  assert command_line.command("evaluate", "--workdir=a b") == expected
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's huge pages are of Linux")

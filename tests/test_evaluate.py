@@ -326,8 +326,14 @@ def script(repository, *arguments, **kwargs):
   [
     ([], "Give either --workdir or --checkpoint."),
     (["--workdir=a", "--checkpoint=b"], "Give either --workdir or --checkpoint."),
-    (["--workdir=a", "--crops=10"], "--crops goes with --checkpoint."),
-    (["--checkpoint=a", "--step=3"], "--step goes with --workdir."),
+    (
+      ["--workdir=a", "--crops=10"],
+      "--crops goes with --checkpoint: write --checkpoint in place of --workdir, or leave --crops out.",
+    ),
+    (
+      ["--checkpoint=a", "--step=3"],
+      "--step goes with --workdir: write --workdir in place of --checkpoint, or leave --step out.",
+    ),
     (["--checkpoint="], "A path of --checkpoint is empty: give a path."),
     (["--workdir="], "--workdir is empty: give a path."),
     (["--checkpoint=a", "--crops=9"], "should be one of <1|10|144>"),

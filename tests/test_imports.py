@@ -7,14 +7,15 @@ import graphlib
 ROWS = (
   {"errors", "paper", "status", "config_dict", "parameter_names", "paths", "signals"},
   {"batch_norm", "config_keys", "configs", "sharding", "cluster", "hosts", "folder_lock", "watchdog"},
-  {"models", "data"},
+  {"models", "data", "config_comments"},
   {"config_checks", "config_changes", "state", "optim", "step", "program", "population", "run_directory"},
   {"checkpoint", "run_data", "restore", "diagnose", "tables", "curves"},
   {"evaluators", "release"},
   {"initialization"},
   {"evaluate", "train", "predict", "run_table"},
-  {"tools", "reproduction"},
-  {"cli", "command_line"},
+  {"tools", "reproduction", "comparison"},
+  {"sweep"},
+  {"cli", "command_line", "command_help"},
 )
 
 

@@ -71,25 +71,13 @@ def test_the_environments_data_dir_is_checked_as_the_configs(monkeypatch):
 SCRIPTS = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "scripts").glob("*.py"))
 
 
-def test_the_table_of_runs_takes_paths_as_all_scripts(repository):
-  result = subprocess.run(
-    [sys.executable, "scripts/status.py", "gs://runs"],
-    cwd=repository,
-    capture_output=True,
-    env=os.environ | {"PYTHONPATH": str(repository)},
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 2 and "A run 'gs://runs' is a URL" in result.stderr
-
-
-@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "status"])  # Which has no flags.
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_that_is_a_path_is_treated(script, repository, tmp_path):
   """By what the flags are called, so that no script makes an exception."""
   program = (
     "import runpy, sys; from absl import flags; from bn_inception import command_line\n"
     f"command_line.run = lambda *_, **__: None; runpy.run_path('scripts/{script}.py', run_name='__main__')\n"
-    "names = {'workdir', 'workdirs', 'output', 'data_dir', 'checkpoint', 'source', 'symbol', 'labels', 'json'}\n"
+    "names = {'workdir', 'output', 'data_dir', 'checkpoint', 'source', 'symbol', 'labels'}\n"
     "for name in names & set(flags.FLAGS):\n"
     "  print(name, flags.FLAGS[name].parser.parse('~/x'))\n"
     "  try: flags.FLAGS[name].parser.parse('gs://x')\n"

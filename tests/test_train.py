@@ -18,6 +18,9 @@ import orbax.checkpoint as ocp
 import pytest
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
+from tensorboard.backend.event_processing import event_file_loader
+from tensorboard.plugins.hparams import metadata
+from tensorboard.util import tensor_util
 
 from bn_inception import (
   checkpoint,
@@ -30,7 +33,7 @@ from bn_inception import (
   tables,
   train,
 )
-from bn_inception.configs import mnist
+from bn_inception.configs import mnist, versions
 from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.errors import StartAgainError, StorageError
@@ -87,6 +90,27 @@ def finished(digits_dir, tmp_path_factory) -> pathlib.Path:
   summary = train.train_and_evaluate(make_config(digits_dir), workdir, jax.devices()[:1])
   assert summary["status"] == "done"
   return workdir
+
+
+def test_tensorboard_has_the_config_as_text_and_as_hyper_parameters(finished):
+  """Read back from the event file, as TensorBoard reads it."""
+  config = run_directory.read_config(finished)
+  texts, hparams = [], {}
+  for path in finished.glob("events.out.tfevents.*"):
+    for event in event_file_loader.EventFileLoader(str(path)).Load():
+      for value in event.summary.value:
+        if value.metadata.plugin_data.plugin_name == "text":
+          texts += [value.tag, tensor_util.make_ndarray(value.tensor).item().decode()]
+        if value.tag == metadata.SESSION_START_INFO_TAG:
+          content = value.metadata.plugin_data.content
+          hparams |= {
+            key: entry for key, entry in metadata.parse_session_start_info_plugin_data(content).hparams.items()
+          }
+  tag, text = texts
+  assert tag == "config" and f"| learning_rate | {config.learning_rate} |" in text.splitlines()
+  assert hparams["learning_rate"].number_value == config.learning_rate
+  assert hparams["data.name"].string_value == config.data.name and hparams["batch_norm.enabled"].bool_value is True
+  assert set(hparams) == set(versions.flatten(json.loads(config.to_json())))
 
 
 def test_a_run_leaves_what_a_reader_looks_for(finished):

@@ -33,7 +33,7 @@ def prepare(source: pathlib.Path, data_dir: pathlib.Path, name: str) -> None:
     DataError: one sentence on an archive that is damaged, another name, or too little room, and what to do.
   """
   if name not in ("imagenet2012", _IMAGENET):
-    raise DataError(f"The archives in {source} are those of {_IMAGENET}, not of '{name}': give --name=imagenet2012.")
+    raise DataError(f"The archives in {source} are those of {_IMAGENET}, not of '{name}': give --dataset=imagenet2012.")
   target = data_dir / "imagenet2012" / _IMAGENET.partition(":")[2]
   with working_folder.exclusive(target, data_dir) as work:
     if work is None:

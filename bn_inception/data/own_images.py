@@ -69,7 +69,7 @@ def prepare(
   match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(\d+\.\d+\.\d+))?", name)
   if not match or match[1] in _NOT_OWN:
     raise DataError(
-      f"'{name}' is no name for the images in {source}: give --name=NAME or NAME:1.0.0, of small letters, "
+      f"'{name}' is no name for the images in {source}: give --dataset=NAME or NAME:1.0.0, of small letters, "
       f"digits and _, and none of {', '.join(_NOT_OWN)}."
     )
   name, version = match[1], match[2] or "1.0.0"

@@ -24,23 +24,36 @@ from bn_inception.release.release_type import Release
 _PUBLISHED_SHA256 = ("52deb4733",)
 
 
-def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Release:
+def read(
+  path: str | os.PathLike,
+  symbol: str | os.PathLike | None = None,
+  *,
+  step: int | None = None,
+  statistics: str = "running",
+  data_dir: str | os.PathLike | None = None,
+) -> Release:
   """Reads a release folder, a run directory or a peer's file, recognised by its content.
 
   Args:
-    path: a release folder, also on the Hugging Face Hub ("hf://user/name", see `hub.local_path`); a run directory (its
-      newest checkpoint, with running statistics); a PyTorch state dict, a TensorFlow checkpoint (V1, or any file of V2,
-      or their common name), a .params of MXNet, a .caffemodel. Each single file may be compressed as .xz.
+    path: a release folder, also on the Hugging Face Hub ("hf://user/name", see `hub.local_path`); a run directory; a
+      PyTorch state dict, a TensorFlow checkpoint (V1, or any file of V2, or their common name), a .params of MXNet, a
+      .caffemodel. Each single file may be compressed as .xz.
     symbol: the -symbol.json of a .params file; by default the one of its name beside it.
+    step, statistics, data_dir: choose from a run directory, as in `training_run.from_run`; nothing else takes them.
 
   Raises:
     ReleaseError: if it cannot be used, in one sentence; for a run directory also what `from_run` raises.
   """
   path = hub.local_path(path)
+  if training_run.is_run(path) and not folder.is_folder(path):
+    return training_run.from_run(path, step, statistics, data_dir=data_dir)
+  if (step, statistics, data_dir) != (None, "running", None):
+    raise ReleaseError(
+      f"{path} is no run directory, from which alone a step, the statistics and the place of the data can be chosen: "
+      "leave out --step, --statistics and --data_dir."
+    )
   if folder.is_folder(path):
     return folder.read(path)
-  if training_run.is_run(path):
-    return training_run.from_run(path)
   if path.is_dir():
     raise ReleaseError(
       f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run directory either."

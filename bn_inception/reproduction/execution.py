@@ -9,6 +9,8 @@ import logging
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +34,20 @@ from bn_inception.reproduction import plans, run_cost
 _log = logging.getLogger(__name__)
 
 _MEASURED_CALLS, _MEASURED_SECONDS = 5, 5.0  # At least, both.
+
+
+class Task(NamedTuple):
+  """A run to be made.
+
+  Attributes:
+    name: its directory below the work directory.
+    config: with which it is made.
+    command: what the log says when it starts: the command that makes this run alone, or the name again.
+  """
+
+  name: str
+  config: ConfigDict
+  command: str
 
 
 def reproduce(
@@ -67,38 +83,22 @@ def reproduce(
   make_plan, scales, default_seeds = plans.FIGURES[figure]
   if scale is not None and scale not in scales:
     raise config_checks.ConfigError(f"{figure} has no scale '{scale}': choose one of {', '.join(scales)}.")
-  if not 0 <= index < count:
-    raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
+  check_part(index, count)
   scale = scale or _usual_scale(figure, data_dir)
   plan = make_plan(scale, default_seeds if seeds is None else seeds)
   root = pathlib.Path(paths.local(workdir, "--workdir"))
   whole = {run.name: run.config() for run in plan.runs}
   given = {"data.dir": data_dir} | ({} if num_steps is None else {"num_steps": num_steps})
   runs = [run._replace(overrides=run.overrides | given) for run in part(plan.runs, index, count)]
-  runs = [(run, run.config()) for run in runs]
+  tasks = [Task(run.name, run.config(), run.command(workdir)) for run in runs]
   evaluations = part(plan.evaluations, index, count)
-  # What can be wrong with any run is found before the first.
-  for run, config in runs:
-    checked = config_checks.check_config(config, jax.device_count())
-    for split in (checked.data.train_split, checked.data.eval_split):
-      config_checks.check_data(checked, datasets.open_split(checked.data, split))
-    _check_unchanged(root / run.name, config)
-  open_runs = [(run, config) for run, config in runs if not finished(root / run.name, config)]
-  _log.info("%s", _announce(figure, scale, runs, open_runs, evaluations, root, index, count))
+  check(tasks, root)
+  title = f"{figure} at the scale {scale}{of_part(index, count)}"
+  _log.info("%s", announce(title, tasks, root, evaluations=len(evaluations)))
   if dry_run:
     return "planned"
-
-  for number, (run, config) in enumerate(open_runs, start=1):
-    _log.info("Run %d of %d: %s", number, len(open_runs), run.command(workdir))
-    try:
-      # `_check_unchanged` has seen to what may be another.
-      summary = train.train_and_evaluate(config, root / run.name, allow_config_change=True)
-    except folder_lock.FolderInUseError as error:
-      _log.warning("%s It is left out here.", error)
-      continue
-    if summary["status"] == status.PREEMPTED:
-      return status.PREEMPTED
-    jax.clear_caches()  # The compiled programs of a run serve no other.
+  if make(tasks, root) == status.PREEMPTED:
+    return status.PREEMPTED
   for evaluation in evaluations:
     _evaluate(evaluation, whole, root, data_dir)
   return "done"
@@ -115,6 +115,52 @@ def _usual_scale(figure: str, data_dir: str) -> str:
     _log.warning("%s Here that is --data_dir. Until then the embedded digits serve instead: --scale=quickstart.", error)
     return "quickstart"
   return scales[0]
+
+
+def check(tasks: Sequence[Task], root: pathlib.Path) -> None:
+  """Finds what can be wrong with any of the runs before the first one starts.
+
+  Raises:
+    ConfigError, DataError, VersionError: one sentence on what cannot be used.
+  """
+  for task in tasks:
+    config = config_checks.check_config(task.config, jax.device_count())
+    for split in (config.data.train_split, config.data.eval_split):
+      config_checks.check_data(config, datasets.open_split(config.data, split))
+    _check_unchanged(root / task.name, task.config)
+
+
+def make(tasks: Sequence[Task], root: pathlib.Path) -> str:
+  """Makes the runs that are not finished, one after the other; a run that diverges stops no other one.
+
+  A run that another process makes at this moment is left out.
+
+  Returns:
+    "done", or "preempted" if the program was asked to stop.
+  """
+  unfinished = [task for task in tasks if not finished(root / task.name, task.config)]
+  for number, task in enumerate(unfinished, start=1):
+    _log.info("Run %d of %d: %s", number, len(unfinished), task.command)
+    try:
+      # `_check_unchanged` has seen to what may be another.
+      summary = train.train_and_evaluate(task.config, root / task.name, allow_config_change=True)
+    except folder_lock.FolderInUseError as error:
+      _log.warning("%s It is left out here.", error)
+      continue
+    if summary["status"] == status.PREEMPTED:
+      return status.PREEMPTED
+    jax.clear_caches()  # The compiled programs of a run serve no other.
+  return status.DONE
+
+
+def check_part(index: int, count: int) -> None:
+  """Raises ConfigError unless there is a part `index` of `count`."""
+  if not 0 <= index < count:
+    raise config_checks.ConfigError(f"Part {index} of {count} does not exist: give an --index from 0 to {count - 1}.")
+
+
+def of_part(index: int, count: int) -> str:
+  return f" (part {index} of {count})" if count > 1 else ""
 
 
 def part(tasks: list, index: int, count: int) -> list:
@@ -183,40 +229,31 @@ def measure(config: ConfigDict) -> tuple[float, float]:
   return compiled, config.steps_per_call * run_cost.count_work(config).train.flop / statistics.median(seconds)
 
 
-def _announce(
-  figure: str,
-  scale: str,
-  runs: list,
-  open_runs: list,
-  evaluations: list[plans.Evaluation],
-  root: pathlib.Path,
-  index: int,
-  count: int,
-) -> str:
+def announce(title: str, tasks: Sequence[Task], root: pathlib.Path, evaluations: int = 0) -> str:
+  """What `make` will make, and about how long it will take; the speed is measured with the first unfinished run."""
+  unfinished = [task for task in tasks if not finished(root / task.name, task.config)]
   lines = [
-    f"{figure} at the scale {scale}: {len(runs)} runs"
-    + (f" (part {index} of {count})" if count > 1 else "")
-    + f", {len(runs) - len(open_runs)} of them finished"
-    + (f", and {len(evaluations)} evaluations." if evaluations else ".")
+    f"{title}: {len(tasks)} runs, {len(tasks) - len(unfinished)} of them finished"
+    + (f", and {evaluations} evaluations." if evaluations else ".")
   ]
-  if not open_runs:
+  if not unfinished:
     return "\n".join(lines)
-  compile_seconds, speed = measure(open_runs[0][1])
+  compile_seconds, speed = measure(unfinished[0].config)
   total = 0.0
-  width = max(len(run.name) for run, _ in open_runs)
-  for run, config in open_runs:
+  width = max(len(task.name) for task in unfinished)
+  for name, config, _ in unfinished:
     cost = run_cost.count_work(config)
     examples = datasets.open_split(config.data, config.data.eval_split).num_examples
-    done = run_directory.read_status(root / run.name).get("step", 0) / config.num_steps
+    done = run_directory.read_status(root / name).get("step", 0) / config.num_steps
     seconds = compile_seconds + (1 - done) * run_cost.total_work(config, cost, examples).flop / speed
     total += seconds
     lines.append(
-      f"  {run.name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
+      f"  {name:{width}}  {config.num_steps:>10,} steps of {config.batch_size}, "
       f"{cost.train.flop / 1e9:.2f} GFLOP each  {tables.duration(seconds):>7}" + (f", {done:.0%} done" if done else "")
     )
   lines.append(
     f"It takes about {tables.duration(total)}, at the {speed / 1e9:.0f} GFLOP/s that "
-    f"{open_runs[0][0].name} reached just now and {compile_seconds:.0f} s to compile each"
+    f"{unfinished[0].name} reached just now and {compile_seconds:.0f} s to compile each"
     + (", and the evaluations." if evaluations else ".")
   )
   return "\n".join(lines)

@@ -166,5 +166,5 @@ def test_what_is_no_folder_of_classes_is_said(tmp_path, change, words):
 
 @pytest.mark.parametrize("name", ["imagenet2012", "fake", "My Flowers", "flowers:1", "../x"])
 def test_names_that_mean_something_else_are_refused(tmp_path, name):
-  with pytest.raises(DataError, match="--name"):
+  with pytest.raises(DataError, match="--dataset"):
     prepare(make_folder(tmp_path / "own", 2), tmp_path / "data", name)

@@ -166,7 +166,7 @@ def test_what_cannot_be_begun(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
   archives = write_archives(tmp_path / "archives")
   with pytest.raises(DataError, match="is not a folder"):
     preparation.prepare(tmp_path / "nowhere", tmp_path / "data", "imagenet2012")
-  with pytest.raises(DataError, match="--name=imagenet2012"):
+  with pytest.raises(DataError, match="--dataset=imagenet2012"):
     preparation.prepare(archives, tmp_path / "data", "imagenet_v2")
   (tmp_path / "file").write_text("")
   with pytest.raises(DataError, match="Cannot write to"):

@@ -331,7 +331,7 @@ def run_script(repository, *arguments):
 def test_script_imports_and_its_folder_is_the_same(repository, goldens, tmp_path):
   path = goldens["mxnet"].path
   symbol = sorted(path.parent.glob("*-symbol.json"))[0]
-  result = run_script(repository, f"--source={path}", f"--symbol={symbol}", f"--output={tmp_path / 'net'}")
+  result = run_script(repository, f"--checkpoint={path}", f"--symbol={symbol}", f"--output={tmp_path / 'net'}")
   assert result.returncode == 0, result.stderr
   jax.tree.map(
     np.testing.assert_array_equal, release.read(tmp_path / "net").variables, release.read(path, symbol).variables
@@ -341,7 +341,7 @@ def test_script_imports_and_its_folder_is_the_same(repository, goldens, tmp_path
 def test_script_refuses_a_hostile_file_with_one_sentence_and_exit_code_2(repository, tmp_path):
   source, victim = tmp_path / "evil.pth", tmp_path / "victim"
   source.write_bytes(as_legacy(pickle.dumps(Evil(open, str(victim), "w"), 2)))
-  result = run_script(repository, f"--source={source}", f"--output={tmp_path / 'net'}")
+  result = run_script(repository, f"--checkpoint={source}", f"--output={tmp_path / 'net'}")
   assert result.returncode == 2 and "Traceback" not in result.stderr
   assert result.stderr.strip().splitlines()[-1].startswith(f"import_checkpoint.py: {source} cannot be used: its pickle")
   assert not victim.exists() and not (tmp_path / "net").exists()

@@ -206,10 +206,10 @@ def run_script(repository: pathlib.Path, script: str, *arguments: str) -> tuple[
 @pytest.mark.parametrize(
   "arguments, words",
   [
-    (["--checkpoint=x", "--step=3"], ["--workdir"]),
-    ([], ["workdir", "checkpoint"]),
-    (["--workdir=x", "--checkpoint=x"], ["workdir", "checkpoint"]),
-    (["--workdir=x", "--format=keras"], ["onnx"]),
+    (["--checkpoint=LICENSE", "--step=3"], ["LICENSE is no run directory", "leave out --step"]),
+    ([], ["--checkpoint is missing"]),
+    (["--workdir=x"], ["--workdir is now called --checkpoint: write --checkpoint=x."]),
+    (["--checkpoint=x", "--format=keras"], ["onnx"]),
   ],
 )
 def test_export_refuses_flags_that_do_not_go_together(repository, tmp_path, arguments, words):
@@ -219,14 +219,16 @@ def test_export_refuses_flags_that_do_not_go_together(repository, tmp_path, argu
 
 
 def test_export_of_what_is_no_run_is_one_sentence(repository, tmp_path):
-  code, _, error = run_script(repository, "export_checkpoint", f"--workdir={tmp_path}", f"--output={tmp_path / 'net'}")
-  assert code == 2 and "is not a run directory" in error and "Traceback" not in error
+  code, _, error = run_script(
+    repository, "export_checkpoint", f"--checkpoint={tmp_path}", f"--output={tmp_path / 'net'}"
+  )
+  assert code == 2 and "no run directory either" in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize("script, source", [("export_checkpoint", "workdir"), ("import_checkpoint", "source")])
-def test_an_output_that_exists_is_refused_before_anything_is_read(repository, tmp_path, script, source):
+@pytest.mark.parametrize("script", ["export_checkpoint", "import_checkpoint"])
+def test_an_output_that_exists_is_refused_before_anything_is_read(repository, tmp_path, script):
   (tmp_path / "net").write_text("")
-  code, _, error = run_script(repository, script, f"--{source}=nowhere", f"--output={tmp_path / 'net'}")
+  code, _, error = run_script(repository, script, "--checkpoint=nowhere", f"--output={tmp_path / 'net'}")
   assert code == 2 and "net exists already: give another --output" in error.strip().splitlines()[-1]
 
 
@@ -234,7 +236,7 @@ def test_an_output_that_exists_is_refused_before_anything_is_read(repository, tm
 def test_import_names_classes_and_refuses_another_number(repository, goldens, tmp_path):
   names = tmp_path / "names.txt"
   names.write_text("".join(f"class {n}\n" for n in range(999)))
-  arguments = [f"--source={goldens['torch'].path}", f"--labels={names}", f"--output={tmp_path / 'net'}"]
+  arguments = [f"--checkpoint={goldens['torch'].path}", f"--labels={names}", f"--output={tmp_path / 'net'}"]
   code, _, error = run_script(repository, "import_checkpoint", *arguments)
   assert code == 2 and "names 999 classes, but the network has 1000" in error and not (tmp_path / "net").exists()
   with names.open("a") as file:
@@ -293,7 +295,7 @@ def test_documented_settings_train_a_network_for_pytorch(repository, shared, tmp
   code, _, error = run_script(
     repository,
     "export_checkpoint",
-    f"--workdir={tmp_path / 'run'}",
+    f"--checkpoint={tmp_path / 'run'}",
     "--statistics=population",
     "--format=torch",
     f"--output={output}",
