@@ -137,9 +137,8 @@ def _with_shipped_config(word: str) -> str:
 
 def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   try:
-    # The flag of ml_collections does not expand ~.
     argv = [
-      f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=") else word
+      f"--config={_local_config(word.removeprefix('--config='))}" if word.startswith("--config=") else word
       for word in argv
     ]
     rest = flags.FLAGS(argv)
@@ -157,6 +156,17 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
     fail(_unknown_key(argv) or _last_line(error))
   except Exception as error:  # Of the code of a config file.
     fail(f"The config cannot be made ({type(error).__name__}: {_last_line(error)}): correct its file.")
+
+
+def _local_config(value: str) -> str:
+  """FILE or FILE:ARGUMENT with ~ of the file expanded, which the flag of ml_collections does not.
+
+  Only the file is a path on this machine: FILE:/x/y is no URL.
+  """
+  path, colon, argument = value.partition(":")
+  if not path.endswith(".py"):
+    return paths.local(value, "--config")
+  return f"{paths.local(path, '--config')}{colon}{argument}"
 
 
 def _last_line(error: Exception) -> str:

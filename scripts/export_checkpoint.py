@@ -26,6 +26,9 @@ _FORMAT = flags.DEFINE_enum(
   "else with torch_module.py and its config beside it. bninception: this or nothing. stablehlo: for jax.export. "
   "savedmodel: a folder for TensorFlow. onnx: needs pip install -e '.[onnx]'.",
 )
+_LICENSE = flags.DEFINE_string(
+  "license", None, "Of a network of your own, as the Hugging Face Hub names it (cc-by-4.0), for the card of a release."
+)
 _OUTPUT = command_line.define_path("output", None, "Folder or .pth file to write.", required=True)
 flags.mark_flags_as_mutual_exclusive(["workdir", "checkpoint"], required=True)
 flags.register_multi_flags_validator(
@@ -34,6 +37,11 @@ flags.register_multi_flags_validator(
     not values["checkpoint"] or (values["step"], values["statistics"], values["data_dir"]) == (None, "running", None)
   ),
   "--step, --statistics and --data_dir choose from a run: give them with --workdir.",
+)
+flags.register_multi_flags_validator(
+  ["license", "format"],
+  lambda values: values["license"] is None or values["format"] == "release",
+  "Only a release folder states a license: give --license with --format=release.",
 )
 
 
@@ -45,6 +53,8 @@ def main() -> None:
     exported = release.from_run(_WORKDIR.value, _STEP.value, _STATISTICS.value, data_dir=_DATA_DIR.value)
   else:
     exported = release.read(_CHECKPOINT.value, _SYMBOL.value)
+  if _LICENSE.value is not None:
+    exported = release.with_license(exported, _LICENSE.value)
   release.FORMATS[_FORMAT.value](exported, pathlib.Path(_OUTPUT.value))
   print(
     f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "
