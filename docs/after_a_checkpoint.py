@@ -85,8 +85,6 @@ preparation.prepare(pathlib.Path(FOLDER), DATA, "own")
 config = finetune.get_config(CHECKPOINT)
 config.data.name, config.data.dir = "own", str(DATA)
 config.data.num_classes = datasets.open_split(config.data, "train").num_classes
-if "FOLDER" not in os.environ:
-  config.data.flip, config.data.crop_area = False, (0.6, 1.0)  # A mirrored 7 is not a 7.
 config.num_steps = config.eval_every = config.checkpoint_every = STEPS
 result = train.train_and_evaluate(config, HERE / "tuned")
 
