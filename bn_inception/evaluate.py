@@ -23,12 +23,12 @@ from bn_inception import (
   run_data,
   run_directory,
   sharding,
+  tables,
 )
 from bn_inception.configs import versions
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
-from bn_inception.report import tables
 
 _PROGRESS_SECONDS = 10
 

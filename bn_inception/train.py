@@ -17,6 +17,7 @@ from bn_inception import (
   checkpoint,
   config_changes,
   config_checks,
+  curves,
   folder_lock,
   hosts,
   initialization,
@@ -29,12 +30,12 @@ from bn_inception import (
   state as state_lib,
   status as status_lib,
   step as step_lib,
+  tables,
   watchdog,
 )
 from bn_inception.data import device, pipeline
 from bn_inception.errors import Stopped
 from bn_inception.evaluators import classification, sigmoid_inputs
-from bn_inception.report import curves, tables
 
 _HEARTBEAT_SECONDS = 30.0  # Between two times that status.json says where the run is.
 

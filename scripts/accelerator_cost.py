@@ -19,7 +19,7 @@ flags.mark_flags_as_required(["config", "topology"])
 
 
 def main() -> None:
-  from bn_inception.report import accelerator_cost
+  from bn_inception.tools import accelerator_cost
 
   name = config_flags.get_config_filename(flags.FLAGS["config"])
   print(

@@ -12,9 +12,9 @@ _ROUNDS = flags.DEFINE_integer("rounds", 50, "Batches that each of the two class
 
 
 def main() -> None:
-  from bn_inception.release import speed
+  from bn_inception.tools import benchmark_inference
 
-  print(speed.folded_and_unfolded(_CHECKPOINT.value, _BATCH_SIZE.value, _ROUNDS.value).table())
+  print(benchmark_inference.folded_and_unfolded(_CHECKPOINT.value, _BATCH_SIZE.value, _ROUNDS.value).table())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ _JSON = command_line.define_path("json", None, "File for the result.")
 
 
 def main() -> None:
-  from bn_inception.report.benchmark_input import benchmark
+  from bn_inception.tools.benchmark_input import benchmark
 
   config = inception.get_config("imagenet")
   config.data.dir, config.data.shuffle = _DATA_DIR.value, "global"

@@ -13,7 +13,7 @@ flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
-  from bn_inception.report.benchmark_step import benchmark
+  from bn_inception.tools.benchmark_step import benchmark
 
   config = _CONFIG.value
   if _BATCH_SIZE.value:

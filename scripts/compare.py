@@ -11,7 +11,7 @@ _OUTPUT = command_line.define_path("output", None, "The picture to write, a .png
 
 
 def main() -> None:
-  from bn_inception.report import curves
+  from bn_inception import curves
 
   print(curves.compare([pathlib.Path(workdir) for workdir in _WORKDIRS.value], pathlib.Path(_OUTPUT.value)))
 

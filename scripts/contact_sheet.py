@@ -15,7 +15,7 @@ flags.mark_flags_as_required(["config", "output"])
 
 
 def main() -> None:
-  from bn_inception.report import contact_sheet
+  from bn_inception.tools import contact_sheet
 
   print(contact_sheet.draw(_CONFIG.value, pathlib.Path(_OUTPUT.value), images=_IMAGES.value, quality=_QUALITY.value))
 

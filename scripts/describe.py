@@ -11,7 +11,7 @@ flags.mark_flags_as_required(["config"])
 
 def main() -> None:
   from bn_inception import config_checks
-  from bn_inception.report import describe
+  from bn_inception.tools import describe
 
   config_checks.check_config(_CONFIG.value, devices=1)
   print(describe.describe(_CONFIG.value))

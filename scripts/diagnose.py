@@ -17,9 +17,9 @@ _OUTPUT = command_line.define_path("output", None, "Picture to write, a .png.")
 
 
 def main() -> None:
-  from bn_inception.report import diagnosis
+  from bn_inception.tools import diagnose_checkpoint
 
-  diagnosis.diagnose_checkpoint(
+  diagnose_checkpoint.diagnose_checkpoint(
     _CHECKPOINT.value, _OUTPUT.value, data_dir=_DATA_DIR.value, dataset=_DATASET.value, batches=_BATCHES.value
   )
 

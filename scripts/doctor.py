@@ -14,7 +14,7 @@ flags.mark_flags_as_required(["config"])
 
 
 def main() -> int:
-  from bn_inception import doctor
+  from bn_inception.tools import doctor
 
   workdir = pathlib.Path(_WORKDIR.value)
   picture = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else workdir / "samples.png"

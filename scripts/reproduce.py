@@ -35,16 +35,16 @@ WHAT = ("figure1", "figure2", "figure3", "figure4", "ablation", "sweep", "archiv
 
 def main(what: str) -> int:
   if what == "report":
-    from bn_inception.report import page
+    from bn_inception.reproduction import page
 
     print(page.write(_WORKDIR.value, _OUTPUT.value or _WORKDIR.value))
     return 0
   if what == "archive":
-    from bn_inception.experiments import archive
+    from bn_inception.reproduction import archive
 
     print("\n".join(archive.archive(_WORKDIR.value, _OUTPUT.value or "results")))
     return 0
-  from bn_inception.experiments import execution
+  from bn_inception.reproduction import execution
 
   result = execution.reproduce(
     what,

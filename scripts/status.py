@@ -11,8 +11,8 @@ if __name__ == "__main__":
   parser.add_argument("runs", nargs="+", help="run directories, or folders that hold some")
   runs = parser.parse_args().runs
 
+  from bn_inception import run_table
   from bn_inception.errors import UserError
-  from bn_inception.report import run_table
 
   try:
     print(run_table.table(runs))

@@ -43,8 +43,8 @@ MODULES = [
     "state",
     "step",
     "config_checks",
-    "report.benchmark_step",
-    "report.describe",
+    "tools.benchmark_step",
+    "tools.describe",
   )
 ]
 TESTS = [

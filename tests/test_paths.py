@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from bn_inception import errors, evaluate, paths, release, train
 from bn_inception.configs import mnist
 from bn_inception.data import datasets
-from bn_inception.experiments import execution
+from bn_inception.reproduction import execution
 
 
 @pytest.mark.parametrize(

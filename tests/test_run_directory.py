@@ -4,9 +4,8 @@ import math
 
 from ml_collections import ConfigDict
 
-from bn_inception import run_directory
+from bn_inception import curves, run_directory
 from bn_inception.configs import versions
-from bn_inception.report import curves
 
 
 def test_metrics_come_back_as_written_and_not_finite_numbers_too(tmp_path):

@@ -19,13 +19,22 @@ import pytest
 from array_record.python import array_record_module
 from ml_collections import ConfigDict
 
-from bn_inception import checkpoint, config_checks, evaluate, folder_lock, hosts, run_directory, step as step_lib, train
+from bn_inception import (
+  checkpoint,
+  config_checks,
+  evaluate,
+  folder_lock,
+  hosts,
+  run_directory,
+  step as step_lib,
+  tables,
+  train,
+)
 from bn_inception.configs import mnist
 from bn_inception.data import datasets, digits, pipeline, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.errors import StartAgainError, StorageError
 from bn_inception.evaluators import classification
-from bn_inception.report import tables
 
 BATCH, STEPS = 32, 20
 
@@ -58,14 +67,14 @@ def reproducible(workdir: pathlib.Path) -> list[dict]:
   ]
 
 
-def final_state(workdir: pathlib.Path) -> dict:
+def final_state(workdir: pathlib.Path, step: int = STEPS) -> dict:
   with ocp.StandardCheckpointer() as checkpointer:
-    return jax.tree.map(np.asarray, checkpointer.restore((workdir / "checkpoints" / str(STEPS) / "state").absolute()))
+    return jax.tree.map(np.asarray, checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute()))
 
 
-def assert_bit_identical(a: pathlib.Path, b: pathlib.Path) -> None:
+def assert_bit_identical(a: pathlib.Path, b: pathlib.Path, step: int = STEPS) -> None:
   assert reproducible(a) == reproducible(b)
-  leaves_a, leaves_b = (jax.tree.leaves_with_path(final_state(path)) for path in (a, b))
+  leaves_a, leaves_b = (jax.tree.leaves_with_path(final_state(path, step)) for path in (a, b))
   assert len(leaves_a) == len(leaves_b) > 20
   for (path, x), (_, y) in zip(leaves_a, leaves_b):
     assert x.tobytes() == y.tobytes(), jax.tree_util.keystr(path)

@@ -12,9 +12,8 @@ from bn_inception import config_checks, config_keys, evaluate, release, run_dire
 from bn_inception.configs import mnist, versions
 from bn_inception.configs.versions import Added, Removed, Renamed, VersionError
 from bn_inception.data import pipeline
-from bn_inception.experiments import archive, execution, plans
 from bn_inception.release import folder as release_folder
-from bn_inception.report import measured, page
+from bn_inception.reproduction import archive, execution, measured, page, plans
 
 ARCHIVED = "mnist/mnist_bn/seed0"  # Of 2026-11-22; its config has neither a version nor the four keys that came with 1.
 NEW = Added(versions.VERSION + 1, "model.fictitious", (3, 4), model="mnist_mlp")

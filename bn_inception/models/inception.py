@@ -92,7 +92,7 @@ class InceptionModule(nn.Module):
   def _first(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> dict[str, jax.Array]:
     """The 1x1 convolutions that the module begins with and what follows each, the average's projection among them."""
     units = {name: self.unit(features, name=name) for name, features in _first_convolutions(self.widths).items()}
-    if self.is_initializing():  # Each by itself, for who follows the calls (report/describe.py).
+    if self.is_initializing():  # Each by itself, for who follows the calls (tools/describe.py).
       return {
         name: unit(self._pool(x, stride=1) if name == "pool_proj" else x, train=train, mask=mask)
         for name, unit in units.items()

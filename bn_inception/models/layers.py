@@ -238,7 +238,7 @@ def side_by_side(
   units: Sequence[ConvUnit], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
 ) -> list[jax.Array]:
   """Applies units that do not depend on each other, each to its own input; see `activate`."""
-  if len(units) > 1 and units[0].is_initializing():  # Each by itself, for who follows the calls (report/describe.py).
+  if len(units) > 1 and units[0].is_initializing():  # Each by itself, for who follows the calls (tools/describe.py).
     return [unit(x, train=train, mask=mask) for unit, x in zip(units, xs, strict=True)]
   parts = [unit.parts(x.shape[-1]) for unit, x in zip(units, xs, strict=True)]
   convolve = lambda part, x: part.conv(x if part.depthwise is None else part.depthwise(x))

@@ -13,7 +13,7 @@ from bn_inception.data import pipeline
 from bn_inception.data.datasets import DataError
 from bn_inception.data.grain_source import GrainSource
 from bn_inception.data.host_tf import tf
-from bn_inception.report import benchmark_input
+from bn_inception.tools import benchmark_input
 
 
 @pytest.fixture(name="data")
@@ -76,7 +76,7 @@ def test_grain_reads_it(data):
 
 def test_the_loader_that_is_measured_makes_distorted_batches(data):
   pytest.importorskip("grain", reason="needs the extra 'grain'")
-  from bn_inception.report import grain_loader
+  from bn_inception.tools import grain_loader
 
   batches = iter(grain_loader.batches(GrainSource(data, "train", decode=False), size=20, batch_size=16, workers=0))
   images = [next(batches)["image"] for _ in range(3)]
@@ -88,6 +88,6 @@ def test_without_grain_the_extra_is_named(monkeypatch):
   monkeypatch.setattr(benchmark_input.importlib.util, "find_spec", lambda name: None)
   assert benchmark_input.missing("grain") == 'grain is not installed: pip install -e ".[grain]".'
   monkeypatch.setitem(sys.modules, "grain", None)
-  monkeypatch.delitem(sys.modules, "bn_inception.report.grain_loader", raising=False)
+  monkeypatch.delitem(sys.modules, "bn_inception.tools.grain_loader", raising=False)
   with pytest.raises(ImportError, match=r'pip install -e "\.\[grain\]"'):
-    importlib.import_module("bn_inception.report.grain_loader")
+    importlib.import_module("bn_inception.tools.grain_loader")

@@ -13,7 +13,7 @@ import pytest
 
 from bn_inception import batch_norm, models
 from bn_inception.models import inception, layers
-from bn_inception.report import describe
+from bn_inception.tools import describe
 
 NORM = functools.partial(batch_norm.BatchNorm, epsilon=1e-3)
 

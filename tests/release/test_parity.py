@@ -7,7 +7,7 @@ import pytest
 
 from bn_inception import config_checks, release
 from bn_inception.models import inception
-from bn_inception.report import describe
+from bn_inception.tools import describe
 
 # Float32 rounding gives 1e-4; the smallest mistake in structure 2.
 TOLERANCE = 1e-3

@@ -15,7 +15,7 @@ import pytest
 from bn_inception import checkpoint, models, release, run_directory, step as step_lib, train
 from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import datasets, pipeline
-from bn_inception.release import speed
+from bn_inception.tools import benchmark_inference
 
 STEPS = 8
 
@@ -188,7 +188,7 @@ def test_damaged_config_of_a_run_is_one_sentence(workdir, tmp_path):
 
 
 def test_speed_of_a_small_network_is_measured(workdir):
-  speeds = speed.folded_and_unfolded(workdir, batch_size=4, rounds=3)
+  speeds = benchmark_inference.folded_and_unfolded(workdir, batch_size=4, rounds=3)
   assert len(speeds.folded) == len(speeds.unfolded) == 3 and min(speeds.folded) > 0
   assert re.search(r"unfolded +[\d.]+ +[\d.]+ to [\d.]+\n +folded .*\nFolded is [\d.]+ times as fast", speeds.table())
 

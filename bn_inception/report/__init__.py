@@ -1,1 +1,0 @@
-"""What a person reads: tables and figures from run directories."""

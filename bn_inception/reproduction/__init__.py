@@ -1,0 +1,1 @@
+"""The reproduction of the paper: which runs make its figures, making the runs, its claims and the report."""

@@ -1,0 +1,864 @@
+"""The claims of the abstract and of §4 as one table, and the statistics that judge them as another.
+
+A verdict is that of `verdicts.decide`: confirmed or refuted if the 95% confidence interval lies wholly beyond the
+claim's threshold, undecided if it does not, or if a side has a single seed. Thresholds are in the table, and fixed
+before runs are made; what the paper does not claim has none and is shown.
+"""
+
+import functools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bn_inception import paper
+from bn_inception.reproduction import measured, speedup, verdicts
+from bn_inception.reproduction.measured import Result, Spread
+from bn_inception.reproduction.verdicts import CONFIRMED, NOT_MEASURED, REFUTED, SHOWN, UNDECIDED
+
+Experiments = dict[str, list[Result]]
+Evaluations = dict[str, tuple[dict, dict[str, float]]]
+
+NO_WORSE = -0.01  # Non-inferiority: less than a point of top-1 accuracy, about what the paper's single changes gain.
+MANY = 2.0  # "Many times" fewer steps are at least so many.
+
+
+class Claim(NamedTuple):
+  """A row of the table.
+
+  Attributes:
+    key: its anchor on the page.
+    text, section, paper: what the paper claims, where, and its numbers.
+    figure: the word of scripts/reproduce.py that makes its runs.
+    statistic: of STATISTICS.
+    of, beside: the experiments compared; `beside` may be empty.
+    threshold: that the statistic must exceed, in its own unit.
+    plateau: of which experiment steps are counted to; empty: the best of Inception's, and Inception itself stands for
+      the fastest of its lengths. (BN-Baseline differs from Inception by BN alone, its length is Inception's.)
+  """
+
+  key: str
+  text: str
+  section: str
+  paper: str
+  figure: str
+  statistic: str
+  of: str
+  beside: str = ""
+  threshold: float = 0.0
+  plateau: str = ""
+
+
+class Finding(NamedTuple):
+  """What was measured of a claim at one scale.
+
+  Attributes:
+    verdict: one of `verdicts`.
+    measured: the numbers.
+    seeds: which seeds they are of.
+    power: of an undecided row, the smallest effect that its seeds could have shown.
+    experiments: whose runs they are.
+  """
+
+  verdict: str
+  measured: str
+  seeds: str = ""
+  power: str = ""
+  experiments: tuple[str, ...] = ()
+
+
+_FIGURE_1 = "§4.1, Figure 1(a)"
+_FIGURE_3 = "§4.2.2, Figure 3"
+_WORDS = "in words only"
+
+CLAIMS = (
+  Claim(
+    "mnist_higher",
+    "The network with BN has the higher test accuracy, each at its best learning rate",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "level",
+    "mnist_bn",
+    "mnist_plain",
+  ),
+  Claim(
+    "mnist_faster",
+    "The network with BN trains faster, each at its best learning rate",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "steps",
+    "mnist_bn",
+    "mnist_plain",
+    1.0,
+    "mnist_plain",
+  ),
+  Claim(
+    "mnist_stable",
+    "With BN the distribution of a sigmoid's input is more stable, each at its best rate",
+    "§4.1, Figure 1(b, c)",
+    "curves",
+    "figure1",
+    "stability",
+    "mnist_bn",
+    "mnist_plain",
+  ),
+  Claim(
+    "mnist_low_higher",
+    "The same at a low learning rate: a higher test accuracy",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "level",
+    "mnist_bn_low_rate",
+    "mnist_plain_low_rate",
+  ),
+  Claim(
+    "mnist_low_faster",
+    "... training faster",
+    _FIGURE_1,
+    "a curve",
+    "figure1",
+    "steps",
+    "mnist_bn_low_rate",
+    "mnist_plain_low_rate",
+    1.0,
+    "mnist_plain_low_rate",
+  ),
+  Claim(
+    "mnist_low_stable",
+    "... more stable inputs of the sigmoid",
+    "§4.1, Figure 1(b, c)",
+    "curves",
+    "figure1",
+    "stability",
+    "mnist_bn_low_rate",
+    "mnist_plain_low_rate",
+  ),
+  Claim(
+    "speedup",
+    "BN-x5 comes to Inception's accuracy in many times fewer steps",
+    "abstract, §4.2.2",
+    f"{paper.SPEEDUP} times: 2.1M against 31.0M",
+    "figure3",
+    "steps",
+    "bn_x5",
+    "inception",
+    MANY,
+  ),
+  Claim(
+    "bn_alone",
+    "BN alone, at the same learning rate, trains faster than Inception",
+    _FIGURE_3,
+    "13.3M against 31.0M",
+    "figure3",
+    "steps",
+    "bn_baseline",
+    "inception",
+    1.0,
+    "inception",
+  ),
+  Claim(
+    "baseline_higher",
+    "BN-Baseline ends higher than Inception",
+    _FIGURE_3,
+    "72.7% against 72.2%",
+    "figure3",
+    "level",
+    "bn_baseline",
+    "inception",
+  ),
+  Claim(
+    "changes_faster",
+    "The changes of §4.2.1 speed BN up further: BN-x5 against BN-Baseline",
+    _FIGURE_3,
+    "2.1M against 13.3M",
+    "figure3",
+    "steps",
+    "bn_x5",
+    "bn_baseline",
+    1.0,
+  ),
+  Claim(
+    "x5_higher",
+    "BN-x5 ends higher than Inception",
+    _FIGURE_3,
+    "73.0% against 72.2%",
+    "figure3",
+    "level",
+    "bn_x5",
+    "inception",
+  ),
+  Claim(
+    "x30_slower",
+    "BN-x30 is slower than BN-x5 at first",
+    "§4.2.2",
+    "2.7M against 2.1M steps to 72.2%",
+    "figure3",
+    "early",
+    "bn_x5",
+    "bn_x30",
+  ),
+  Claim(
+    "x30_higher",
+    "BN-x30 ends higher than BN-x5",
+    _FIGURE_3,
+    "74.8% against 73.0%",
+    "figure3",
+    "level",
+    "bn_x30",
+    "bn_x5",
+  ),
+  Claim(
+    "x30_speedup",
+    "BN-x30, too, comes to Inception's accuracy in many times fewer steps",
+    _FIGURE_3,
+    "2.7M against 31.0M",
+    "figure3",
+    "steps",
+    "bn_x30",
+    "inception",
+    MANY,
+  ),
+  Claim(
+    "x30_both",
+    "BN-x30 ends higher than Inception, and is at its end in fewer steps than Inception at its own",
+    "§4.2.2",
+    "74.8% after 6M steps against 72.2% after 31.0M",
+    "figure3",
+    "level_and_steps",
+    "bn_x30",
+    "inception",
+  ),
+  Claim(
+    "x30_trains",
+    "BN allows much higher learning rates: a network with BN trains at 30 times Inception's",
+    "abstract, §4.2.2",
+    "74.8%",
+    "figure3",
+    "trains",
+    "bn_x30",
+  ),
+  Claim(
+    "x5_breaks",
+    "5 times its learning rate breaks Inception without BN",
+    "§4.2.2",
+    "parameters reach machine infinity",
+    "figure3",
+    "fails",
+    "inception_x5",
+    "inception",
+  ),
+  Claim(
+    "sigmoid_trains", "With BN the network with sigmoid trains", "§4.2.2", "69.8%", "figure3", "trains", "bn_x5_sigmoid"
+  ),
+  Claim(
+    "sigmoid_fails",
+    "Inception with sigmoid does not train without BN: it stays at chance",
+    "§4.2.2",
+    "at most 0.1%",
+    "figure3",
+    "fails",
+    "inception_sigmoid",
+  ),
+  Claim(
+    "sigmoid_lower",
+    "BN-x5 with sigmoid for ReLU ends lower than with ReLU",
+    _FIGURE_3,
+    "69.8% against 73.0%",
+    "figure3",
+    "level",
+    "bn_x5",
+    "bn_x5_sigmoid",
+  ),
+  Claim(
+    "rate",
+    "5 times the learning rate has no ill effect on a network with BN",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/learning_rate",
+    "bn_baseline",
+    NO_WORSE,
+  ),
+  Claim(
+    "dropout_faster",
+    "Without dropout the network with BN trains faster",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "steps",
+    "alone/no_dropout",
+    "bn_baseline",
+    1.0,
+    "bn_baseline",
+  ),
+  Claim(
+    "dropout",
+    "BN regularizes: without dropout it generalizes no worse",
+    "abstract, §3.4, §4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/no_dropout",
+    "bn_baseline",
+    NO_WORSE,
+  ),
+  Claim(
+    "weight_decay",
+    "A fifth of the L2 weight improves validation accuracy",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/weight_decay",
+    "bn_baseline",
+  ),
+  Claim(
+    "lrn",
+    "With BN local response normalization is not necessary: no worse without",
+    "§4.2.1",
+    _WORDS,
+    "ablation",
+    "level",
+    "alone/no_lrn",
+    "bn_baseline",
+    NO_WORSE,
+  ),
+  Claim(
+    "shuffling",
+    "Within-shard shuffling improves validation accuracy",
+    "§4.2.1",
+    "about 1%",
+    "ablation",
+    "level",
+    "alone/shuffling",
+    "bn_baseline",
+  ),
+  Claim(
+    "initialization",
+    "With BN the network is less sensitive to its initialization: larger initial weights do no harm",
+    "abstract, §4.2.3",
+    _WORDS,
+    "figure4",
+    "initialization",
+    "ensemble",
+    threshold=NO_WORSE,
+  ),
+  Claim(
+    "crops",
+    "Many crops of an image have a smaller error than one",
+    "§4.2.3",
+    "25.2% to 21.99% top-1",
+    "figure4",
+    "crops",
+    "ensemble",
+  ),
+  Claim(
+    "ensemble",
+    "The ensemble of six networks has a smaller error than one of them",
+    "§4.2.3",
+    "21.99% to 20.1% top-1",
+    "figure4",
+    "together",
+    "ensemble",
+  ),
+  Claim(
+    "population",
+    "Population statistics (Algorithm 2) beside moving averages",
+    "§3.1",
+    "both are used",
+    "figure4",
+    "population",
+    "",
+  ),
+  Claim(
+    "published",
+    "The ensemble improves upon the best published result",
+    "abstract, §4.2.3",
+    f"4.9% against {paper.BEST_PUBLISHED:.2%} top-5 error",
+    "figure4",
+    "published",
+    "ensemble",
+  ),
+  Claim(
+    "human",
+    "The ensemble's top-5 error is below that of human raters",
+    "abstract, §4.2.3",
+    "4.9% (test 4.82%) against 5.1%",
+    "figure4",
+    "human",
+    "ensemble",
+  ),
+)
+IMAGENET = ("published", "human")  # What only ImageNet can answer.
+
+
+def judge(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """What the finished runs and evaluations of a scale say of a claim."""
+  experiments = measured.finished(experiments)
+  if claim.figure == "ablation":
+    experiments = measured.for_ablation(experiments)
+  return STATISTICS[claim.statistic](claim, experiments, evaluations)
+
+
+def percent(value: float) -> str:
+  return f"{value:.1%}"
+
+
+def points(value: float) -> str:
+  """A difference of accuracies, in percentage points; small ones with two digits."""
+  return f"{100 * value:+.{1 if abs(value) >= 0.001 else 2}f}"
+
+
+def steps_text(steps: float) -> str:
+  if steps >= 1e6:
+    return f"{steps / 1e6:.1f}M"
+  return f"{steps:,.0f}"
+
+
+def mean_text(spread: Spread, text: Callable[[float], str] = percent) -> str:
+  """'38.1% ± 0.4%'."""
+  return text(spread.mean) + ("" if spread.deviation is None else f" ± {text(spread.deviation)}")
+
+
+def describe(spread: Spread, text: Callable[[float], str] = percent, of: str = "seed") -> str:
+  """'38.1% ± 0.4% (3 seeds)'."""
+  count = f"one {of}" if len(spread.values) == 1 else f"{len(spread.values)} {of}s"
+  return f"{mean_text(spread, text)} ({count})"
+
+
+def name_of(experiment: str) -> str:
+  """The paper's name of a network, or what it is."""
+  if experiment.startswith("alone/"):
+    return f"BN-Baseline with {experiment.removeprefix('alone/').replace('_', ' ')}"
+  if experiment.startswith(speedup.CONTROLS):
+    return f"Inception over {int(experiment.removeprefix(speedup.CONTROLS)):,} steps"
+  if experiment in paper.FIGURE_3:
+    return paper.FIGURE_3[experiment].name
+  names = {"mnist_bn": "the network with BN", "mnist_plain": "the network without"}
+  return names.get(experiment.removesuffix("_low_rate"), experiment)
+
+
+def seeds_text(*sides: Sequence[Result]) -> str:
+  """'seeds 0, 1, 2 against 0, 1, 2'."""
+  texts = [", ".join(run.seed.removeprefix("seed").removeprefix("member") for run in runs) for runs in sides]
+  return ("seeds " if max(map(len, sides)) > 1 else "seed ") + " against ".join(texts)
+
+
+def _interval_text(estimate: verdicts.Estimate | None, text: Callable[[float], str], unit: str) -> str:
+  if estimate is None:
+    return ""
+  low, high = estimate.interval
+  return f"; difference {text(estimate.difference)}{unit}, 95% interval {text(low)} to {text(high)}"
+
+
+def _power(
+  verdict: str, estimate: verdicts.Estimate | None, text: Callable[[float], str], threshold: float = 0.0
+) -> str:
+  """Of an undecided row, what true effect would have been shown in four of five such experiments."""
+  if verdict != UNDECIDED:
+    return ""
+  if estimate is None or not estimate.error:
+    return "one seed a side, or seeds that are all alike, have no spread: they could show no effect of any size"
+  return (
+    f"these seeds could have shown it of a true {text(threshold + estimate.detectable)} or more "
+    f"(power {verdicts.POWER:.0%})"
+  )
+
+
+def _difference_text(value: float) -> str:
+  return f"difference of {points(value)} points"
+
+
+def _ratio_text(log_ratio: float) -> str:
+  return f"ratio of {math.exp(log_ratio):.1f}"
+
+
+def _missing(*experiments: str) -> Finding:
+  return Finding(NOT_MEASURED, f"no finished run of {' and of '.join(map(name_of, experiments))}")
+
+
+def _absent(claim: Claim, experiments: Experiments) -> Finding | None:
+  absent = [name for name in (claim.of, claim.beside) if name and name not in experiments]
+  return _missing(*absent) if absent else None
+
+
+def _diverged(claim: Claim, experiments: Experiments) -> Finding | None:
+  """The finding on "`of` does better than `beside`" where runs of either diverged; None if none did."""
+  sides = {name: experiments[name] for name in (claim.of, claim.beside)}
+  count = {name: sum(run.diverged for run in runs) for name, runs in sides.items()}
+  if not any(count.values()):
+    return None
+  text = "; ".join(
+    f"{count[name]} of {len(runs)} runs of {name_of(name)} diverged" for name, runs in sides.items() if count[name]
+  )
+  worse, verdict = (claim.of, REFUTED) if count[claim.of] else (claim.beside, CONFIRMED)
+  if all(count.values()) or count[worse] < len(sides[worse]) or min(map(len, sides.values())) < 2:
+    verdict = UNDECIDED
+  power = "" if verdict != UNDECIDED else "seeds that disagree, or a single one, show nothing"
+  return Finding(verdict, text, seeds_text(*sides.values()), power, tuple(sides))
+
+
+def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result], float], what: str) -> Finding:
+  """`function` of the runs of one network against that of another's, by Welch's t-test."""
+  if finding := _absent(claim, experiments) or _diverged(claim, experiments):
+    return finding
+  sides = [experiments[name] for name in (claim.of, claim.beside)]
+  spreads = [measured.over_seeds(runs, function) for runs in sides]
+  if None in spreads:
+    return _missing(claim.of, claim.beside)
+  estimate = verdicts.welch(
+    *(spread.values for spread in spreads), resolution=tuple(1 / measured.count(runs[0]) for runs in sides)
+  )
+  verdict = verdicts.decide(estimate, claim.threshold)
+  margin = f" (margin {-100 * claim.threshold:g})" if claim.threshold else ""
+  return Finding(
+    verdict,
+    f"{what}{describe(spreads[0])} against {describe(spreads[1])}"
+    + _interval_text(estimate, points, f" points{margin}"),
+    seeds_text(*sides),
+    _power(verdict, estimate, _difference_text, claim.threshold),
+    (claim.of, claim.beside),
+  )
+
+
+def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Accuracy at the end."""
+  del evaluations
+  return _compare(claim, experiments, measured.level, "")
+
+
+def _early(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Mean accuracy over the first fifth of the evaluations."""
+  del evaluations
+  return _compare(claim, experiments, _early_accuracy, "mean accuracy over the first fifth: ")
+
+
+def _early_accuracy(run: Result) -> float | None:
+  first_fifth = run.accuracy[: max(1, len(run.accuracy) // 5)]
+  return statistics.fmean(top1 for _, top1 in first_fifth) if first_fifth else None
+
+
+def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Steps of `beside` to the plateau, by those of `of`."""
+  del evaluations
+  if finding := _absent(claim, experiments) or _diverged(claim, experiments):
+    return finding
+  plateau = claim.plateau or speedup.reference(experiments)
+  if plateau not in experiments:
+    return _missing(plateau or "inception")
+  beside, accuracy = claim.beside, measured.over_seeds(experiments[plateau], measured.level).mean
+  if not claim.plateau and beside == "inception":
+    beside, _, baseline = speedup.fastest(experiments, 1.0)
+  elif beside == plateau:
+    baseline = speedup.own_steps(experiments[beside])
+  else:
+    baseline = speedup.steps_of(experiments[beside], accuracy)
+  runs, other_runs = experiments[claim.of], experiments[beside]
+  sides = {claim.of: (runs, speedup.steps_of(runs, accuracy)), beside: (other_runs, baseline)}
+  seeds = seeds_text(runs, other_runs)
+  texts = []
+  for name, (its_runs, steps) in sides.items():
+    if None in steps:
+      arrived = len(steps) - steps.count(None)
+      texts.append(f"{name_of(name)} came to {percent(accuracy)} in {arrived} of {len(its_runs)} runs")
+    else:
+      texts.append(
+        f"{name_of(name)} took {describe(Spread(steps), steps_text)} to "
+        + ("its own plateau" if name == plateau else percent(accuracy))
+      )
+  if plateau in speedup.baselines(experiments):
+    row = next(row for row in speedup.lengths(experiments) if row.name == plateau)
+    if not row.plateau:
+      texts.append(
+        "it is not known that Inception is at its plateau there"
+        if row.plateau is None
+        else "Inception still gains by length there"
+      )
+  (_, steps), (_, other_steps) = sides.values()
+  experiments_of = tuple(dict.fromkeys((claim.of, beside, plateau)))
+  if None in steps and steps.count(None) == len(steps) and None not in other_steps:
+    # It never gets there. Whether it ends lower is a question of accuracy.
+    estimate = verdicts.welch([measured.level(run) for run in runs], [measured.level(run) for run in other_runs])
+    verdict = REFUTED if verdicts.decide(estimate) == REFUTED else UNDECIDED
+    return Finding(verdict, "; ".join(texts), seeds, _power(verdict, estimate, _difference_text), experiments_of)
+  # A run that never got there would have taken longer than it ran: what is certain of these lengths is certain of it.
+  at_least = [
+    [run.accuracy[-1][0] if value is None else value for run, value in zip(its_runs, values)]
+    for its_runs, values in sides.values()
+  ]
+  estimate = speedup.log_ratio(at_least[1], other_runs, at_least[0], runs)
+  threshold = math.log(claim.threshold)
+  verdict = verdicts.decide(estimate, threshold)
+  if (None in steps and verdict == CONFIRMED) or (None in other_steps and verdict == REFUTED):
+    verdict = UNDECIDED
+  if None not in (*steps, *other_steps):
+    ratio = speedup.geometric_mean(other_steps) / speedup.geometric_mean(steps)
+    texts.append(f"{ratio:.1f} times fewer")
+    if estimate is not None:
+      low, high = map(math.exp, estimate.interval)
+      texts[-1] += f", 95% interval {low:.1f} to {high:.1f}"
+    if claim.threshold > 1:
+      texts[-1] += f" (at least {claim.threshold:g})"
+  power = _power(verdict, estimate, _ratio_text, threshold)
+  return Finding(verdict, "; ".join(texts), seeds, power, experiments_of)
+
+
+def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """A higher end, in fewer steps to it; both must hold."""
+  higher = _level(claim, experiments, evaluations)
+  if higher.verdict == NOT_MEASURED or any(run.diverged for name in higher.experiments for run in experiments[name]):
+    return higher
+  sides = [experiments[name] for name in (claim.of, claim.beside)]
+  steps = [speedup.own_steps(runs) for runs in sides]
+  estimate = speedup.log_ratio(steps[1], sides[1], steps[0], sides[0])
+  verdict = verdicts.all_of((higher.verdict, sooner := verdicts.decide(estimate)))
+  levels = [percent(measured.over_seeds(runs, measured.level).mean) for runs in sides]
+  texts = [f"{level} after {describe(Spread(values), steps_text)}" for level, values in zip(levels, steps)]
+  power = "" if verdict != UNDECIDED else higher.power or _power(sooner, estimate, _ratio_text)
+  return Finding(verdict, " against ".join(texts), higher.seeds, power, higher.experiments)
+
+
+def _stays_at_chance(run: Result) -> bool:
+  """Never better than chance by more than three standard deviations of as many guesses."""
+  chance = measured.chance(run)
+  limit = chance + 3 * (chance * (1 - chance) / measured.count(run)) ** 0.5
+  return all(top1 <= limit for _, top1 in run.accuracy)
+
+
+def _trains(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Whether all seeds come above chance and stay finite."""
+  return _outcomes(claim, experiments, evaluations, True)
+
+
+def _fails(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Whether all seeds diverge or stay at chance; the accuracy of `beside` is stated for comparison."""
+  return _outcomes(claim, experiments, evaluations, False)
+
+
+def _outcomes(claim: Claim, experiments: Experiments, evaluations: Evaluations, wanted: bool) -> Finding:
+  """Two seeds or more that all do the same decide."""
+  del evaluations
+  if claim.of not in experiments:
+    return _missing(claim.of)
+  runs = experiments[claim.of]
+  diverged = [run for run in runs if run.diverged]
+  finite = [run for run in runs if not run.diverged]
+  at_chance = [run for run in finite if _stays_at_chance(run)]
+  texts = []
+  if diverged:
+    texts.append(
+      f"{len(diverged)} of {len(runs)} runs diverged: loss or parameters not finite at step "
+      + ", ".join(f"{run.status['step']:,}" for run in diverged)
+    )
+  if finite and (end := measured.over_seeds(finite, measured.level)):
+    texts.append(
+      f"{len(finite)} of {len(runs)} runs stayed finite and came to {describe(end)}; chance is "
+      f"{percent(measured.chance(runs[0]))}"
+    )
+  if at_chance:
+    texts.append(f"{len(at_chance)} of them learned nothing")
+  if end := measured.over_seeds(experiments.get(claim.beside, []), measured.level):
+    texts.append(f"{name_of(claim.beside)} itself came to {describe(end)}")
+  failed = len(diverged) + len(at_chance)
+  as_claimed = len(runs) - failed if wanted else failed
+  low, high = verdicts.share(as_claimed, len(runs))
+  texts.append(f"as claimed in {as_claimed} of {len(runs)}: of all seeds {low:.0%} to {high:.0%} (95% interval)")
+  verdict = UNDECIDED
+  if len(runs) > 1 and as_claimed in (0, len(runs)):
+    verdict = CONFIRMED if as_claimed else REFUTED
+  power = "" if verdict != UNDECIDED else "one seed shows nothing of others" if len(runs) == 1 else "the seeds disagree"
+  return Finding(
+    verdict,
+    "; ".join(texts),
+    seeds_text(runs),
+    power,
+    tuple(name for name in (claim.of, claim.beside) if name in experiments),
+  )
+
+
+def _initialization(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Networks with larger initial weights against those with the usual ones."""
+  del evaluations
+  runs = experiments.get(claim.of, [])
+  usual = [run for run in runs if run.config["model"]["init_scale"] <= 1]
+  larger = [run for run in runs if run.config["model"]["init_scale"] > 1]
+  if not usual or not larger:
+    return Finding(NOT_MEASURED, "no finished networks of the ensemble of both kinds")
+  scale = max(run.config["model"]["init_scale"] for run in runs)
+  finding = _compare(
+    claim._replace(of=f"initial weights {scale:g} times as large", beside="the usual initial weights"),
+    {f"initial weights {scale:g} times as large": larger, "the usual initial weights": usual},
+    measured.level,
+    f"initial weights {scale:g} times as large: ",
+  )
+  return finding._replace(experiments=(claim.of,))
+
+
+def _errors(evaluations: Evaluations, place: str) -> tuple[int, dict, dict, dict | None]:
+  """(greatest number of crops, errors of networks with one crop, with that many, of the ensemble with that many)."""
+  kinds = measured.metrics_by_kind(evaluations)
+  most_crops = max((crops for networks, crops, _ in kinds if networks == 1), default=1)
+  ensembles = [
+    metrics["ensemble"]
+    for (networks, crops, statistic), metrics in kinds.items()
+    if networks > 1 and (crops, statistic) == (most_crops, "running")
+  ]
+
+  def single_network_errors(crops: int) -> dict[str, float]:
+    return {name: metrics[place] for name, metrics in kinds.get((1, crops, "running"), {}).items()}
+
+  many_crops = single_network_errors(most_crops) if most_crops > 1 else {}
+  return most_crops, single_network_errors(1), many_crops, ensembles[0] if ensembles else None
+
+
+def _crops(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Gains of many crops for the same networks, by the paired t-test."""
+  del experiments
+  crops, one_crop, many_crops, _ = _errors(evaluations, "top1_error")
+  if not one_crop or one_crop.keys() != many_crops.keys():
+    return Finding(NOT_MEASURED, "no evaluations of the same networks with one crop and with many")
+  estimate = verdicts.paired([one_crop[name] - many_crops[name] for name in one_crop])
+  verdict = verdicts.decide(estimate)
+  means = [percent(statistics.fmean(errors.values())) for errors in (one_crop, many_crops)]
+  return Finding(
+    verdict,
+    f"{' to '.join(means)} top-1 with {crops} crops, the mean of {len(one_crop)} networks"
+    + _interval_text(estimate, points, " points"),
+    "networks " + ", ".join(sorted(name.removeprefix("member") for name in one_crop)),
+    _power(verdict, estimate, _difference_text),
+    (claim.of,),
+  )
+
+
+def _together(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """The error of the one ensemble against the mean of its networks, by the binomial error of the images."""
+  del experiments
+  _, _, many, together = _errors(evaluations, "top1_error")
+  if not many or together is None:
+    return Finding(NOT_MEASURED, "no evaluation of the ensemble and of its networks with many crops")
+  mean, error, count = statistics.fmean(many.values()), together["top1_error"], together["count"]
+  estimate = verdicts.proportions(mean, count, error, count)
+  verdict = verdicts.decide(estimate)
+  return Finding(
+    verdict,
+    f"{percent(mean)} to {percent(error)} top-1 on {count:,} images; the best of the {len(many)} "
+    f"has {percent(min(many.values()))}{_interval_text(estimate, points, ' points (binomial)')}",
+    "networks " + ", ".join(sorted(name.removeprefix("member") for name in many)),
+    _power(verdict, estimate, _difference_text),
+    (claim.of,),
+  )
+
+
+def _population(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Both statistics at the end of every run that was evaluated with both."""
+  del claim, evaluations
+  gaps = {
+    name: [
+      line["eval/population/top1"] - line["eval/running/top1"]
+      for run in runs
+      for line in run.lines[-1:]
+      if "eval/population/top1" in line
+    ]
+    for name, runs in experiments.items()
+  }
+  gaps = {name: values for name, values in gaps.items() if values}
+  if not gaps:
+    return Finding(NOT_MEASURED, "no finished run that was evaluated with both")
+  values = [gap for of_network in gaps.values() for gap in of_network]
+  return Finding(
+    SHOWN,
+    f"at the end of {len(values)} runs population statistics are "
+    f"{points(statistics.fmean(values))} points in top-1 on average, "
+    f"{100 * max(map(abs, values)):.1f} apart at most",
+    "",
+    "",
+    tuple(gaps),
+  )
+
+
+def _published(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  return _below(claim, evaluations, paper.BEST_PUBLISHED, paper.VALIDATION_IMAGES)
+
+
+def _human(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  return _below(claim, evaluations, paper.HUMAN_TOP5_ERROR, paper.HUMAN_IMAGES)
+
+
+def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: int) -> Finding:
+  """The ensemble's top-5 error against a published one, both with their binomial errors."""
+  ensembles = [
+    (crops, metrics["ensemble"]["top5_error"], metrics["ensemble"]["count"])
+    for (networks, crops, statistic), metrics in measured.metrics_by_kind(evaluations).items()
+    if networks > 1 and statistic == "running"
+  ]
+  if not ensembles:
+    return Finding(NOT_MEASURED, "no evaluation of the ensemble on ImageNet")
+  crops, error, count = max(ensembles)
+  estimate = verdicts.proportions(limit, limit_count, error, count)
+  verdict = verdicts.decide(estimate)
+  return Finding(
+    verdict,
+    f"{error:.2%} with {crops} crops on {count:,} images, against {limit:.2%} on {limit_count:,}"
+    f"{_interval_text(estimate, points, ' points (binomial)')}",
+    "",
+    _power(verdict, estimate, _difference_text),
+    (claim.of,),
+  )
+
+
+def _stability(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """How far the inputs of sigmoids wander, and how much they widen; stable is what does less of both."""
+  del evaluations
+  if finding := _absent(claim, experiments):
+    return finding
+  sides = [experiments[name] for name in (claim.of, claim.beside)]
+  if not all(run.accuracy for runs in sides for run in runs):
+    return Finding(NOT_MEASURED, "a run without evaluations")
+
+  def mean_over_units(run: Result, function: Callable) -> float:
+    return statistics.fmean(map(function, measured.sigmoid_inputs(run).values()))
+
+  moved, widened = (
+    [measured.over_seeds(runs, functools.partial(mean_over_units, function=function)) for runs in sides]
+    for function in (measured.movement, measured.widening)
+  )
+  estimates = [verdicts.welch(without.values, with_bn.values) for with_bn, without in (moved, widened)]
+  decisions = [verdicts.decide(estimate) for estimate in estimates]
+  verdict = decisions[0] if len(set(decisions)) == 1 else UNDECIDED  # Where they disagree it is for the reader to say.
+  two_decimals = "{:.2f}".format
+  power = (
+    "; ".join(_power(verdict, estimate, "difference of {:.2f}".format) for estimate in dict.fromkeys(estimates))
+    if verdict == UNDECIDED
+    else ""
+  )
+  return Finding(
+    verdict,
+    f"the median wanders over {describe(moved[0], two_decimals)} times the distance between the 15th "
+    f"and 85th percentile, without BN {describe(moved[1], two_decimals)}; that distance changes "
+    f"{describe(widened[0], two_decimals)}-fold, without BN {describe(widened[1], two_decimals)}-fold (means of the "
+    "recorded units)",
+    seeds_text(*sides),
+    power,
+    (claim.of, claim.beside),
+  )
+
+
+STATISTICS: dict[str, Callable[[Claim, Experiments, Evaluations], Finding]] = {
+  "level": _level,
+  "steps": _steps,
+  "level_and_steps": _level_and_steps,
+  "early": _early,
+  "trains": _trains,
+  "fails": _fails,
+  "stability": _stability,
+  "initialization": _initialization,
+  "crops": _crops,
+  "together": _together,
+  "population": _population,
+  "published": _published,
+  "human": _human,
+}

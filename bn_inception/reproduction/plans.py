@@ -1,0 +1,315 @@
+"""Which runs make each figure and table of the paper: lists of config files and what differs from them (§4).
+
+A run has the same name and directory in every figure it serves, so it is made once. Values come from configs/: the
+steps of the ablation are the differences between the files of BN-Baseline and BN-x5. Only what is swept is named here.
+"""
+
+import importlib
+import shlex
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")  # Figures 2 and 3
+FAILING = ("inception_x5", "inception_sigmoid")  # §4.2.2: they diverge or stay at chance.
+MNIST_NETWORKS = ("bn", "plain")  # Figure 1
+MNIST_LOW_RATE = 0.1  # At which the network without BN is slow, as it is in the paper's picture [choice].
+MEMBERS = 6  # §4.2.3
+
+# §4.2.1 in its order: what separates BN-Baseline from BN-x5, by the fields of the config.
+CHANGES = {
+  "learning_rate": ("learning_rate",),
+  "no_dropout": ("model.dropout_rate",),
+  "weight_decay": ("weight_decay",),
+  "rate_decay": ("learning_rate_decay_epochs",),
+  "no_lrn": ("model.local_response_norm",),
+  "shuffling": ("data.shuffle",),
+  "distortions": ("data.photometric_strength",),
+}
+GROUP_SIZES, GROUP_BATCH = (4, 8, 16, 32, 64), 64  # The same batch for all, so that nothing but m differs.
+
+# Learning rates tried for the networks without a rate of the paper's at that scale; every one for the whole length.
+SWEEP_RATES = {
+  "mnist": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+  "cifar10": (0.0025, 0.005, 0.01, 0.02, 0.04),
+  "cifar10_long": (0.005, 0.01, 0.02),
+  "quickstart": (0.01, 0.02, 0.04, 0.08, 0.16),
+  "imagenet": (0.00075, 0.0015, 0.003),
+}
+SWEEP_LENGTHS = (0.5, 2.0)  # And the config's own rate at these multiples of the length.
+# At the scale of full lengths a baseline has its best rate at every length that it is annealed over: {config file:
+# {fraction of the config's length: rates}}. Shortest first: their results say whether a range must be wider.
+FULL_SWEEPS = {
+  "inception": {0.2: (0.005, 0.01, 0.02, 0.04, 0.08), 0.5: (0.005, 0.01, 0.02, 0.04), 1.0: (0.005, 0.01, 0.02, 0.04)},
+  "bn_x5": {1.0: (0.05, 0.1, 0.2, 0.4, 0.8)},
+  "bn_baseline": {1.0: (0.02, 0.05, 0.1, 0.2)},
+}
+# Rates are chosen on examples held out of training; the test split has no part in it.
+HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
+
+# Evaluations of a small network take longer than its training: a fifth of the test split follows the curves, by moving
+# averages alone.
+_CURVES = {"cifar10": {"data.eval_split": "test[:20%]", "eval.statistics": ("running",)}}
+# The members of the ensemble are few: they are evaluated seldom, and with all statistics.
+_MEMBERS = {"cifar10": {"data.eval_split": "test[:20%]", "eval_every": 250, "checkpoint_every": 250}}
+# The same for longer: {scale: (that of the configs, factor on the steps)}. It tells what is owed to short runs.
+LONGER = {"cifar10_long": ("cifar10", 6)}
+CROPS = {"imagenet": 144, "cifar10": 10, "quickstart": 10}  # §4.2.3: 144; small images gain little from so many.
+
+
+class Run(NamedTuple):
+  """One training run.
+
+  Attributes:
+    name: its directory below the work directory, SCALE/EXPERIMENT/seedN.
+    config_file: in configs/, without .py.
+    argument: of the config file.
+    overrides: {field: value}, as the flags `--config.field=value` of scripts/train.py.
+  """
+
+  name: str
+  config_file: str
+  argument: str
+  overrides: dict[str, Any]
+
+  def config(self) -> ConfigDict:
+    """The config as it will run."""
+    config = importlib.import_module(f"bn_inception.configs.{self.config_file}").get_config(self.argument)
+    for path, value in self.overrides.items():
+      *parents, field = path.split(".")
+      node = config
+      for name in parents:
+        node = node[name]
+      if field not in node:
+        raise KeyError(f"{self.name}: configs/{self.config_file}.py has no field {path}.")
+      node[field] = value
+    return config
+
+  def command(self, workdir: str) -> str:
+    """The command that makes this run alone."""
+    # With double quotes inside, the shell's quotes of ("running",) are simple.
+    values = {path: str(value).replace("'", '"') for path, value in self.overrides.items()}
+    flags = "".join(f" --config.{path}={shlex.quote(value)}" for path, value in values.items())
+    return (
+      f"python scripts/train.py --config=configs/{self.config_file}.py:{self.argument}{flags} "
+      f"--workdir={workdir}/{self.name}"
+    )
+
+
+class Evaluation(NamedTuple):
+  """An evaluation of finished runs, with `evaluate.evaluate_checkpoints`.
+
+  Attributes:
+    name: its directory below the work directory.
+    runs: names of the runs whose networks are averaged.
+    crops: of each image.
+    statistics: "running" or "population".
+  """
+
+  name: str
+  runs: tuple[str, ...]
+  crops: int
+  statistics: str
+
+
+class Plan(NamedTuple):
+  """What a figure takes: first its runs, then its evaluations."""
+
+  runs: list[Run]
+  evaluations: list[Evaluation] = []
+
+
+def experiment_of(run: Run) -> str:
+  """EXPERIMENT of a run's name, what its seeds have in common: 'bn_x5', 'alone/shuffling'."""
+  return run.name.split("/", 1)[1].rpartition("/")[0]
+
+
+def _run(scale: str, experiment: str, seed: int, config_file: str, argument: str, **overrides: Any) -> Run:
+  extra = overrides.pop("extra", {})
+  return Run(
+    f"{scale}/{experiment}/seed{seed}",
+    config_file,
+    argument,
+    {"seed": seed, **_CURVES.get(_config_scale(scale), {}), **overrides, **extra},
+  )
+
+
+def _config_scale(scale: str) -> str:
+  return LONGER[scale][0] if scale in LONGER else scale
+
+
+def _length(scale: str, config: ConfigDict) -> dict[str, Any]:
+  """What differs from `config` at the greater length of a scale of LONGER."""
+  if scale not in LONGER:
+    return {}
+  factor = LONGER[scale][1]
+  return {
+    "num_steps": factor * config.num_steps,
+    "eval_every": 2 * config.eval_every,
+    "checkpoint_every": 2 * config.checkpoint_every,
+    # Stretched with the run, so that the rate falls as far.
+    "learning_rate_decay_epochs": factor * config.learning_rate_decay_epochs,
+  }
+
+
+def _variant(scale: str, name: str, seed: int) -> Run:
+  run = _run(scale, name, seed, name, _config_scale(scale))
+  return run._replace(overrides=run.overrides | _length(scale, run.config()))
+
+
+def _annealed(config: ConfigDict, fraction: float) -> dict[str, Any]:
+  """What differs from `config` when its rate falls as far in a fraction of its steps."""
+  return {
+    "num_steps": round(fraction * config.num_steps),
+    "learning_rate_decay_epochs": fraction * config.learning_rate_decay_epochs,
+  }
+
+
+def figure1(scale: str, seeds: int) -> Plan:
+  """§4.1: the MNIST network with and without BN, each at its best rate, and both once at a low one."""
+  best = [
+    _run(scale, f"mnist_{network}", seed, "mnist", f"{network},{scale}")
+    for seed in range(seeds)
+    for network in MNIST_NETWORKS
+  ]
+  return Plan(
+    best
+    + [
+      _run(scale, f"mnist_{network}_low_rate", 0, "mnist", f"{network},{scale}", learning_rate=MNIST_LOW_RATE)
+      for network in MNIST_NETWORKS
+    ]
+  )
+
+
+def figure2(scale: str, seeds: int) -> Plan:
+  """§4.2.2: validation accuracy against steps."""
+  return Plan([_variant(scale, name, seed) for seed in range(seeds) for name in VARIANTS])
+
+
+def figure3(scale: str, seeds: int) -> Plan:
+  """§4.2.2: the table, and the two networks that fail."""
+  return Plan(figure2(scale, seeds).runs + [_variant(scale, name, seed) for seed in range(seeds) for name in FAILING])
+
+
+def changes(scale: str) -> dict[str, dict[str, Any]]:
+  """For each of CHANGES the values that BN-x5 has there."""
+  new = Run("", "bn_x5", scale, {}).config()
+
+  def value(path: str) -> Any:
+    node = new
+    for name in path.split("."):
+      node = node[name]
+    return node
+
+  return {name: {path: value(path) for path in paths} for name, paths in CHANGES.items()}
+
+
+def ablation(scale: str, seeds: int) -> Plan:
+  """§4.2.1: each change alone, all up to each in the paper's order, and the size of the BN groups."""
+  steps = Run("", "bn_x5", scale, {}).config().num_steps
+  by_change = changes(scale)
+  runs = []
+  for seed in range(seeds):
+    runs.append(_variant(scale, "bn_baseline", seed))
+    runs += [
+      _run(scale, f"alone/{name}", seed, "bn_baseline", scale, extra=values | {"num_steps": steps})
+      for name, values in by_change.items()
+    ]
+    so_far = {}
+    for number, (name, values) in enumerate(by_change.items(), start=1):
+      so_far |= values
+      if 1 < number < len(by_change):  # The first is alone above, all together are BN-x5.
+        runs.append(_run(scale, f"up_to/{name}", seed, "bn_baseline", scale, extra=so_far | {"num_steps": steps}))
+    runs.append(_variant(scale, "bn_x5", seed))
+    runs += [
+      _run(
+        scale, f"group/{size}", seed, "bn_x5", scale, extra={"batch_size": GROUP_BATCH, "batch_norm.group_size": size}
+      )
+      for size in GROUP_SIZES
+    ]
+  return Plan(runs)
+
+
+def figure4(scale: str, seeds: int) -> Plan:
+  """§4.2.3: six networks, one crop, many crops and all together; running and population statistics."""
+  del seeds  # Each member has its own.
+  runs = [
+    Run(f"{scale}/ensemble/member{member}", "ensemble", f"{scale},{member}", _MEMBERS.get(scale, {}))
+    for member in range(MEMBERS)
+  ]
+  names, many = [run.name for run in runs], CROPS[scale]
+  evaluations = [
+    Evaluation(f"{scale}/figure4/member{member}_{crops}crop_running", (name,), crops, "running")
+    for crops in (1, many)
+    for member, name in enumerate(names)
+  ]
+  evaluations += [
+    Evaluation(f"{scale}/figure4/ensemble_{crops}crop_running", tuple(names), crops, "running") for crops in (1, many)
+  ]
+  evaluations += [Evaluation(f"{scale}/figure4/ensemble_1crop_population", tuple(names), 1, "population")]
+  return Plan(runs, evaluations)
+
+
+def sweep(scale: str, seeds: int) -> Plan:
+  """The learning rates that the configs' own were chosen from, and the length, on held-out training examples."""
+  if scale == "cifar10_full":
+    return _full_sweep(scale, seeds)
+  runs = []
+  if scale == "mnist":
+    networks = [(f"mnist_{network}", "mnist", f"{network},mnist") for network in MNIST_NETWORKS]
+  else:
+    networks = [("inception", "inception", _config_scale(scale))]
+  for seed in range(seeds):
+    for experiment, config_file, argument in networks:
+      config = Run("", config_file, argument, {}).config()
+      length = _length(scale, config)
+      steps = length.get("num_steps", config.num_steps)
+      # A few evaluations, of a tenth of the training set, are enough to find the best of a few.
+      extra = HELD_OUT | length | {"eval_every": steps // (10 if scale == "mnist" else 5)}
+      runs += [
+        _run(scale, f"sweep/{experiment}/rate_{rate:g}", seed, config_file, argument, learning_rate=rate, extra=extra)
+        for rate in SWEEP_RATES[scale]
+      ]
+      if scale != "mnist" and scale not in LONGER:  # Figure 1 says how many steps.
+        runs += [
+          _run(
+            scale,
+            f"sweep/{experiment}/length_{factor:g}",
+            seed,
+            config_file,
+            argument,
+            num_steps=int(steps * factor),
+            extra=extra,
+          )
+          for factor in SWEEP_LENGTHS
+        ]
+  return Plan(runs)
+
+
+def _full_sweep(scale: str, seeds: int) -> Plan:
+  runs = []
+  for config_file, lengths in FULL_SWEEPS.items():
+    config = Run("", config_file, scale, {}).config()
+    for fraction, rates in lengths.items():
+      extra = HELD_OUT | ({} if fraction == 1 else _annealed(config, fraction))
+      steps = extra.get("num_steps", config.num_steps)
+      runs += [
+        _run(
+          scale, f"sweep/{config_file}_{steps}/rate_{rate:g}", seed, config_file, scale, learning_rate=rate, extra=extra
+        )
+        for rate in rates
+        for seed in range(seeds)
+      ]
+  return Plan(runs)
+
+
+# Name on the command line: (plan, its scales, the default first; default number of seeds).
+FIGURES: dict[str, tuple[Callable[[str, int], Plan], tuple[str, ...], int]] = {
+  "figure1": (figure1, ("mnist", "quickstart"), 3),
+  "figure2": (figure2, ("cifar10", "cifar10_full", "cifar10_long", "imagenet", "quickstart"), 3),
+  "figure3": (figure3, ("cifar10", "cifar10_full", "cifar10_long", "imagenet", "quickstart"), 3),
+  "figure4": (figure4, ("cifar10", "imagenet", "quickstart"), 1),
+  "ablation": (ablation, ("cifar10", "imagenet", "quickstart"), 1),
+  "sweep": (sweep, ("cifar10", "cifar10_full", "cifar10_long", "mnist", "imagenet", "quickstart"), 1),
+}

@@ -1,0 +1,178 @@
+"""How many times fewer steps: the ratio of Inception's steps to a network's, as a curve over levels of accuracy.
+
+A run whose rate is annealed comes to its best near its end, so a longer baseline makes any ratio larger. Therefore the
+baselines are Inception annealed over several lengths (the runs `inception` and the controls), and a network is compared
+with the one of them that is fastest at each level. Levels are fractions of Inception's plateau, the greatest mean of
+`measured.level` over a baseline's seeds; steps to a level are interpolated on each run's accuracy curve. The steps of
+seeds are averaged by their logarithms, whose difference is the logarithm of the ratio.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bn_inception.reproduction import measured, verdicts
+from bn_inception.reproduction.measured import Result, Spread
+
+FRACTIONS = tuple(percent / 100 for percent in range(80, 101))  # Of Inception's plateau.
+CONTROLS = "controls/inception_"
+
+Experiments = dict[str, list[Result]]
+
+
+class Point(NamedTuple):
+  """A network and the fastest baseline at one level.
+
+  Attributes:
+    fraction: of the plateau.
+    accuracy: the level.
+    baseline: the experiment that is fastest there.
+    baseline_steps, steps: over seeds, of the baseline and of the network; None where a seed of the network does not
+      come to the level.
+    ratio: of the geometric means; None as `steps`.
+    interval: its 95% confidence interval by Welch's t-test on the logarithms; None with less than two seeds a side.
+  """
+
+  fraction: float
+  accuracy: float
+  baseline: str
+  baseline_steps: Spread
+  steps: Spread | None
+  ratio: float | None
+  interval: tuple[float, float] | None
+
+
+class Length(NamedTuple):
+  """A baseline of one length.
+
+  Attributes:
+    name: of the experiment.
+    steps: of its runs.
+    learning_rate: at their start.
+    accuracy: `measured.level` over seeds.
+    times, gain: how many times as long it is as the longest of at most half its length, and what its accuracy gains
+      over that one's; None where there is none.
+    plateau: whether that gain is less than the deviation over seeds, the pooled one of the two; None where one of them
+      has a single seed.
+  """
+
+  name: str
+  steps: float
+  learning_rate: float
+  accuracy: Spread
+  times: float | None
+  gain: float | None
+  plateau: bool | None
+
+
+def baselines(experiments: Experiments) -> Experiments:
+  """Inception annealed over several lengths, none of whose seeds diverged."""
+  return {
+    name: runs
+    for name, runs in experiments.items()
+    if (name == "inception" or name.startswith(CONTROLS)) and all(run.accuracy and not run.diverged for run in runs)
+  }
+
+
+def reference(experiments: Experiments) -> str | None:
+  """The baseline with the greatest mean level, the plateau; None without any."""
+  networks = baselines(experiments)
+  return max(networks, key=lambda name: _level(networks[name]).mean, default=None)
+
+
+def lengths(experiments: Experiments) -> list[Length]:
+  """The baselines, shortest first, and whether their accuracy still gains by length."""
+  by_length = sorted(baselines(experiments).items(), key=lambda item: item[1][0].accuracy[-1][0])
+  rows = []
+  for name, runs in by_length:
+    steps, accuracy = runs[0].accuracy[-1][0], _level(runs)
+    half = next((row for row in reversed(rows) if row.steps <= steps / 2), None)
+    times = gain = plateau = None
+    if half is not None:
+      times, gain = steps / half.steps, accuracy.mean - half.accuracy.mean
+      if None not in (accuracy.deviation, half.accuracy.deviation):
+        plateau = gain < math.hypot(accuracy.deviation, half.accuracy.deviation) / math.sqrt(2)
+    rows.append(Length(name, steps, runs[0].config["learning_rate"], accuracy, times, gain, plateau))
+  return rows
+
+
+def steps_of(runs: Sequence[Result], target: float) -> tuple[float | None, ...]:
+  """Of each run to an accuracy; None where it does not come to it."""
+  return tuple(measured.steps_to(run, target) for run in runs)
+
+
+def own_steps(runs: Sequence[Result], fraction: float = 1.0) -> tuple[float, ...]:
+  """Of each run to a fraction of its own level, which it always reaches: seeds end at slightly different levels."""
+  return tuple(measured.steps_to(run, fraction * measured.level(run)) for run in runs)
+
+
+def fastest(experiments: Experiments, fraction: float) -> tuple[str, float, tuple[float, ...]] | None:
+  """(experiment, accuracy, steps of its seeds) of the baseline that is fastest to a fraction of the plateau.
+
+  The baseline that sets the plateau goes to that fraction of each seed's own; the others count if all their seeds come
+  to the fraction of the plateau.
+  """
+  plateau = reference(experiments)
+  if plateau is None:
+    return None
+  networks = baselines(experiments)
+  accuracy = fraction * _level(networks[plateau]).mean
+  steps = {name: steps_of(runs, accuracy) for name, runs in networks.items()} | {
+    plateau: own_steps(networks[plateau], fraction)
+  }
+  steps = {name: values for name, values in steps.items() if None not in values}
+  name = min(steps, key=lambda name: geometric_mean(steps[name]))
+  return name, accuracy, steps[name]
+
+
+def curve(experiments: Experiments, network: str, fractions: Sequence[float] = FRACTIONS) -> list[Point]:
+  """The ratio at every level; [] where a run is missing or diverged."""
+  runs = experiments.get(network, [])
+  if network == "bn_baseline":  # It differs from Inception by BN alone: only the run of its own length is beside it.
+    experiments = {name: of for name, of in experiments.items() if not name.startswith(CONTROLS)}
+  if not runs or any(run.diverged or not run.accuracy for run in runs) or reference(experiments) is None:
+    return []
+  points = []
+  for fraction in fractions:
+    name, accuracy, baseline_steps = fastest(experiments, fraction)
+    steps = steps_of(runs, accuracy)
+    if None in steps:
+      points.append(Point(fraction, accuracy, name, Spread(baseline_steps), None, None, None))
+      continue
+    estimate = log_ratio(baseline_steps, experiments[name], steps, runs)
+    limits = tuple(map(math.exp, estimate.interval)) if estimate else None
+    points.append(
+      Point(
+        fraction,
+        accuracy,
+        name,
+        Spread(baseline_steps),
+        Spread(steps),
+        geometric_mean(baseline_steps) / geometric_mean(steps),
+        limits,
+      )
+    )
+  return points
+
+
+def log_ratio(
+  steps: Sequence[float], runs: Sequence[Result], others: Sequence[float], other_runs: Sequence[Result]
+) -> verdicts.Estimate | None:
+  """The logarithm of the ratio of `steps` (of `runs`) to `others` (of `other_runs`); steps are known to an interval."""
+  resolution = tuple(
+    measured.interval(of_side[0]) / geometric_mean(values) for values, of_side in ((steps, runs), (others, other_runs))
+  )
+  return verdicts.welch(tuple(map(_log, steps)), tuple(map(_log, others)), resolution)
+
+
+def geometric_mean(steps: Sequence[float]) -> float:
+  return math.exp(statistics.fmean(map(_log, steps)))
+
+
+def _log(steps: float) -> float:
+  return math.log(max(steps, 1))  # A level below chance is reached after no step.
+
+
+def _level(runs: Sequence[Result]) -> Spread:
+  return measured.over_seeds(runs, measured.level)

@@ -1,0 +1,154 @@
+"""The plans against what the paper did."""
+
+import math
+import shlex
+import sys
+
+import pytest
+
+from bn_inception import config_checks, optim
+from bn_inception.configs import bn_baseline, bn_x5
+from bn_inception.reproduction import archive, plans
+from tests.test_configs import differences
+
+EVERY = [(figure, scale) for figure, (_, scales, _) in plans.FIGURES.items() for scale in scales]
+
+
+def runs_of(figure, scale, seeds=2):
+  return plans.FIGURES[figure][0](scale, seeds).runs
+
+
+@pytest.mark.parametrize("figure,scale", EVERY)
+def test_every_run_of_every_figure_can_be_run(figure, scale):
+  runs = runs_of(figure, scale)
+  assert len({run.name for run in runs}) == len(runs)
+  for run in runs:
+    config_checks.check_config(run.config(), devices=1)
+    assert run.name.startswith(f"{scale}/")
+
+
+def test_a_name_means_the_same_run_in_every_figure():
+  by_name = {}
+  for figure, scale in EVERY:
+    for run in runs_of(figure, scale):
+      assert by_name.setdefault(run.name, run) == run
+
+
+def test_the_changes_are_all_that_separates_bn_x5_from_bn_baseline():
+  """§4.2.1; lengths aside."""
+  lengths = {"num_steps", "eval_every", "checkpoint_every"}
+  for scale in ("imagenet", "cifar10", "cifar10_full", "quickstart"):
+    changed = {path for paths in plans.CHANGES.values() for path in paths}
+    # Changes that a scale does not have are allowed, ones that are not named are not.
+    assert set(differences(bn_baseline.get_config(scale), bn_x5.get_config(scale))) - lengths <= changed
+  assert set(differences(bn_baseline.get_config("imagenet"), bn_x5.get_config("imagenet"))) - {"num_steps"} == changed
+
+
+def test_ablation_changes_one_thing_at_a_time_and_ends_at_bn_x5():
+  runs = {run.name.split("/", 1)[1].rpartition("/")[0]: run for run in runs_of("ablation", "cifar10", 1)}
+  start, end = (runs[name].config() for name in ("bn_baseline", "bn_x5"))
+  for name, paths in plans.CHANGES.items():
+    assert set(differences(start, runs[f"alone/{name}"].config())) <= set(paths)
+  before = runs[f"alone/{next(iter(plans.CHANGES))}"].config()
+  for name, paths in list(plans.CHANGES.items())[1:-1]:
+    config = runs[f"up_to/{name}"].config()
+    assert set(differences(before, config)) <= set(paths)
+    before = config
+  assert set(differences(before, end)) <= set(list(plans.CHANGES.values())[-1])
+
+
+def test_groups_differ_in_their_size_alone():
+  configs = [run.config() for run in runs_of("ablation", "cifar10", 1) if "/group/" in run.name]
+  assert [config.batch_norm.group_size for config in configs] == [4, 8, 16, 32, 64]
+  for config in configs[1:]:
+    assert list(differences(configs[0], config)) == ["batch_norm.group_size"]
+  assert configs[0].num_steps * configs[0].batch_size == bn_x5.get_config("cifar10").num_steps * 32
+
+
+def test_seeds_differ_in_the_seed_alone():
+  one, two = (run for run in runs_of("figure2", "cifar10") if "/bn_x30/" in run.name)
+  assert list(differences(one.config(), two.config())) == ["seed"]
+
+
+def test_long_runs_differ_in_their_length_alone_and_end_at_the_same_rate():
+  short, long = (
+    {plans.experiment_of(run): run.config() for run in runs_of("figure3", scale, 1)}
+    for scale in ("cifar10", "cifar10_long")
+  )
+  assert list(short) == list(long)
+  for name, config in long.items():
+    assert set(differences(short[name], config)) == {
+      "num_steps",
+      "eval_every",
+      "checkpoint_every",
+      "learning_rate_decay_epochs",
+    }
+    assert config.num_steps == 6 * short[name].num_steps == 6_000
+    last_rates = [float(optim.learning_rate_schedule(c, 50_000)(c.num_steps)) for c in (short[name], config)]
+    assert last_rates[0] == pytest.approx(last_rates[1], rel=1e-3)
+
+
+def test_full_lengths_are_those_of_the_paper_and_every_rate_falls_as_far_as_there():
+  """§4.2: 31e6 steps at 0.96 every 8 of 775 epochs, or 6e6 at 0.96 every 8/6 of 150, are 0.019 and 0.010 in the end."""
+  runs = {plans.experiment_of(run): run.config() for run in runs_of("figure2", "cifar10_full", 1)}
+  for name, config in runs.items():
+    slow = name in ("inception", "bn_baseline")
+    assert config.num_steps == (5 * 8_000 if slow else 8_000)
+    epochs, period = (31e6 * 32 / 1_281_167, 8) if slow else (6e6 * 32 / 1_281_167, 8 / 6)
+    fall = optim.learning_rate_schedule(config, 50_000)(config.num_steps) / config.learning_rate
+    # In stairs, and the paper's ratio of lengths is 5.2, ours 5.
+    assert math.log(fall) == pytest.approx(epochs / period * math.log(0.96), rel=0.05)
+  falls = {}
+  for run in runs_of("sweep", "cifar10_full", 1):
+    config = run.config()
+    fall = float(optim.learning_rate_schedule(config, 45_000)(config.num_steps)) / config.learning_rate
+    falls.setdefault(config.batch_norm.enabled and config.num_steps == 8_000, set()).add(round(fall, 4))
+  assert {len(seen) for seen in falls.values()} == {1}  # Whatever the length that a network is annealed over.
+
+
+def test_rates_are_swept_without_the_test_split():
+  for scale in ("mnist", "cifar10", "cifar10_full", "cifar10_long", "imagenet"):
+    for run in runs_of("sweep", scale):
+      config = run.config()
+      assert (config.data.train_split, config.data.eval_split) == ("train[:90%]", "train[90%:]")
+      if "/rate_" in run.name:
+        assert f"/rate_{config.learning_rate:g}/" in run.name
+
+
+def test_figure4_averages_the_six_members():
+  plan = plans.figure4("imagenet", 1)
+  assert [run.config().seed for run in plan.runs] == list(range(6))
+  by_name = {evaluation.name.rpartition("/")[2]: evaluation for evaluation in plan.evaluations}
+  assert by_name["ensemble_144crop_running"].runs == tuple(run.name for run in plan.runs)
+  assert by_name["member3_1crop_running"].runs == (plan.runs[3].name,)
+  assert by_name["ensemble_1crop_population"].statistics == "population"
+
+
+@pytest.mark.parametrize("figure", ["figure3", "sweep", "ablation"])
+def test_the_command_of_a_run_makes_its_config(figure, repository, monkeypatch):
+  """Through the flags of ml_collections, as the user's shell would give them."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  monkeypatch.chdir(repository)
+  for run in runs_of(figure, "cifar10", 1):
+    _, script, *words = shlex.split(run.command("runs"))
+    assert script == "scripts/train.py"
+    monkeypatch.setattr(sys, "argv", [script, *words])  # Where ml_collections looks for overrides.
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values([script, *words])
+    assert config.value.to_json() == run.config().to_json()
+    assert values.workdir == f"runs/{run.name}"
+
+
+def test_a_field_that_no_config_has_is_an_error():
+  with pytest.raises(KeyError, match="no field model.widht"):
+    plans.Run("x", "bn_x5", "cifar10", {"model.widht": 2.0}).config()
+
+
+def test_every_experiment_has_a_folder():
+  names = {run.name.split("/", 1)[1].rpartition("/")[0] for figure, scale in EVERY for run in runs_of(figure, scale)}
+  assert {archive.figure_of(name) for name in names} == {"figure1", "figure3", "figure4", "ablation", "sweep"}
+  assert archive.figure_of("alone/shuffling") == "ablation" and archive.figure_of("bn_x30") == "figure3"

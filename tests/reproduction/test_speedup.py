@@ -1,0 +1,122 @@
+"""The ratio of steps on runs whose accuracy is a known function of the step."""
+
+import math
+
+import pytest
+
+from bn_inception.reproduction import measured, speedup
+
+
+def saturating(plateau, scale, steps, every, rise=0.0):
+  """plateau (1 - exp(-step / scale)) + rise where the run is annealed, its last tenth; from chance 10% on."""
+  return [
+    0.1 + (plateau - 0.1) * (1 - math.exp(-step / scale)) + (rise if step > 0.9 * steps else 0)
+    for step in range(every, steps + 1, every)
+  ]
+
+
+@pytest.fixture
+def write_networks(write_run):
+  """Inception over 8,000 and 40,000 steps, BN-x5 over 8,000; seeds differ by a factor on the time that they take."""
+
+  def write(seeds=(0.97, 1.0, 1.03)):
+    for seed, factor in enumerate(seeds):
+      for name, scale, steps, every in (
+        ("inception", 8_000, 40_000, 500),
+        ("bn_x5", 600, 8_000, 100),
+        ("controls/inception_8000", 3_000, 8_000, 250),
+      ):
+        plateau = 0.6 if name == "controls/inception_8000" else 0.7
+        root = write_run(
+          f"cifar10_full/{name}/seed{seed}",
+          saturating(plateau, scale * factor, steps, every),
+          every=every,
+          batch_size=32,
+        )
+    return measured.finished(measured.collect(root)["cifar10_full"])
+
+  return write
+
+
+def time_to(level, plateau, scale):
+  return -scale * math.log(1 - (level - 0.1) / (plateau - 0.1))
+
+
+def test_the_curve_is_that_of_the_closed_form(write_networks):
+  experiments = write_networks()
+  assert speedup.reference(experiments) == "inception"
+  plateau = measured.over_seeds(experiments["inception"], measured.level).mean
+  assert plateau == pytest.approx(0.7 - 0.6 * math.exp(-38_000 / 8_000), abs=1e-3)
+  points = speedup.curve(experiments, "bn_x5", (0.8, 0.9, 0.95, 1.0))
+  # To 80% and less the short baseline is faster: its own plateau is 0.6 - 0.5 exp(-8/3) = 0.565.
+  assert [point.baseline for point in points] == ["controls/inception_8000", "inception", "inception", "inception"]
+  for point in points:
+    of = (0.6, 3_000) if point.baseline != "inception" else (0.7, 8_000)
+    expected = time_to(point.accuracy, *of) / time_to(point.accuracy, 0.7, 600)
+    assert point.accuracy == pytest.approx(point.fraction * plateau)
+    assert point.ratio == pytest.approx(expected, rel=0.02)
+    assert point.interval[0] < expected < point.interval[1]
+
+
+def test_beside_bn_baseline_is_only_the_inception_of_its_length(write_networks):
+  experiments = write_networks()
+  experiments["bn_baseline"] = experiments["bn_x5"]
+  assert speedup.curve(experiments, "bn_x5", (0.8,))[0].baseline == "controls/inception_8000"
+  assert speedup.curve(experiments, "bn_baseline", (0.8,))[0].baseline == "inception"
+
+
+def test_the_spread_is_that_of_the_logarithms(write_networks):
+  """Inception and BN-x5 vary over seeds by the same factors, so log steps deviate by those of log factors."""
+  (point,) = speedup.curve(write_networks((0.9, 1.0, 1.1)), "bn_x5", (0.9,))
+  logs = [math.log(factor) for factor in (0.9, 1.0, 1.1)]
+  mean = sum(logs) / 3
+  error = math.sqrt(2 * sum((value - mean) ** 2 for value in logs) / 2 / 3)
+  width = 2.776 * error  # Student's t, four degrees of freedom.
+  # Slower seeds end a little lower.
+  assert math.log(point.interval[1] / point.interval[0]) == pytest.approx(2 * width, rel=0.1)
+
+
+def test_one_seed_has_a_ratio_but_no_interval(write_networks):
+  (point,) = speedup.curve(write_networks((1.0,)), "bn_x5", (0.9,))
+  assert point.ratio == pytest.approx(time_to(point.accuracy, 0.7, 8_000) / time_to(point.accuracy, 0.7, 600), rel=0.02)
+  assert point.interval is None
+
+
+def test_a_level_that_a_seed_never_reaches_has_no_ratio(write_run):
+  for seed in range(2):
+    write_run(f"cifar10/inception/seed{seed}", [0.2, 0.4, 0.5, 0.5])
+    root = write_run(f"cifar10/bn_x5/seed{seed}", [0.45, 0.46] if seed else [0.45, 0.6])
+  low, high = speedup.curve(measured.collect(root)["cifar10"], "bn_x5", (0.8, 1.0))
+  assert low.ratio > 1 and (high.ratio, high.steps, high.interval) == (None, None, None)
+  assert speedup.curve(measured.collect(root)["cifar10"], "bn_x30") == []
+
+
+def test_a_baseline_that_diverged_sets_no_level(write_run):
+  write_run("cifar10/inception/seed0", [0.3, 0.5])
+  root = write_run("cifar10/controls/inception_100/seed0", [0.9], status="diverged")
+  assert list(speedup.baselines(measured.collect(root)["cifar10"])) == ["inception"]
+
+
+def test_the_plateau_is_reached_when_twice_the_steps_gain_less_than_the_seeds_spread(write_run):
+  """Levels 0.50, 0.60 and 0.61 with deviations of 0.02: five times as long gained 10 points, twice as long 1."""
+  for name, steps, base in (
+    ("controls/inception_800", 8, 0.50),
+    ("controls/inception_2000", 20, 0.60),
+    ("inception", 40, 0.61),
+  ):
+    for seed, shift in enumerate((-0.02, 0, 0.02)):
+      root = write_run(f"cifar10/{name}/seed{seed}", [base + shift] * steps, batch_size=32)
+  first, second, third = speedup.lengths(measured.finished(measured.collect(root)["cifar10"]))
+  assert (first.gain, first.plateau) == (None, None)
+  assert (second.times, second.plateau) == (2.5, False) and second.gain == pytest.approx(0.10)
+  assert (third.times, third.plateau) == (2.0, True) and third.gain == pytest.approx(0.01)
+  assert third.accuracy.deviation == pytest.approx(0.02) and third.learning_rate == 0.1
+
+
+def test_steps_are_interpolated_between_evaluations(write_run):
+  """From chance, 10% at step 0, straight to 30% at step 200; the level between them is reached between them."""
+  root = write_run("cifar10/bn_x5/seed0", [0.3, 0.4, 0.35, 0.5])  # Every 200 steps of 32.
+  (run,) = measured.collect(root)["cifar10"]["bn_x5"]
+  assert [measured.steps_to(run, target) for target in (0.2, 0.3, 0.35, 0.45, 0.5, 0.51, 0.05)] == [
+    pytest.approx(value) if value is not None else None for value in (100, 200, 300, 600 + 200 * 2 / 3, 800, None, 0)
+  ]
