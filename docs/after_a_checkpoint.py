@@ -22,7 +22,7 @@ from PIL import Image
 from bn_inception import predict, release, train
 from bn_inception.configs import bn_x5, finetune
 from bn_inception.data import datasets, preparation
-from bn_inception.report import diagnosis
+from bn_inception.tools import diagnose_checkpoint
 
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 logging.getLogger("bn_inception").setLevel(logging.INFO)
@@ -89,7 +89,7 @@ config.num_steps = config.eval_every = config.checkpoint_every = STEPS
 result = train.train_and_evaluate(config, HERE / "tuned")
 
 # %% Diagnose: are the averages of its BN layers those of the data?
-found = diagnosis.diagnose_checkpoint(str(HERE / "tuned"), HERE / "diagnosis.png", batches=6)
+found = diagnose_checkpoint.diagnose_checkpoint(str(HERE / "tuned"), HERE / "diagnosis.png", batches=6)
 
 # %% Export to ONNX: uint8 images in, logits out.
 tuned = release.from_run(HERE / "tuned")
