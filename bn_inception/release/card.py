@@ -11,7 +11,7 @@ from typing import Any
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release
+from bn_inception.release.release_type import Release
 
 
 def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | None) -> str:
