@@ -199,9 +199,8 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
     if (name := word.partition("=")[0].lstrip("-")) in renamed and word.startswith("-"):
       fail(f"--{name} is now called {renamed[name]}: write {word.replace(f'--{name}', renamed[name], 1)}.")
   try:
-    # The flag of ml_collections does not expand ~.
     argv = [
-      f"--config={paths.local(word.removeprefix('--config='), '--config')}" if word.startswith("--config=") else word
+      f"--config={_local_config(word.removeprefix('--config='))}" if word.startswith("--config=") else word
       for word in argv
     ]
     rest = flags.FLAGS(argv)
@@ -219,6 +218,17 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
     fail(_unknown_key(argv) or _missing_flag(argv, error) or _last_line(error))
   except Exception as error:  # Of the code of a config file.
     fail(f"The config cannot be made ({type(error).__name__}: {_last_line(error)}): correct its file.")
+
+
+def _local_config(value: str) -> str:
+  """FILE or FILE:ARGUMENT with ~ of the file expanded, which the flag of ml_collections does not.
+
+  Only the file is a path on this machine: FILE:/x/y is no URL.
+  """
+  path, colon, argument = value.partition(":")
+  if not path.endswith(".py"):
+    return paths.local(value, "--config")
+  return f"{paths.local(path, '--config')}{colon}{argument}"
 
 
 def _last_line(error: Exception) -> str:

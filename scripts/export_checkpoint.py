@@ -25,7 +25,15 @@ _FORMAT = flags.DEFINE_enum(
   "else with torch_module.py and its config beside it. bninception: this or nothing. stablehlo: for jax.export. "
   "savedmodel: a folder for TensorFlow. onnx: needs pip install -e '.[onnx]'.",
 )
+_LICENSE = flags.DEFINE_string(
+  "license", None, "Of a network of your own, as the Hugging Face Hub names it (cc-by-4.0), for the card of a release."
+)
 _OUTPUT = command_line.define_path("output", None, "Folder or .pth file to write.", required=True)
+flags.register_multi_flags_validator(
+  ["license", "format"],
+  lambda values: values["license"] is None or values["format"] == "release",
+  "Only a release folder states a license: give --license with --format=release.",
+)
 
 
 def main() -> None:
@@ -35,6 +43,8 @@ def main() -> None:
   exported = release.read(
     _CHECKPOINT.value, _SYMBOL.value, step=_STEP.value, statistics=_STATISTICS.value, data_dir=_DATA_DIR.value
   )
+  if _LICENSE.value is not None:
+    exported = release.with_license(exported, _LICENSE.value)
   release.FORMATS[_FORMAT.value](exported, pathlib.Path(_OUTPUT.value))
   print(
     f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "

@@ -114,6 +114,29 @@ def test_a_signal_ends_a_script_at_once_out_of_what_python_cannot_interrupt(repo
   assert process.returncode == expected
 
 
+@pytest.mark.parametrize("argument", ["/abs/path", "hf://user/name", "gs://bucket/x"])
+def test_the_argument_of_a_config_in_the_current_folder_is_not_taken_for_a_part_of_a_url(
+  repository, tmp_path, monkeypatch, argument
+):
+  (tmp_path / "finetune.py").write_text(
+    "import ml_collections\n"
+    "def get_config(argument):\n  print('given', argument)\n  return ml_collections.ConfigDict()\n"
+  )
+  monkeypatch.setenv("HOME", str(tmp_path))
+  monkeypatch.setenv("PYTHONPATH", str(repository))
+  for config in ("finetune.py", "~/finetune.py"):
+    result = subprocess.run(
+      [sys.executable, str(repository / "scripts" / "describe.py"), f"--config={config}:{argument}"],
+      cwd=tmp_path,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert result.stdout.strip() == f"given {argument}" and "URL" not in result.stderr, result.stderr
+  code, _, error = run(repository, "describe", f"--config={argument}/finetune.py")
+  assert code == 2 and ("is a URL and not a path" in error) == ("://" in argument)
+
+
 def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):
   code, _, error = run(repository, "evaluate", f"--workdir={tmp_path}")
   assert code == 2 and "is not a run directory" in error and "Traceback" not in error

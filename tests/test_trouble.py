@@ -147,6 +147,17 @@ def test_data_that_are_there_in_another_way_are_said_to_be(tmp_path):
     opened(tmp_path / "data", "own")
 
 
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("damage", [b"", b"\0" * 64, None, b"no JSON", b"[]", b"7", b'{"splits": 7}', b"\xff\xfe"])
+def test_damaged_metadata_of_a_data_set_are_named(tmp_path, file, damage):
+  path = write_set(tmp_path, "own", [1, 2, 3]) / file
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2] if damage is None else damage)
+  with pytest.raises(datasets.DataError, match="dataset_info.json or features.json") as caught:
+    opened(tmp_path, "own")
+  assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
   "config, image_size, refused",
   [

