@@ -159,7 +159,8 @@ def _part_moments(x: jax.Array, mask: jax.Array | None, parts: int, per_activati
     weight = 1.0
     count = jnp.full((parts, *(1,) * len(features)), values, x.dtype)
     # Any value near the mean can be the shift if computing this value needs no pass over x. The mean of the part's
-    # first example is within sqrt(examples) standard deviations of the part's mean: at most log2(examples) bits are lost.
+    # first example is within sqrt(examples) standard deviations of the part's mean. So at most log2(examples) bits are
+    # lost below.
     shift = jnp.mean(x[:, :1], axes)
   else:
     weight = _in_parts(mask, parts).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)).astype(x.dtype)

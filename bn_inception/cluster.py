@@ -65,7 +65,8 @@ def arguments(
 def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> None:
   """Joins the other processes; see `arguments`.
 
-  If not all processes come within `start_seconds`, the program ends with a sentence and the exit code for "start again".
+  If a process does not come within `start_seconds`, the program ends with a sentence and the exit code for "start
+  again".
 
   Raises:
     UserError: if there is no cluster that JAX knows.
@@ -145,7 +146,7 @@ def _not_found(error: Exception) -> str | None:
   if "SLURM_JOB_ID" in os.environ:
     return "--cluster works in a job step of Slurm, and this is the job's own script: start the program with srun."
   return (
-    "--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of such a job, or "
+    "--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of a job, or "
     "give --coordinator, --processes and --process_id."
   )
 

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch:
-  """Counts the seconds of each activity. A call with the activity that begins (INPUT, ...) says that something moved."""
+  """Counts the seconds of each activity. A call with the activity that begins (INPUT, ...) says that the run moved."""
 
   def __init__(self):
     self.doing, self.since = STEP, time.monotonic()
