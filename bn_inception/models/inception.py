@@ -33,7 +33,7 @@ class Widths(NamedTuple):
 
 
 def module_table(pool_proj_4cd: int = 96) -> dict[str, Widths]:
-  """The rows of Figure 5. The figure states 576 channels for 4c and 4d. Its own projection, 128, gives 608; 96 gives 576."""
+  """The rows of Figure 5. Its own projection, 128, gives 608 channels in 4c and 4d. The stated 576 need 96."""
   return {
     "3a": Widths(64, 64, 64, 64, 96, "avg", 32),
     "3b": Widths(64, 64, 96, 64, 96, "avg", 64),
