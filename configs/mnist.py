@@ -35,7 +35,7 @@ def get_config(argument: str = "bn"):
   config.log_every, config.eval_every = 500, 500
   config.checkpoint_every = 5_000 if words["scale"] == "mnist" else 1_000
   config.eval.batch_size = 2_040
-  # Figure 1(b, c) shows "one typical sigmoid" of the last hidden layer. Ten units are recorded over the whole evaluation
-  # split, and the picture shows the unit with the median movement [choice].
+  # Figure 1(b, c) shows "one typical sigmoid" of the last hidden layer. Ten units are recorded, over the whole
+  # evaluation split, and the picture shows the unit with the median movement [choice].
   config.eval.sigmoid_input_units = tuple(range(10))
   return config
