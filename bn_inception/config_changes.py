@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bn_inception.config_checks import ConfigError
 
-# These keys change no number of the run.
+# They change no number of the run.
 _FREE = (
   "data.dir",
   "data.cache",

@@ -95,7 +95,7 @@ def apply(start: Start, state: TrainState) -> TrainState:
 
   def loaded(collection: str, tree: Any) -> Any:
     flat = flax.traverse_util.flatten_dict(start.variables.get(collection, {}), sep="/")
-    # The loaded values are placed like the values that they replace: on every device.
+    # Placed as what they replace: on every device.
     is_loaded = lambda name: parameter_names.is_loaded(name, start.skip)
     return parameter_names.map_named(
       lambda name, leaf: jax.device_put(flat[name], leaf.sharding) if is_loaded(name) else leaf, tree
@@ -134,7 +134,7 @@ def check_patterns(config: ConfigDict, params: Any) -> None:
 
 
 def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-  plain = lambda value: json.loads(json.dumps(value))  # Makes tuples and lists equal.
+  plain = lambda value: json.loads(json.dumps(value))  # Tuples and lists are one.
   different = [name for name in theirs if name not in ours or plain(ours[name]) != plain(theirs[name])]
   if "model.name" in different:
     different = ["model.name"]

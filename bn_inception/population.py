@@ -19,7 +19,7 @@ BatchStatisticsStep = Callable[[Any, Any, step.Batch], tuple[Sums, Any]]
 
 
 def batch_statistics_step(config: ConfigDict, mesh: Mesh) -> BatchStatisticsStep:
-  """Compiles `step.make_batch_statistics_step` of a config, for batches of any size; see `over_training_batches`."""
+  """Compiles `step.make_batch_statistics_step` for the batches of any size of a config, see `over_training_batches`."""
   statistics_config = config.copy_and_resolve_references()
   statistics_config.batch_norm.group_size = config.batch_norm.group_size or config.batch_size
   # Results are on every device, so that every process can read them.

@@ -152,7 +152,7 @@ def inception(scale: str) -> ConfigDict:
 
   config.model = ConfigDict()
   config.model.name = "inception"
-  # cifar10_full: an eighth of the width [choice]. A step takes half the time of a quarter, so runs are twice as long.
+  # cifar10_full: an eighth [choice], whose step takes half the time of a quarter's, so that runs are twice as long.
   config.model.width = {"imagenet": 1.0, "cifar10": 0.25, "cifar10_full": 0.125, "quickstart": 0.25}[scale]
   config.model.stem = "separable" if scale == "imagenet" else "small"  # separable | plain | small (for small images).
   config.model.pool_proj_4cd = 96  # 96: 576 channels as Figure 5 states; 128: its literal widths, 608 channels.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from bn_inception.config_dict import ConfigDict
 from bn_inception.models import layers
 
-FEATURES = ("hidden",)  # The activations of the network beside its logits: the last hidden units.
+FEATURES = ("hidden",)  # What the network can tell beside its logits: its last hidden units.
 
 
 class MnistMlp(nn.Module):
