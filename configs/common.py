@@ -59,9 +59,12 @@ def base(scale: str) -> ConfigDict:
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
-  # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
+  # linear: learning_rate is the rate of a batch of 32, and is multiplied by batch_size / 32 (Goyal et al., 2017).
+  # none: learning_rate is the rate of every batch size.
   config.learning_rate_scaling = "none"
-  config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
+  config.learning_rate_warmup_epochs = (
+    0.0  # Epochs in which the rate rises from the rate of a batch of 32 to its value.
+  )
   config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0
@@ -71,8 +74,8 @@ def base(scale: str) -> ConfigDict:
   config.keep_latest = 2  # Checkpoints kept: the newest ...
   config.keep_best = 1  # ... and those with the best top-1.
   config.stall_minutes = 10.0  # Says what it waits for when nothing has moved for so long; 0: never.
-  config.stall_limit_minutes = 60.0  # Ends, to be started again, when nothing has moved for so long; 0: never.
-  config.profile_at_step = 0  # Writes a profile of 5 steps from here; 0: none.
+  config.stall_limit_minutes = 60.0  # The run ends with exit code 75 when nothing has moved for so long; 0: never.
+  config.profile_at_step = 0  # The run writes a profile of 5 steps from this step on; 0: no profile.
 
   config.batch_norm = ConfigDict()
   config.batch_norm.enabled = False
@@ -84,8 +87,8 @@ def base(scale: str) -> ConfigDict:
   config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").
 
   config.init = ConfigDict()  # Patterns are those of bn_inception/parameter_names.py.
-  config.init.checkpoint = ""  # A run, release folder or peer's file to start from (configs/finetune.py); "": anew.
-  config.init.skip = ()  # Patterns of what begins anew all the same; the logits do where the classes are others.
+  config.init.checkpoint = ""  # The run, release folder or peer's file to start from (configs/finetune.py); "": none.
+  config.init.skip = ()  # Patterns of parameters that begin anew all the same. Logits of other classes always do.
   config.init.freeze = ()  # Patterns of the parameters that keep their values: ("conv*", "inception_3*").
   config.init.freeze_statistics = False  # Their BN is in inference mode.
 
@@ -102,7 +105,7 @@ def base(scale: str) -> ConfigDict:
   config.data.photometric_strength = 1.0
   config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
   config.data.std = (127.5, 127.5, 127.5)
-  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr; mean and std are RGB all the same.
+  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr. mean and std are always RGB.
   config.data.binary = False  # True: pixel >= 128 instead, 0 or 1 (§4.1).
 
   config.eval = ConfigDict()
