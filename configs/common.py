@@ -59,12 +59,9 @@ def base(scale: str) -> ConfigDict:
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
-  # linear: learning_rate is the rate of a batch of 32, and is multiplied by batch_size / 32 (Goyal et al., 2017).
-  # none: learning_rate is the rate of every batch size.
+  # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
   config.learning_rate_scaling = "none"
-  config.learning_rate_warmup_epochs = (
-    0.0  # Epochs in which the rate rises from the rate of a batch of 32 to its value.
-  )
+  config.learning_rate_warmup_epochs = 0.0  # Epochs in which the rate rises from that of a batch of 32 to its value.
   config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
   config.learning_rate_decay = 0.96  # GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0
@@ -105,7 +102,7 @@ def base(scale: str) -> ConfigDict:
   config.data.photometric_strength = 1.0
   config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
   config.data.std = (127.5, 127.5, 127.5)
-  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr. mean and std are always RGB.
+  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr; mean and std are RGB all the same.
   config.data.binary = False  # True: pixel >= 128 instead, 0 or 1 (§4.1).
 
   config.eval = ConfigDict()
