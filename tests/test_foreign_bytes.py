@@ -27,7 +27,11 @@ from bn_inception.data import evaluation_crops, train_distortions
 from bn_inception.data.host_tf import tf
 from bn_inception.errors import UserError
 from bn_inception.evaluators import predictions_file
-from bn_inception.release import caffe_file, labels, mxnet_file, source_file, tensorflow_file, torch_file
+from bn_inception.release import labels, source_file
+from bn_inception.release.peers.caffe import file as caffe_file
+from bn_inception.release.peers.mxnet import file as mxnet_file
+from bn_inception.release.peers.pytorch import file as torch_file
+from bn_inception.release.peers.tensorflow import file as tensorflow_file
 
 MAX_BYTES = 2**26  # Of memory, for files of at most a few kB.
 

@@ -15,7 +15,7 @@ from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import annotations, datasets, pipeline, preparation
 from bn_inception.errors import UserError
 from bn_inception.evaluators import predictions_file
-from bn_inception.release import torch_file
+from bn_inception.release.peers.pytorch import file as torch_file
 
 
 def write_set(root, name, pixels, features=None, extra=None, version="1.0.0", named=True):

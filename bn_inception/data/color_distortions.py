@@ -92,11 +92,10 @@ def apply(images: jax.Array, choices: Choices) -> jax.Array:
     means = [jnp.mean(plane, axis=(1, 2)) for plane in planes]
     brightness, contrast = operation == BRIGHTNESS, operation == CONTRAST
     offsets = [jnp.where(brightness, amount, jnp.where(contrast, (1 - amount) * mean, 0.0)) for mean in means]
-    per_example = lambda value: value[:, None, None]
     planes = [
       jnp.clip(
-        sum(per_example(matrix[:, row, column]) * planes[column] for column in range(channels))
-        + per_example(offsets[row]),
+        sum(matrix[:, row, column, None, None] * planes[column] for column in range(channels))
+        + offsets[row][:, None, None],
         0.0,
         255.0,
       )

@@ -214,7 +214,7 @@ def _explain(root: pathlib.Path, name: str, described: list[pathlib.Path]) -> No
       f'write the file with `python -c "{command}"`.'
     )
   # The folder of a version or of a name in place of the data_dir, which is the one above the name.
-  here = next(
+  version_folder = next(
     (
       path.parent
       for pattern in ("", "*/", "*/*/")
@@ -223,8 +223,8 @@ def _explain(root: pathlib.Path, name: str, described: list[pathlib.Path]) -> No
     ),
     None,
   )
-  if here is not None:
-    parts = here.absolute().parts
+  if version_folder is not None:
+    parts = version_folder.absolute().parts
     above = pathlib.Path(*parts[: len(parts) - 1 - parts[::-1].index(name)])
     raise DataError(f"{root} is not the data_dir of '{name}' but a folder within: give data.dir={above}.")
   if (root / "dataset_info.json").exists():
@@ -243,18 +243,18 @@ def _feature_keys(info: tfds.core.DatasetInfo, name: str) -> tuple[str, str]:
   """The names of the image and the label among the features: those TFDS calls supervised, else the only ones."""
   keys = []
   for kind, word in ((tfds.features.Image, "image"), (tfds.features.ClassLabel, "label")):
-    found = [
+    keys_of_kind = [
       key
       for key, feature in info.features.items()
       if isinstance(_element(feature) if word == "label" else feature, kind)
     ]
-    supervised = [key for key in found if key in (info.supervised_keys or ())]
-    if len(supervised or found) != 1:
+    supervised = [key for key in keys_of_kind if key in (info.supervised_keys or ())]
+    if len(supervised or keys_of_kind) != 1:
       raise DataError(
-        f"{name} has {len(found) or 'no'} {word} features among {', '.join(info.features)}: choose a data set for "
-        "image classification, with one image and one label an example."
+        f"{name} has {len(keys_of_kind) or 'no'} {word} features among {', '.join(info.features)}: choose a data set "
+        "for image classification, with one image and one label an example."
       )
-    keys.append((supervised or found)[0])
+    keys.append((supervised or keys_of_kind)[0])
   return keys[0], keys[1]
 
 

@@ -4,17 +4,20 @@ import concurrent.futures
 import contextlib
 import logging
 import pathlib
+import re
+import shutil
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from bn_inception.data import cores, evaluation_crops, photographs
+from bn_inception.data import cores, evaluation_crops, photographs, working_folder
 from bn_inception.data.host_tf import tf, tfds
 from bn_inception.errors import DataError
 
 HOLDOUT = 0.2  # Part of each class that is held out where there are no splits, unless another is given.
 
+_NOT_OWN = ("imagenet2012", "digits", "fake")  # Names that mean something here.
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 _log = logging.getLogger(__name__)
@@ -46,6 +49,56 @@ def is_source(source: pathlib.Path) -> bool:
   return any(
     path.suffix.lower() in photographs.SUFFIXES for pattern in ("[!.]*/*", "[!.]*/*/*") for path in source.glob(pattern)
   )
+
+
+def prepare(
+  source: pathlib.Path, data_dir: pathlib.Path, name: str, holdout: float | None, seed: int, on_error: str
+) -> None:
+  """Prepares the data set `name` of a folder of images.
+
+  Args:
+    source: the folder.
+    data_dir: TFDS data_dir for the result.
+    name: NAME[:VERSION].
+    holdout, seed: as for `find`.
+    on_error: what to do where an image cannot be read: "fail", or "skip" it.
+
+  Raises:
+    DataError: one sentence on what cannot be read or does not fit, and what to do.
+  """
+  match = re.fullmatch(r"([a-z][a-z0-9_]*)(?::(\d+\.\d+\.\d+))?", name)
+  if not match or match[1] in _NOT_OWN:
+    raise DataError(
+      f"'{name}' is no name for the images in {source}: give --name=NAME or NAME:1.0.0, of small letters, "
+      f"digits and _, and none of {', '.join(_NOT_OWN)}."
+    )
+  name, version = match[1], match[2] or "1.0.0"
+  target = data_dir / name / version
+  with working_folder.exclusive(target, data_dir) as work:
+    if work is None:
+      return
+    shutil.rmtree(work / "complete", ignore_errors=True)
+    found = find(source, holdout, seed)
+    total = sum(map(len, found.splits.values()))
+    _log.info("%s: checking %s images of %d classes.", source, f"{total:,}", len(found.class_names))
+    sound = check(found)
+    counts = {split: len(examples) for split, examples in sound.splits.items()}
+    if (bad := total - sum(counts.values())) and on_error == "fail":
+      raise DataError(
+        f"{source} has {bad} bad image{'s'[: bad > 1]}, named above: mend or remove {'them' if bad > 1 else 'it'}"
+        ", or give --on_error=skip."
+      )
+    for label, class_name in enumerate(found.class_names):
+      if not any(example.label == label for example in sound.splits["train"]):
+        raise DataError(f"No image for training is left of the class '{class_name}': add some.")
+    if empty := [split for split, count in counts.items() if not count]:
+      raise DataError(f"No image of the {empty[0]} split is left: add some.")
+    paths = [example.path for examples in sound.splits.values() for example in examples]
+    working_folder.check_space(work, int(1.2 * sum(path.stat().st_size for path in paths)))
+    write(sound, source, name, version, work / "complete")
+    _log.info("%s", found.description)
+    working_folder.finish(work, target, f"{name}:{version}", data_dir, counts)
+    _log.info("Train on it: --config.data.name=%s --config.data.num_classes=%d", name, len(found.class_names))
 
 
 def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:

@@ -70,8 +70,8 @@ class Records:
     shards, rows = self._places(indices)
     records = [b""] * len(indices)
     for shard in np.unique(shards):
-      here = np.flatnonzero(shards == shard)
-      for place, record in zip(here, self._read_shard(shard, indices[here], rows[here])):
+      places = np.flatnonzero(shards == shard)
+      for place, record in zip(places, self._read_shard(shard, indices[places], rows[places])):
         records[place] = record
     return records
 
@@ -115,8 +115,8 @@ class Records:
         ) from error
     finally:
       del self._reading[threading.get_ident()]
-    for one in range(len(rows)):  # One by one to find it.
-      self._read_shard(shard, indices[one : one + 1], rows[one : one + 1])
+    for row in range(len(rows)):  # One by one to find it.
+      self._read_shard(shard, indices[row : row + 1], rows[row : row + 1])
     raise DataError(f"{path} gave an error that did not come again: check its file system.")
 
 

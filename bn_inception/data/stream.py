@@ -52,8 +52,8 @@ def record_at(positions: np.ndarray, *, shard_lengths: Sequence[int], seed: int,
   else:
     records = np.empty_like(offsets)
     for epoch in np.unique(epochs):  # One, or two where a batch lies across an epoch's end.
-      here = epochs == epoch
-      records[here] = _within_shards(offsets[here], lengths, seed, epoch)
+      in_epoch = epochs == epoch
+      records[in_epoch] = _within_shards(offsets[in_epoch], lengths, seed, epoch)
   return records.reshape(positions.shape)
 
 

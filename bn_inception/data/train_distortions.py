@@ -178,7 +178,10 @@ def _random_boxes(
   Returns:
     int32 [n, 4]: top, left, height, width.
   """
-  between = lambda uniform, low, high: low + uniform * (high - low)
+
+  def between(uniform, low, high):
+    return low + uniform * (high - low)
+
   image_heights, image_widths = shapes.T[:, :, None].astype(float)  # [n, 1] each.
   areas = image_heights * image_widths * between(uniforms[:, 0], *crop_area)
   aspects = np.exp(between(uniforms[:, 1], *map(math.log, crop_aspect)))

@@ -14,8 +14,8 @@ from bn_inception.release.export import FORMATS, write_torch
 from bn_inception.release.folder import check_free, write
 from bn_inception.release.labels import human_name, with_labels
 from bn_inception.release.loading import build, load, read
-from bn_inception.release.released import Release
-from bn_inception.release.run import from_run, is_run
+from bn_inception.release.release_type import Release
+from bn_inception.release.training_run import from_run, is_run
 
 __all__ = [
   "FORMATS",

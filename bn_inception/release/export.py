@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from bn_inception.config_dict import ConfigDict
-from bn_inception.release import assemble, folder, loading, peers, torch_file
+from bn_inception.release import assemble, folder, loading
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release
+from bn_inception.release.peers.pytorch import file as torch_file, mapping as bninception
+from bn_inception.release.release_type import Release
 
 _MODULE_LEAVES = {"kernel": "weight", "gamma": "weight", "beta": "bias", "mean": "running_mean", "var": "running_var"}
 _TORCH_MODULE = pathlib.Path(__file__).with_name("torch_module.py")
@@ -27,14 +28,14 @@ _PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write_bninception(release: Release, path: str | os.PathLike) -> None:
-  """Writes a release as a state dict of pretrained-models.pytorch's `bninception`, see `peers.to_torch`.
+  """Writes a release as a state dict of pretrained-models.pytorch's `bninception` (peers/pytorch/mapping.py).
 
   Raises:
     ReleaseError: if that network cannot hold it, there is something in its place already, or it cannot be written.
   """
   path = folder.check_free(path)
   try:
-    tensors = peers.to_torch(release)
+    tensors = bninception.from_release(release)
   except ReleaseError as error:
     raise ReleaseError(f"This network cannot be exported: {error}.") from error
   _write_files({path: torch_file.write(tensors)})
@@ -50,7 +51,7 @@ def write_torch(release: Release, path: str | os.PathLike) -> None:
   Raises:
     ReleaseError: if there is something in the place of a file already, or it cannot be written.
   """
-  if peers.torch_can_hold(release.config):
+  if bninception.can_hold(release.config):
     write_bninception(release, path)
     return
   path = folder.check_free(path)

@@ -29,10 +29,11 @@ import safetensors.numpy
 from bn_inception import config_checks, paths, run_directory
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import versions
-from bn_inception.release import assemble, labels, peers, source_file
+from bn_inception.release import assemble, labels, source_file
 from bn_inception.release.card import card
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release, TorchTensor
+from bn_inception.release.peers.pytorch import mapping as bninception
+from bn_inception.release.release_type import Release, TorchTensor
 
 _WEIGHTS, _CONFIG, _LABELS, _METRICS = "model.safetensors", "config.json", "labels.txt", "metrics.json"
 _PREPROCESSING, _CARD = "preprocessing.json", "README.md"
@@ -232,7 +233,7 @@ def _read_torch_layout(
     return ()
   try:
     layout = tuple(TorchTensor(name, dtype, tuple(shape), count) for name, dtype, shape, count in json.loads(text))
-    peers.check_torch_layout(layout, shapes)
+    bninception.check_layout(layout, shapes)
     return layout
   except (ValueError, TypeError, RecursionError) as error:
     raise ReleaseError(f"{path / _WEIGHTS} is damaged: {error}.") from error

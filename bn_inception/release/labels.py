@@ -11,7 +11,7 @@ import os
 import pathlib
 
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release
+from bn_inception.release.release_type import Release
 
 # Class 0 of TF-slim's networks, which no image of ImageNet belongs to.
 BACKGROUND = "background"

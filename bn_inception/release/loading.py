@@ -13,22 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bn_inception import models, paths
+from bn_inception import models
 from bn_inception.config_dict import ConfigDict
 from bn_inception.data.preprocessing import preprocess
-from bn_inception.release import (
-  caffe_file,
-  folder,
-  hub,
-  mxnet_file,
-  peers,
-  run,
-  source_file,
-  tensorflow_file,
-  torch_file,
-)
+from bn_inception.release import folder, hub, peers, source_file, training_run
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release
+from bn_inception.release.release_type import Release
 
 # The files that published numbers are of, by the first digits of their SHA-256. Only the name of PyTorch's tells them.
 _PUBLISHED_SHA256 = ("52deb4733",)
@@ -49,21 +39,23 @@ def read(path: str | os.PathLike, symbol: str | os.PathLike | None = None) -> Re
   path = hub.local_path(path)
   if folder.is_folder(path):
     return folder.read(path)
-  if run.is_run(path):
-    return run.from_run(path)
+  if training_run.is_run(path):
+    return training_run.from_run(path)
   if path.is_dir():
     raise ReleaseError(
       f"{path} is a folder, but no release, it lacks model.safetensors or config.json, and no run directory either."
     )
-  path = tensorflow_file.index_of(path)
+  for format_ in peers.FORMATS:
+    path = format_.file_of(path)
   content = source_file.read(path)
-  nodes = []
-  if mxnet_file.recognises(content):
-    nodes = mxnet_file.read_symbol(
-      pathlib.Path(paths.local(symbol, "--symbol")) if symbol else mxnet_file.symbol_beside(path)
-    )
+  format_ = next((format_ for format_ in peers.FORMATS if format_.recognises(content)), None)
+  if format_ is None:
+    archive = ", but a gzip archive: unpack it and give the file inside" if content.startswith(b"\x1f\x8b") else ""
+    known = ", ".join(format_.name for format_ in peers.FORMATS)
+    raise ReleaseError(f"{path} cannot be used: it is none of the formats that are known, {known}{archive}.")
+  beside = format_.read_beside(path, symbol)
   try:
-    return _with_provenance(path, content, _from_content(path, content, nodes))
+    return _with_provenance(path, content, format_.read(path, content, beside))
   except ReleaseError as error:
     raise ReleaseError(f"{path} cannot be used: {error}.") from error
 
@@ -73,7 +65,7 @@ def read_config(path: str | os.PathLike) -> ConfigDict:
   local = hub.local_path(path)
   if folder.is_folder(local):
     return folder.read_config(local)
-  return run.read_config(local) if run.is_run(local) else read(local).config
+  return training_run.read_config(local) if training_run.is_run(local) else read(local).config
 
 
 def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Release:
@@ -92,19 +84,6 @@ def _with_provenance(path: pathlib.Path, content: bytes, release: Release) -> Re
   config = release.config.copy_and_resolve_references()
   config.release.published = f"none for this file, {doubt}; the same architecture as one with {published}"
   return release._replace(config=config)
-
-
-def _from_content(path: pathlib.Path, content: bytes, nodes: list[mxnet_file.Node]) -> Release:
-  if torch_file.recognises(content):
-    return peers.from_torch(torch_file.read(content))
-  if mxnet_file.recognises(content):
-    return peers.from_mxnet(mxnet_file.read(content), nodes)
-  if tensorflow_file.recognises(content):
-    return peers.from_tensorflow(tensorflow_file.read(path, content))
-  if caffe_file.recognises(content):
-    return peers.from_caffe(caffe_file.read(content))
-  archive = ", but a gzip archive: unpack it and give the file inside" if content.startswith(b"\x1f\x8b") else ""
-  raise ReleaseError(f"it is none of the formats that are known, PyTorch, TensorFlow, MXNet, Caffe{archive}")
 
 
 def load(

@@ -17,7 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from bn_inception.data import cores, datasets, evaluation_crops, pipeline, stream
+from bn_inception.data import cores, datasets, evaluation_crops, pipeline, prefetch, stream
 from bn_inception.data.datasets import DataError
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import TFRecordShard
@@ -501,7 +501,7 @@ def test_a_stalled_reader_is_reported(
   source = pipeline.open_source(data, "train")  # It reads some records, for their digest.
   monkeypatch.setattr(TFRecordShard, "read", hang)
   monkeypatch.setattr(concurrent.futures, "wait", recorded)
-  monkeypatch.setattr(pipeline, "_STALL_SECONDS", 0.01)
+  monkeypatch.setattr(prefetch, "_STALL_SECONDS", 0.01)
   batches = pipeline.train_batches(data, source, seed=0, batch_size=24)
   batch = next(batches)
   np.testing.assert_array_equal(batch["label"], batch["image"][..., 0].min(axis=(2, 3)))

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from PIL import Image
 
-from bn_inception.data import cores, preparation
+from bn_inception.data import conversion, cores, imagenet_archives, preparation, working_folder
 from bn_inception.data.datasets import DataError, open_split
 from bn_inception.data.host_tf import tf
 from bn_inception.data.records import open_records
@@ -175,7 +175,7 @@ def test_what_cannot_be_begun(tmp_path: pathlib.Path, monkeypatch: pytest.Monkey
   (tmp_path / "half" / "imagenet2012" / "5.1.0" / "leftover").write_text("")
   with pytest.raises(DataError, match="not a whole data set: remove it"):
     preparation.prepare(archives, tmp_path / "half", "imagenet2012")
-  monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+  monkeypatch.setattr(working_folder.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
   with pytest.raises(DataError, match="1.0 kB free, and .* needed"):
     preparation.prepare(archives, tmp_path / "data", "imagenet2012")
 
@@ -184,7 +184,7 @@ def test_a_finished_split_is_kept_and_a_changed_archive_is_not(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
   archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
-  prepare_split = preparation._prepare_split  # pylint: disable=protected-access
+  prepare_split = imagenet_archives.prepare_split
 
   def interrupted(source, work, complete, split, count):
     if split == "train":
@@ -195,13 +195,13 @@ def test_a_finished_split_is_kept_and_a_changed_archive_is_not(
 
   caplog.set_level("INFO", "bn_inception")
   with monkeypatch.context() as patch:
-    patch.setattr(preparation, "_prepare_split", interrupted)
+    patch.setattr(imagenet_archives, "prepare_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
       preparation.prepare(archives, data, "imagenet2012")
     assert not (data / "imagenet2012").exists()
   with monkeypatch.context() as patch:  # Another download of the validation archive.
     write_archives(tmp_path / "archives", validation=6)
-    patch.setattr(preparation, "_prepare_split", interrupted)
+    patch.setattr(imagenet_archives, "prepare_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
       preparation.prepare(archives, data, "imagenet2012")
     assert "validation: finished" not in caplog.text
@@ -235,7 +235,7 @@ def test_a_finished_split_does_not_need_its_archive_any_more(
   tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   archives, data = write_archives(tmp_path / "archives"), tmp_path / "data"
-  prepare_split = preparation._prepare_split  # pylint: disable=protected-access
+  prepare_split = imagenet_archives.prepare_split
 
   def interrupted(source, work, complete, split, count):
     if split == "train":
@@ -243,7 +243,7 @@ def test_a_finished_split_does_not_need_its_archive_any_more(
     prepare_split(source, work, complete, split, count)
 
   with monkeypatch.context() as patch:
-    patch.setattr(preparation, "_prepare_split", interrupted)
+    patch.setattr(imagenet_archives, "prepare_split", interrupted)
     with pytest.raises(KeyboardInterrupt):
       preparation.prepare(archives, data, "imagenet2012")
   (archives / "ILSVRC2012_img_val.tar").unlink()
@@ -253,7 +253,7 @@ def test_a_finished_split_does_not_need_its_archive_any_more(
 
 def test_two_at_once_exclude_each_other(tmp_path: pathlib.Path) -> None:
   archives = write_archives(tmp_path / "archives")
-  with preparation._working_folder(tmp_path / "imagenet2012" / "5.1.0", tmp_path):  # pylint: disable=protected-access
+  with working_folder.exclusive(tmp_path / "imagenet2012" / "5.1.0", tmp_path):
     with pytest.raises(DataError, match="by another process"):
       preparation.prepare(archives, tmp_path, "imagenet2012")
 
@@ -353,7 +353,7 @@ def test_conversion_goes_on_after_an_interruption(
   tfrecord: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
   target = tmp_path / "array"
-  convert_file, converted = preparation._convert_file, []  # pylint: disable=protected-access
+  convert_file, converted = conversion.convert_file, []
 
   def third_is_killed(source, path, length, stopped):
     if len(converted) == 2:
@@ -364,7 +364,7 @@ def test_conversion_goes_on_after_an_interruption(
 
   monkeypatch.setattr(cores, "available", lambda: 1)
   with monkeypatch.context() as patch:
-    patch.setattr(preparation, "_convert_file", third_is_killed)
+    patch.setattr(conversion, "convert_file", third_is_killed)
     with pytest.raises(KeyboardInterrupt):
       preparation.prepare(tfrecord, target, "shards")
   assert not (target / "shards").exists()
@@ -373,7 +373,7 @@ def test_conversion_goes_on_after_an_interruption(
     converted.append(path.name)
     convert_file(source, path, length, stopped)
 
-  monkeypatch.setattr(preparation, "_convert_file", remember)
+  monkeypatch.setattr(conversion, "convert_file", remember)
   preparation.prepare(tfrecord, target, "shards")
   assert len(converted) == len(set(converted)) == 6  # None twice.
   assert not list(target.rglob("*.partial"))
@@ -409,8 +409,8 @@ def test_a_copy_that_reads_back_otherwise_is_not_accepted(
     def close(self):
       self._writer.close()
 
-  writer = preparation.array_record_module.ArrayRecordWriter
-  monkeypatch.setattr(preparation.array_record_module, "ArrayRecordWriter", Forgetful)
+  writer = conversion.array_record_module.ArrayRecordWriter
+  monkeypatch.setattr(conversion.array_record_module, "ArrayRecordWriter", Forgetful)
   with pytest.raises(DataError, match="reads back otherwise"):
     preparation.prepare(tfrecord, tmp_path / "array", "shards")
 
@@ -425,7 +425,7 @@ def test_a_disk_that_is_full_meanwhile_is_a_sentence(
     def write(self, record):  # In ArrayRecord's words.
       raise RuntimeError(f"write() failed: No space left on device; writing {self._path}; at byte 12124160")
 
-  monkeypatch.setattr(preparation.array_record_module, "ArrayRecordWriter", Full)
+  monkeypatch.setattr(conversion.array_record_module, "ArrayRecordWriter", Full)
   with pytest.raises(DataError, match=r"partial cannot be read or written \(write\(\) failed: No space left on dev"):
     preparation.prepare(tfrecord, tmp_path / "array", "shards")
   monkeypatch.undo()

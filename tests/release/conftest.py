@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bn_inception.release import source_file, torch_file
+from bn_inception.release import source_file
+from bn_inception.release.peers.pytorch import file as torch_file
 
 
 class Golden(NamedTuple):

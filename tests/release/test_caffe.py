@@ -15,7 +15,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from bn_inception import config_checks, release
 from bn_inception.models import inception
-from bn_inception.release import caffe_file, peers
+from bn_inception.release.peers.caffe import file as caffe_file, mapping as caffe_mapping
+from bn_inception.release.peers.pytorch import mapping as torch_mapping
 
 # Field: number, kind ("message" fields name theirs), repeated.
 MESSAGES = {
@@ -220,7 +221,7 @@ def test_lim0606_statistics_are_divided_by_their_factor(lim, lim_path):
 def test_factor_0_makes_statistics_0(lim, proto):
   kind, (mean, variance, factor) = lim.layers["conv2/3x3/bn"]
   layers = lim.layers | {"conv2/3x3/bn": (kind, [mean, variance, factor * 0])}
-  statistics = peers.from_caffe(caffe_file.read(write(proto, layers))).variables["batch_stats"]["conv2"]["bn"]
+  statistics = caffe_mapping.to_release(caffe_file.read(write(proto, layers))).variables["batch_stats"]["conv2"]["bn"]
   assert not statistics["mean"].any() and not statistics["var"].any()
 
 
@@ -271,7 +272,7 @@ def test_yjxiong_is_the_pytorch_network(torch_tensors, proto, tmp_path, old):
   path = tmp_path / "net.caffemodel"
   path.write_bytes(write(proto, layers, old))
   config, variables, *_ = release.read(path)
-  expected = peers.from_torch(torch_tensors)
+  expected = torch_mapping.to_release(torch_tensors)
   jax.tree.map(np.testing.assert_array_equal, variables, expected.variables)
   assert config.model == expected.config.model and config.data.mean == (123.0, 117.0, 104.0)
 
@@ -327,6 +328,6 @@ def test_missing_layer_and_other_network_are_named(lim, proto, small):
   layers = dict(lim.layers)
   del layers["inception_4e/3x3/bn/sc"]
   with pytest.raises(release.ReleaseError, match="lacks inception_4e/3x3/bn/sc:[01], inception_4e/3x3/bn/sc:[01], so"):
-    peers.from_caffe(caffe_file.read(write(proto, layers)))
+    caffe_mapping.to_release(caffe_file.read(write(proto, layers)))
   with pytest.raises(release.ReleaseError, match="has no fc:1"):
-    peers.from_caffe(caffe_file.read(small[1]))
+    caffe_mapping.to_release(caffe_file.read(small[1]))

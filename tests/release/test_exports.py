@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bn_inception import release
-from bn_inception.release import torch_file
+from bn_inception.release.peers.pytorch import file as torch_file
 from tests.release.test_features import images_of, make_release
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

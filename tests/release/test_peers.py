@@ -10,7 +10,10 @@ import pytest
 
 from bn_inception import config_checks, release
 from bn_inception.data.host_tf import tf
-from bn_inception.release import mxnet_file, mxnet_graph, peers, source_file, tensorflow_file
+from bn_inception.release import source_file
+from bn_inception.release.peers.mxnet import file as mxnet_file, graph as mxnet_graph, mapping as mxnet_mapping
+from bn_inception.release.peers.pytorch import mapping as torch_mapping
+from bn_inception.release.peers.tensorflow import file as tensorflow_file, mapping as tensorflow_mapping
 
 
 def assert_same(actual, expected):
@@ -22,7 +25,7 @@ def assert_same(actual, expected):
 
 @pytest.fixture(scope="module")
 def imported(torch_tensors):
-  return peers.from_torch(torch_tensors)
+  return torch_mapping.to_release(torch_tensors)
 
 
 def test_every_number_of_the_file_is_in_the_variables(torch_tensors, imported):
@@ -50,7 +53,7 @@ def test_variants_of_the_file_are_the_same_network(torch_tensors, imported, chan
     assert len(tensors) == 416
   else:
     tensors = {name: array.astype(np.float64) for name, array in tensors.items()}
-  assert_same(peers.from_torch(tensors).variables, imported.variables)
+  assert_same(torch_mapping.to_release(tensors).variables, imported.variables)
 
 
 def test_number_of_classes_is_that_of_the_file(torch_tensors):
@@ -58,7 +61,7 @@ def test_number_of_classes_is_that_of_the_file(torch_tensors):
     "last_linear.weight": np.zeros((101, 1024), np.float32),
     "last_linear.bias": np.zeros(101, np.float32),
   }
-  config = peers.from_torch(tensors).config
+  config = torch_mapping.to_release(tensors).config
   assert config.data.num_classes == 101 and config.release.published.startswith("none")
 
 
@@ -85,7 +88,7 @@ def test_number_of_classes_is_that_of_the_file(torch_tensors):
 def test_what_is_missing_unknown_or_of_a_wrong_shape_is_named(torch_tensors, change, message):
   tensors = {name: array for name, array in (torch_tensors | change).items() if array is not None}
   with pytest.raises(release.ReleaseError, match=message) as error:
-    peers.from_torch(tensors)
+    torch_mapping.to_release(tensors)
   assert "\n" not in str(error.value)
 
 
@@ -97,7 +100,7 @@ def test_another_architecture_is_refused():
     "fc.bias": np.zeros(1000, np.float32),
   }
   with pytest.raises(release.ReleaseError, match="lacks .*conv1_7x7_s2.* so it is not the network"):
-    peers.from_torch(resnet)
+    torch_mapping.to_release(resnet)
 
 
 # ---------------------------------------------------------------------------------------------------------- TensorFlow
@@ -110,7 +113,7 @@ def slim_tensors(goldens):
 
 
 def test_slim_network_has_no_gamma_and_no_norm_in_its_stem(slim_tensors):
-  config, variables, *_ = peers.from_tensorflow(slim_tensors)
+  config, variables, *_ = tensorflow_mapping.to_release(slim_tensors)
   assert variables["params"]["conv1"].keys() == {"depthwise", "conv"}
   assert variables["params"]["conv2"]["bn"].keys() == {"beta"}
   assert config.data.num_classes == 1001 and config.release.classes.startswith("0 is background")
@@ -118,7 +121,7 @@ def test_slim_network_has_no_gamma_and_no_norm_in_its_stem(slim_tensors):
 
 
 def test_depthwise_filters_stay_with_their_channel(slim_tensors):
-  variables = peers.from_tensorflow(slim_tensors).variables
+  variables = tensorflow_mapping.to_release(slim_tensors).variables
   kernel = variables["params"]["conv1"]["depthwise"]["kernel"]
   source = slim_tensors["InceptionV2/Conv2d_1a_7x7/depthwise_weights"]
   for channel in range(3):
@@ -138,7 +141,7 @@ def test_depthwise_filters_stay_with_their_channel(slim_tensors):
 def test_slim_file_with_other_tensors_is_refused(slim_tensors, change, message):
   tensors = {name: array for name, array in (slim_tensors | change).items() if array is not None}
   with pytest.raises(release.ReleaseError, match=message):
-    peers.from_tensorflow(tensors)
+    tensorflow_mapping.to_release(tensors)
 
 
 def test_what_an_optimizer_keeps_is_left_out(slim_tensors, tmp_path):
@@ -152,8 +155,8 @@ def test_what_an_optimizer_keeps_is_left_out(slim_tensors, tmp_path):
         for slot in ("RMSProp", "RMSProp_1", "ExponentialMovingAverage")
       }
   tensors |= {"global_step": np.int64(7), "beta1_power": np.float32(0.9), "total_loss/avg": np.float32(3)}
-  expected = peers.from_tensorflow(slim_tensors)
-  assert_same(peers.from_tensorflow(tensors).variables, expected.variables)
+  expected = tensorflow_mapping.to_release(slim_tensors)
+  assert_same(tensorflow_mapping.to_release(tensors).variables, expected.variables)
   for version in (tf.compat.v1.train.SaverDef.V1, tf.compat.v1.train.SaverDef.V2):
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
       variables = {name: tf.compat.v1.get_variable(name, initializer=array) for name, array in tensors.items()}
@@ -162,7 +165,7 @@ def test_what_an_optimizer_keeps_is_left_out(slim_tensors, tmp_path):
       prefix = saver.save(session, str(tmp_path / f"model{version}.ckpt"), write_meta_graph=False)
     assert_same(release.read(prefix).variables, expected.variables)
   with pytest.raises(release.ReleaseError, match="unknown InceptionV2/Conv2d_1a_7x7/BatchNorm/gamma"):
-    peers.from_tensorflow(tensors | {"InceptionV2/Conv2d_1a_7x7/BatchNorm/gamma": np.ones(64, np.float32)})
+    tensorflow_mapping.to_release(tensors | {"InceptionV2/Conv2d_1a_7x7/BatchNorm/gamma": np.ones(64, np.float32)})
 
 
 # --------------------------------------------------------------------------------------------------------------- MXNet
@@ -209,7 +212,7 @@ def test_defaults_of_the_operators_hold_where_the_graph_is_silent(graph, tmp_pat
     values.clear()
   nodes = read_graph(graph, tmp_path)
   assert mxnet_graph.conventions(nodes).batch_norm == {"epsilon": 1e-3, "use_gamma": False}
-  imported = peers.from_mxnet(mxnet_tensors, nodes)  # The file has gammas all the same.
+  imported = mxnet_mapping.to_release(mxnet_tensors, nodes)  # The file has gammas all the same.
   assert imported.variables["params"]["conv1"]["bn"].keys() == {"beta"}
   config_checks.check_config(imported.config, devices=1)
 
@@ -237,9 +240,9 @@ def test_convolutions_without_bias_are_read(graph, tmp_path, mxnet_tensors, true
     values["no_bias"] = true
   nodes = read_graph(graph, tmp_path)
   with pytest.raises(release.ReleaseError, match="unknown arg:conv_1_bias"):
-    peers.from_mxnet(mxnet_tensors, nodes)
+    mxnet_mapping.to_release(mxnet_tensors, nodes)
   tensors = {name: array for name, array in mxnet_tensors.items() if not re.match("arg:conv_.*_bias", name)}
-  assert "bias" not in peers.from_mxnet(tensors, nodes).variables["params"]["conv2"]["conv"]
+  assert "bias" not in mxnet_mapping.to_release(tensors, nodes).variables["params"]["conv2"]["conv"]
 
 
 def test_other_names_of_stem_and_head(graph, tmp_path, mxnet_tensors):
@@ -256,7 +259,9 @@ def test_other_names_of_stem_and_head(graph, tmp_path, mxnet_tensors):
   assert "arg:conv_conv2red_weight" in renamed and "aux:bn_conv2_moving_var" in renamed
   nodes = read_graph(graph, tmp_path)
   original = [node._replace(name="fc1") if node.operator == "FullyConnected" else node for node in nodes]
-  assert_same(peers.from_mxnet(renamed, nodes).variables, peers.from_mxnet(mxnet_tensors, original).variables)
+  assert_same(
+    mxnet_mapping.to_release(renamed, nodes).variables, mxnet_mapping.to_release(mxnet_tensors, original).variables
+  )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 from bn_inception import release
-from bn_inception.release import mxnet_file, source_file, tensorflow_file, torch_file
+from bn_inception.release import source_file
+from bn_inception.release.peers.mxnet import file as mxnet_file
+from bn_inception.release.peers.pytorch import file as torch_file
+from bn_inception.release.peers.tensorflow import file as tensorflow_file
 
 READERS = {
   "pth_a_legacy.pth": torch_file.read,

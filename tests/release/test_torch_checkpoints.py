@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception.release import ReleaseError, torch_file
+from bn_inception.release import ReleaseError
+from bn_inception.release.peers.pytorch import file as torch_file
 
 STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "int64": "LongStorage", "bfloat16": "BFloat16Storage"}
 

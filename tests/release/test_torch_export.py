@@ -12,7 +12,7 @@ import pytest
 
 from bn_inception import models, release
 from bn_inception.configs import bn_x5
-from bn_inception.release import peers, torch_file
+from bn_inception.release.peers.pytorch import file as torch_file, mapping as torch_mapping
 
 
 def assert_same_state_dict(actual, expected):
@@ -72,7 +72,7 @@ def rename_head(tensors):
 )
 def test_state_dict_comes_back_exactly(torch_tensors, variant):
   tensors = variants(torch_tensors)[variant]
-  assert_same_state_dict(peers.to_torch(peers.from_torch(tensors)), tensors)
+  assert_same_state_dict(torch_mapping.from_release(torch_mapping.to_release(tensors)), tensors)
 
 
 def test_golden_file_comes_back_through_a_release_folder(goldens, torch_tensors, tmp_path):
@@ -84,14 +84,14 @@ def test_golden_file_comes_back_through_a_release_folder(goldens, torch_tensors,
 
 def test_odd_state_dict_comes_back_through_a_release_folder(torch_tensors, tmp_path):
   tensors = variants(torch_tensors)["reversed"]
-  release.write(peers.from_torch(tensors), tmp_path / "net")
-  assert_same_state_dict(peers.to_torch(release.read(tmp_path / "net")), tensors)
+  release.write(torch_mapping.to_release(tensors), tmp_path / "net")
+  assert_same_state_dict(torch_mapping.from_release(release.read(tmp_path / "net")), tensors)
 
 
 def test_counter_that_is_no_integer_is_an_error(torch_tensors):
   for value in (np.zeros(2, np.int64), np.float32(1)):
     with pytest.raises(release.ReleaseError, match="conv2_3x3_bn.num_batches_tracked should be a single integer"):
-      peers.from_torch(torch_tensors | {"conv2_3x3_bn.num_batches_tracked": np.asarray(value)})
+      torch_mapping.to_release(torch_tensors | {"conv2_3x3_bn.num_batches_tracked": np.asarray(value)})
 
 
 # -------------------------------------------------------------------------------------- networks of this project's own
@@ -135,7 +135,7 @@ def own(request):
 
 
 def test_own_network_exports_in_the_canonical_form(own, torch_tensors):
-  tensors = peers.to_torch(own)
+  tensors = torch_mapping.from_release(own)
   names = [name for name in torch_tensors if not name.endswith("num_batches_tracked")]
   assert list(tensors) == names and tensors["last_linear.weight"].shape == (7, 1024)
   assert not tensors["inception_5b_1x1.bias"].any()

@@ -15,7 +15,7 @@ from bn_inception import config_checks, paths, run_directory, sharding
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import versions
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.released import Release
+from bn_inception.release.release_type import Release
 
 STATISTICS = ("running", "population")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bn_inception.models import inception
 from bn_inception.release.errors import ReleaseError
-from bn_inception.release.mxnet_file import Node
+from bn_inception.release.peers.mxnet.file import Node
 
 
 class Conventions(NamedTuple):

@@ -1,0 +1,15 @@
+"""TensorFlow: file.py recognises and reads its files, mapping.py makes a release of their tensors."""
+
+import pathlib
+
+from bn_inception.release.peers.format import Format
+from bn_inception.release.peers.tensorflow import file, mapping
+from bn_inception.release.release_type import Release
+
+
+def _read(path: pathlib.Path, content: bytes, beside: None) -> Release:
+  del beside
+  return mapping.to_release(file.read(path, content))
+
+
+FORMAT = Format("TensorFlow", file.recognises, _read, file_of=file.index_of)
