@@ -1,20 +1,20 @@
 """Batch normalization: the paper's transform (Algorithm 1), its gradient (§3), and its use at inference (Algorithm 2).
 
-A mini-batch of the algorithm is a *group* of `group_size` consecutive examples, whatever the number of devices that
-hold them. `batch_norm` returns the activations and the `Moments` of every group. Who calls it decides what becomes of
-the moments: running averages (`update_running_averages`, or the layer `BatchNorm` by itself), Algorithm 2's population
-statistics (population.py), or nothing.
+A mini-batch of the algorithm is a *group* of `group_size` consecutive examples, on any number of devices. `batch_norm`
+returns the activations and the `Moments` of every group. The caller decides what becomes of the moments: running
+averages (`update_running_averages`, or the layer `BatchNorm` by itself), Algorithm 2's population statistics
+(population.py), or nothing.
 
-Sharding. Under a mesh the batch is split evenly over all devices, and a group lies inside one device or spans several.
-Each device reduces its own part; only a group that spans devices needs communication: one collective forward (mean and
-variance travel together) and one backward (the two sums of §3 travel together). Layers that stand side by side share
-both (`batch_norms`). The running averages of all layers travel together, once a step.
+Sharding. Under a mesh the batch is split evenly over all devices. A group lies inside one device or spans several
+devices. Each device reduces its own part. Only a group that spans devices needs communication: one collective forward
+(mean and variance travel together) and one backward (the two sums of §3 travel together). Layers that stand side by
+side share both collectives (`batch_norms`). The running averages of all layers travel together, once a step.
 
-Such a mesh has Auto axes, of which some may not split the batch (a model axis). Under Explicit axes the transform makes
-them Auto for itself. Inside `shard_map` and `pmap` a layer sees the share of one device, and training is refused.
+The mesh has Auto axes. Some axes may not split the batch (a model axis). Explicit axes become Auto inside the
+transform. Inside `shard_map` and `pmap` a layer sees the share of one device, and training is refused.
 
-Digits. Moments are float32 (float64 for float64 input) whatever the compute type. The variance is taken around a value
-close to the mean, so it keeps its digits when |mean| >> std, and parts of a group are merged by their means and
+Precision. Moments are float32 (float64 for float64 input) for every compute type. The variance is taken around a value
+close to the mean, so the variance keeps its digits when |mean| >> std. Parts of a group are merged by their means and
 variances (Chan et al., 1979), never through E[x^2] - E[x]^2.
 """
 
@@ -41,7 +41,7 @@ class Moments:
   Attributes:
     mean: [G, *F] float32, mu of Algorithm 1.
     variance: [G, *F] float32, the biased variance of Algorithm 1.
-    count: [G] float32, how many values entered each (m, or m*p*q for a convolution).
+    count: [G] float32, the number of values in each group (m, or m*p*q for a convolution).
   """
 
   mean: jax.Array
@@ -50,14 +50,14 @@ class Moments:
 
 
 def statistics_dtype(dtype: Any) -> Any:
-  """The type moments are kept in: float32, or float64 for float64 input."""
+  """The type of moments: float32, or float64 for float64 input."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
 def _parts(batch: int, group_size: int | None) -> tuple[int, int]:
-  """(groups, parts) of a batch: a part is what one device holds of one group, in order: G groups of parts / G each.
+  """(groups, parts) of a batch. A part is the share of one group on one device. Each group has parts / groups parts.
 
-  Parts only say where communication happens; results do not depend on them.
+  Parts decide only where communication happens. Results do not depend on the parts.
   """
   group_size = group_size or batch
   if batch % group_size:
@@ -69,17 +69,17 @@ def _parts(batch: int, group_size: int | None) -> tuple[int, int]:
     kind = "shard_map or pmap over" if mesh.manual_axes else "the Explicit axes"
     raise ValueError(
       f"BN groups are of the whole batch, which cannot be seen inside {kind} "
-      f"{', '.join(mesh.manual_axes or mesh.explicit_axes)}: compute them under plain jax.jit, with the batch split "
+      f"{', '.join(mesh.manual_axes or mesh.explicit_axes)}: compute BN under plain jax.jit, with the batch split "
       "over a mesh of axis_types=(AxisType.Auto,)."
     )
   devices = 1 if mesh.empty else mesh.size
-  # Where groups straddle shares (12 examples a device, groups of 8), results are right and XLA moves what it must.
+  # A group may straddle two shares (12 examples a device, groups of 8). Results are right then, and XLA moves the data.
   spans_devices = batch % devices == 0 and group_size % (batch // devices) == 0
   return batch // group_size, max(devices, batch // group_size) if spans_devices else batch // group_size
 
 
 def _replicate(x: jax.Array) -> jax.Array:
-  """Gives every device all of `x`: one collective under a mesh, nothing without."""
+  """Gives every device all of `x`. This is one collective under a mesh, and nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec())
@@ -88,10 +88,10 @@ def _replicate(x: jax.Array) -> jax.Array:
 def _merge(
   mean: jax.Array, variance: jax.Array, count: jax.Array, axis: int, offset: jax.Array | float = 0.0
 ) -> tuple[jax.Array, ...]:
-  """Mean, variance and count of a union from those of its parts along `axis` (Chan et al., 1979).
+  """Mean, variance and count of a union from the means, variances and counts of its parts (Chan et al., 1979).
 
-  The parts' means are mean + offset, not added up before: their differences are much smaller than they are, and would
-  be lost in the rounding.
+  The parts lie along `axis`. The mean of a part is mean + offset. The two are not added before the merge: means differ
+  by much less than their size, and rounding the sum would lose the difference.
   """
   total = jnp.sum(count, axis)
   weight = count / jnp.maximum(jnp.expand_dims(total, axis), 1)
@@ -109,7 +109,7 @@ def _in_parts(x: jax.Array, parts: int) -> jax.Array:
 
 
 def _averaged_axes(x: jax.Array, per_activation: bool) -> tuple[int, ...]:
-  """Axes of x [parts, examples, ..., C] that are averaged within a part."""
+  """The axes of x [parts, examples, ..., C] that moments average within a part."""
   return (1,) if per_activation else tuple(range(1, x.ndim - 1))
 
 
@@ -128,7 +128,7 @@ def group_moments(
   Args:
     x: [B, ..., C], any float type.
     group_size: examples a group; None: all B.
-    mask: [B]; examples where it is 0 or False count for nothing.
+    mask: [B]; examples where the mask is 0 or False count for nothing.
     per_activation: moments of every activation (row, column, channel) rather than of every feature map.
 
   Returns:
@@ -158,13 +158,14 @@ def _part_moments(x: jax.Array, mask: jax.Array | None, parts: int, per_activati
   if mask is None:
     weight = 1.0
     count = jnp.full((parts, *(1,) * len(features)), values, x.dtype)
-    # Any value near the mean will do as the shift, if it costs no pass over x: the mean of the part's first example is
-    # within sqrt(examples) standard deviations of the part's mean, so at most log2(examples) bits are lost below.
+    # Any value near the mean can be the shift if computing this value needs no pass over x. The mean of the part's
+    # first example is within sqrt(examples) standard deviations of the part's mean. So at most log2(examples) bits are
+    # lost below.
     shift = jnp.mean(x[:, :1], axes)
   else:
     weight = _in_parts(mask, parts).reshape(*x.shape[:2], *(1,) * (x.ndim - 2)).astype(x.dtype)
     count = jnp.sum(weight, 1).reshape(parts, *(1,) * len(features)) * (values // x.shape[1])
-    x = jnp.where(weight > 0, x, 0)  # What is masked may be anything, NaN too.
+    x = jnp.where(weight > 0, x, 0)  # A masked value may be anything, also NaN.
     shift = jnp.sum(weight * x, axes) / jnp.maximum(count, 1)
   centred = x - _spread(shift, x)
   offset = jnp.sum(weight * centred, axes) / jnp.maximum(count, 1)
@@ -175,7 +176,7 @@ def _part_moments(x: jax.Array, mask: jax.Array | None, parts: int, per_activati
 def _moments(
   xs: Sequence[jax.Array], mask: jax.Array | None, group_size: int | None, per_activation: bool
 ) -> list[Moments]:
-  """`group_moments` of several layers, with one collective for all where groups span devices."""
+  """`group_moments` of several layers. The layers share one collective if groups span devices."""
   groups, parts = _parts(xs[0].shape[0], group_size)
   layers = [_part_moments(x, mask, parts, per_activation) for x in xs]
   if parts == groups:
@@ -191,7 +192,7 @@ def _moments(
 
 
 def _together(leaves: Sequence[jax.Array], axes: int) -> list[jax.Array]:
-  """Gives every device all of several arrays, whose first `axes` axes are alike, in one collective."""
+  """Gives every device all of several arrays in one collective. The first `axes` axes of all arrays are alike."""
   if len(leaves) == 1:
     return [_replicate(leaves[0])]
   kept = leaves[0].shape[:axes]
@@ -212,8 +213,8 @@ def batch_norm(
 ) -> tuple[jax.Array, Moments]:
   """Algorithm 1: normalizes every group by its own mean and variance, then scales and shifts.
 
-  The gradient flows through the moments as in §3. The returned moments are constants to it. Masked examples are
-  normalized like the others but do not enter the moments.
+  The gradient flows through the moments as in §3. To the gradient the returned moments are constants. Masked examples
+  are normalized like the other examples but do not enter the moments.
 
   Args:
     x: [B, ..., C], any float type.
@@ -243,12 +244,12 @@ def batch_norms(
   mask: jax.Array | None = None,
   per_activation: bool = False,
 ) -> list[tuple[jax.Array, Moments]]:
-  """`batch_norm` of layers that do not depend on each other; where groups span devices they share its collectives.
+  """`batch_norm` of layers that do not depend on each other. The layers share its collectives if groups span devices.
 
   Args:
-    xs: of each layer, [B, ..., C] with the same B.
-    gammas, betas: of each layer.
-    epsilon, group_size, mask, per_activation: of all.
+    xs: the input of each layer, [B, ..., C] with the same B.
+    gammas, betas: the parameters of each layer.
+    epsilon, group_size, mask, per_activation: as in `batch_norm`, the same for all layers.
 
   Returns:
     (y, moments) of each layer.
@@ -261,7 +262,7 @@ def batch_norms(
   meshes = (sharding.mesh for sharding in shardings)
   mesh = next((mesh for mesh in meshes if mesh.explicit_axes and not mesh.manual_axes), None)
   if mesh is not None:
-    # What comes out is as without: activations sharded like their input, moments on every device.
+    # The results are as without Explicit axes: activations sharded like their input, moments on every device.
     moments = Moments(*[NamedSharding(mesh, PartitionSpec())] * 3)
     results = [(NamedSharding(mesh, sharding.spec), moments) for sharding in shardings]
     transform = jax.sharding.auto_axes(transform, out_sharding=results)
@@ -288,7 +289,7 @@ def _batch_norms_forward(xs, gammas, betas, mask, epsilon, group_size, per_activ
 
 
 def _batch_norms_backward(epsilon, group_size, per_activation, residuals, cotangents):
-  """§3's chain rule, gathered: with sums over the group,
+  """The chain rule of §3 as one formula, with sums over the group:
 
   d/dx = gamma / sqrt(var + eps) * (dy - sum(dy) / m - xhat * sum(dy * xhat) / m).
   """
@@ -341,7 +342,7 @@ def normalize_with(
   Returns:
     Like x in shape and type.
   """
-  # The mean is subtracted first rather than kept in the offset: the same map, without cancellation.
+  # The mean is subtracted first, not moved into the offset. The map is the same, and there is no cancellation.
   return ((x - mean) * (gamma * jax.lax.rsqrt(variance + epsilon)) + beta).astype(x.dtype)
 
 
@@ -359,12 +360,12 @@ def fold(
 
   Args:
     kernel: [..., C].
-    bias: [C], or None for none.
+    bias: [C], or None if the layer has no bias.
     mean, variance, gamma, beta: [C].
     epsilon: added to the variance.
 
   Returns:
-    (kernel, bias) of the layer that computes both.
+    (kernel, bias) of the layer that computes both maps.
   """
   scale = gamma * jax.lax.rsqrt(variance + epsilon)
   return kernel * scale, beta + ((0 if bias is None else bias) - mean) * scale
@@ -380,16 +381,18 @@ def update_running_averages(
 ) -> Any:
   """Moves running averages towards a training step's mean and unbiased variance (§3.1).
 
-  The groups of a step are first merged into the moments of all its examples, the variance of their means included.
-  While few steps have been seen the average is their plain mean, so that its start value never counts.
+  The groups of a step are first merged into the moments of all examples of the step. The merged variance includes the
+  variance of the groups' means. In the first steps the average is the plain mean of these steps, so the start value
+  never counts.
 
   Args:
     running: the `batch_stats` collection: {"mean", "var"} [*F] for every BN layer.
-    moments: the `batch_moments` collection of the step: {"moments": Moments} in place of those; empty without BN.
-      Averages of layers that it lacks stay.
+    moments: the `batch_moments` collection of the step: {"moments": Moments} for every BN layer. Without BN the
+      collection is empty. The averages of a layer that the collection lacks stay.
     momentum: weight of the old average.
     step: how many steps came before.
-    start_counts: of the name of a layer ("conv1/bn"): its start value is an average already, that of a trained network.
+    start_counts: a function of the name of a layer ("conv1/bn"). True means that the layer's start value is already an
+      average, that of a trained network.
 
   Returns:
     The new `batch_stats`.
@@ -397,7 +400,7 @@ def update_running_averages(
   leaves, layout = jax.tree.flatten(moments)
   if not leaves:
     return running
-  # Every device merges its own groups, and what travels does not grow with their number.
+  # Every device merges its own groups, so the communication does not grow with the number of groups.
   groups = leaves[0].shape[0]
   mesh = jax.sharding.get_abstract_mesh()
   devices = 1 if mesh.empty else mesh.size
@@ -410,7 +413,7 @@ def update_running_averages(
       return Moments(*_merge(*own, axis=1))
 
     leaves, layout = jax.tree.flatten(map_layers(lambda layer: {"moments": merge_own(layer)}, moments))
-  # All layers travel together: one collective a step rather than two a layer.
+  # All layers travel together: one collective a step, not two a layer.
   moments = jax.tree.unflatten(layout, _together(leaves, 1))
   forgetting = jnp.minimum(momentum, step / (step + 1))
 
@@ -426,7 +429,7 @@ def update_running_averages(
 
 
 def replaced(batch_stats: Any, new: Any) -> Any:
-  """`batch_stats` with the statistics of the layers that `new` has; those of frozen layers it has not."""
+  """`batch_stats` with the statistics of `new` in place of its own. Layers that `new` lacks (frozen layers) stay."""
   flatten = flax.traverse_util.flatten_dict
   return flax.traverse_util.unflatten_dict(flatten(batch_stats) | flatten(new))
 
@@ -439,7 +442,7 @@ def _moved_averages(moments: Moments, running: dict[str, jax.Array], decay: jax.
 
 
 def map_layers(f: Any, moments: Any, *rest: Any) -> Any:
-  """Applies f to the Moments of every layer (and to the layer's node in `rest`), keeping the nesting of layers."""
+  """Applies f to the Moments of every layer and to the layer's node in `rest`. The nesting of layers stays."""
   if "moments" in moments:
     return f(moments["moments"], *rest)
   return {name: map_layers(f, node, *(other[name] for other in rest)) for name, node in moments.items()}
@@ -448,24 +451,28 @@ def map_layers(f: Any, moments: Any, *rest: Any) -> Any:
 class BatchNorm(nn.Module):
   """Algorithm 1 in training, one affine map at inference, as a Flax layer for any network.
 
-  Parameters `gamma` (ones) and `beta` (zeros) of shape [*F]; collection `batch_stats` with `mean` and `var`, read at
-  inference. In training it does one of two things with the moments of the step, as the caller's `mutable` says:
+  The layer has parameters `gamma` (ones) and `beta` (zeros) of shape [*F], and the collection `batch_stats` with `mean`
+  and `var`, which inference reads. In training the caller's `mutable` decides what the layer does with the moments of
+  the step:
 
   - `mutable=["batch_stats"]`, Flax's convention: `batch_stats` move to the mean and unbiased variance of all examples
-    of the step, like those of `nn.BatchNorm`, whose variance is biased. Steps without examples (`mask`) leave them.
+    of the step, as in `nn.BatchNorm` (whose variance is biased). Steps without examples (`mask`) leave `batch_stats`.
   - `mutable=["batch_moments"]`: this collection receives the `Moments` of each group, and `batch_stats` stay. The
-    training step of this project makes running averages of them (`update_running_averages`), population.py more.
+    training step of this project makes running averages of these moments (`update_running_averages`), population.py
+    makes population statistics.
 
-  Initializing does neither. Results do not depend on the devices of a mesh; see the module for what it may be.
+  Initializing does neither. Results do not depend on the devices of a mesh. The module's docstring says which meshes
+  are possible.
 
   Attributes:
     epsilon: added to the variance.
     group_size: examples normalized together in training; None: the whole global batch.
     use_gamma: False fixes gamma to 1.
-    per_activation: one gamma, beta and statistic for every activation rather than every feature map (§3.2).
-    momentum: weight of the old running averages where the layer moves them itself.
-    frozen: patterns of parameters (parameter_names.py). A layer all of whose parameters they name is in inference mode
-      in training too: it normalizes with its running averages, and neither moves these nor tells moments.
+    per_activation: one gamma, beta and statistic for every activation, not for every feature map (§3.2).
+    momentum: weight of the old running averages if the layer moves them itself.
+    frozen: patterns of parameters (parameter_names.py). A layer is frozen if the patterns name all its parameters. In
+      training a frozen layer is in inference mode too: it normalizes with its running averages, does not move these
+      averages, and writes no moments.
 
   Raises:
     ValueError: in training, if neither collection is mutable, group_size does not divide the batch, or the layer is
@@ -489,7 +496,7 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def variables_for(self, x: jax.Array) -> "Variables":
-    """The layer's variables for an input like x; gamma is ones where it is no parameter."""
+    """The layer's variables for an input like x. If gamma is no parameter, gamma is ones."""
     features = x.shape[1:] if self.per_activation else x.shape[-1:]
     gamma = (
       self.param("gamma", nn.initializers.ones, features)
@@ -502,10 +509,10 @@ class BatchNorm(nn.Module):
     return Variables(gamma, beta, mean.value, variance.value)
 
   def keep(self, moments: Moments) -> None:
-    """Writes the moments of a training step, or moves the running averages, whichever the caller has asked for."""
+    """Writes the moments of a training step, or moves the running averages, as the caller's `mutable` says."""
     if self.is_initializing():
       return
-    # Who makes everything mutable has not asked for moments.
+    # A caller that makes everything mutable has not asked for moments.
     names_collections = self.scope.mutable is not True and not isinstance(self.scope.mutable, nn.DenyList)
     if names_collections and self.is_mutable_collection("batch_moments"):
       self.put_variable("batch_moments", "moments", moments)
@@ -518,16 +525,16 @@ class BatchNorm(nn.Module):
     else:
       raise ValueError(
         f"The BN layer {'/'.join(self.path) or type(self).__name__} trains, but may not write its running averages: "
-        "call apply(..., train=True, mutable=['batch_stats']) and keep what it returns, or say train=False."
+        "call apply(..., train=True, mutable=['batch_stats']) and keep the returned batch_stats, or say train=False."
       )
 
 
 class SingleValueError(UserError, ValueError):
-  """A group of one value; the text is one sentence that says where and what to do."""
+  """A BN group has a single value. The text is one sentence that says where, and what to do."""
 
 
 class Variables(NamedTuple):
-  """Of a `BatchNorm`: parameters gamma and beta, running mean and variance, each [*F]."""
+  """The variables of a `BatchNorm`: parameters gamma and beta, running mean and variance, each [*F]."""
 
   gamma: jax.Array
   beta: jax.Array
@@ -538,15 +545,16 @@ class Variables(NamedTuple):
 def normalize_layers(
   layers: Sequence[BatchNorm], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
 ) -> list[jax.Array]:
-  """Applies layers that do not depend on each other and are configured alike, each to its own input (`batch_norms`).
+  """Applies each layer to its own input (`batch_norms`). The layers are independent and configured alike.
 
   Args:
     layers: bound layers of one network.
-    xs: [B, ..., C] of each, with the same B.
+    xs: the input of each layer, [B, ..., C] with the same B.
     train, mask: as of `BatchNorm`.
 
   Raises:
-    SingleValueError: in training, if a group of a layer has one value, which is its own mean: every output is beta.
+    SingleValueError: in training, if a group of a layer has one value. This value is its own mean, so every output
+      would be beta.
   """
   variables = [layer.variables_for(x) for layer, x in zip(layers, xs, strict=True)]
   first = layers[0]

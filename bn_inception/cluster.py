@@ -1,8 +1,8 @@
-"""Which processes work together and which devices are each one's, from the flags and from what a scheduler has set.
+"""Which processes work together and which devices each process has, by the flags and by what a scheduler has set.
 
-JAX finds the processes of a cluster job by itself, but under Slurm it gives every process one GPU, the one with its
-number on the node (jax-ml/jax#16788): of 8 GPUs a single task would use the first. Here a task gets all that Slurm
-gave it, and a run on anything else is refused.
+JAX finds the processes of a cluster job by itself. But under Slurm JAX gives every process one GPU, the GPU with the
+process's number on the node (jax-ml/jax#16788): of 8 GPUs a single task would use the first. Here a task gets all GPUs
+that Slurm gave the task. A run on other devices is refused.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from bn_inception.errors import StartAgainError, UserError
 def arguments(
   coordinator: str | None, processes: int | None, process_id: int | None, cluster: bool, shares: bool
 ) -> dict[str, Any] | None:
-  """What `jax.distributed.initialize` is to be called with.
+  """The keyword arguments of `jax.distributed.initialize`.
 
   Args:
     coordinator, processes, process_id, cluster: the flags.
-    shares: whether this process does a part of its own of the work (--index, --count), alone.
+    shares: whether this process does its own part of the work alone (--index, --count).
 
   Returns:
-    Keyword arguments; None: this process works alone.
+    Keyword arguments, or None if this process works alone.
 
   Raises:
     UserError: if flags are missing or contradict each other or what the scheduler has started, or if the GPUs of a
@@ -56,8 +56,8 @@ def arguments(
   tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
   if tasks != "1" and not shares:
     raise UserError(
-      f"This is one of {tasks} tasks of a Slurm job step, and each would make the same run: give "
-      "--cluster, so that they make it together, or start one task (srun --ntasks=1)."
+      f"This is one of {tasks} tasks of a Slurm job step, and each task would make the same run: give "
+      "--cluster, so that the tasks make the run together, or start one task (srun --ntasks=1)."
     )
   return None
 
@@ -65,39 +65,40 @@ def arguments(
 def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> None:
   """Joins the other processes; see `arguments`.
 
-  If they do not all come within `start_seconds` the program ends with a sentence and the exit code for "start again".
+  If a process does not come within `start_seconds`, the program ends with a sentence and the exit code for "start
+  again".
 
   Raises:
     UserError: if there is no cluster that JAX knows.
-    StartAgainError: if JAX fails otherwise.
+    StartAgainError: if JAX fails for another reason.
   """
   with _time_limit(start_seconds):
     try:
-      # JAX's own limit comes later: it is an abort with a stack trace.
-      # `hosts` finds a lost process first, and ends the others with a sentence.
+      # JAX's own limit comes later, because it is an abort with a stack trace.
+      # `hosts` finds a lost process first, and ends the other processes with a sentence.
       hosts.join(
         lambda: jax.distributed.initialize(
           **arguments, initialization_timeout=2 * start_seconds + 60, heartbeat_timeout_seconds=10 * lost_seconds
         ),
         lost_seconds,
       )
-    except Exception as error:  # JAX raises many kinds.
+    except Exception as error:  # JAX raises many kinds of exceptions.
       if sentence := _not_found(error):
         raise UserError(sentence) from error
       reason = next(iter(str(error).splitlines()), type(error).__name__)
       raise StartAgainError(
-        f"This process could not join the others; the same command tries again. JAX says: {reason}"
+        f"This process could not join the other processes; the same command tries again. JAX says: {reason}"
       ) from error
 
 
 @contextlib.contextmanager
 def _time_limit(seconds: int) -> Iterator[None]:
-  """Ends the program when what is done within takes longer, also while the main thread waits in JAX's C++."""
+  """Ends the program when the block within takes longer, also while the main thread waits in JAX's C++."""
 
   def end():
     print(
       f"\n{os.path.basename(sys.argv[0])}: {socket.gethostname()} waited {seconds} s (--start_seconds) for the "
-      "other processes of this run: one of them has not started, or does not reach process 0. The same command "
+      "other processes of this run: a process has not started, or does not reach process 0. The same command "
       "tries again.",
       file=sys.stderr,
       flush=True,
@@ -117,7 +118,7 @@ def check_devices() -> None:
   """Compares the devices of this process with the GPUs that Slurm gave it.
 
   Raises:
-    UserError: if JAX runs on others, or on another number of them.
+    UserError: if JAX runs on other devices, or on another number of devices.
   """
   visible = _visible_gpus()
   if not visible:
@@ -145,17 +146,17 @@ def _not_found(error: Exception) -> str | None:
   if "SLURM_JOB_ID" in os.environ:
     return "--cluster works in a job step of Slurm, and this is the job's own script: start the program with srun."
   return (
-    "--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of one, or "
+    "--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of a job, or "
     "give --coordinator, --processes and --process_id."
   )
 
 
 def _device_ids() -> list[int] | None:
-  """What JAX is to take of the GPUs that this process sees; []: all devices; None: what JAX takes by itself."""
+  """Which of the visible GPUs JAX must take. []: all devices; None: the devices that JAX takes by itself."""
   if "SLURM_STEP_NUM_TASKS" not in os.environ:
     return None
   visible = _visible_gpus()
-  # Without GPUs from Slurm a task that has the node to itself has all devices. Of several, each takes one.
+  # Without GPUs from Slurm a task that is alone on the node has all devices. Of several tasks, each takes one device.
   own = _own_gpus(visible) if visible else [] if _tasks_on_node() == 1 else None
   chosen = os.environ.get("JAX_LOCAL_DEVICE_IDS")
   if chosen is None:
@@ -163,7 +164,7 @@ def _device_ids() -> list[int] | None:
   if visible and sorted(chosen.split(",")) != sorted(map(str, own)):
     raise UserError(
       f"Slurm gave this task {len(own)} GPUs, places {_list(own)} in CUDA_VISIBLE_DEVICES={','.join(visible)}, but "
-      f"JAX_LOCAL_DEVICE_IDS={chosen}: unset it, or ask Slurm for as many GPUs as the run is to use."
+      f"JAX_LOCAL_DEVICE_IDS={chosen}: unset this variable, or ask Slurm for as many GPUs as the run is to use."
     )
   return None
 
@@ -177,10 +178,10 @@ def _visible_gpus() -> list[str]:
 
 
 def _own_gpus(visible: list[str]) -> list[int]:
-  """Which of the visible GPUs are this task's, by their places.
+  """The places of this task's GPUs in `visible`.
 
-  Slurm shows a task either its own (--gpus-per-task, --gpu-bind), or all that the job has on the node, which its tasks
-  then share evenly.
+  Slurm shows a task either its own GPUs (--gpus-per-task, --gpu-bind), or all GPUs of the job on the node, which the
+  tasks then share evenly.
   """
   tasks = _tasks_on_node()
   if tasks == 1 or len(visible) < int(os.environ.get("SLURM_GPUS_ON_NODE", len(visible))):
@@ -189,14 +190,14 @@ def _own_gpus(visible: list[str]) -> list[int]:
   if rest:
     raise UserError(
       f"The {tasks} tasks of a node cannot share its {len(visible)} GPUs evenly: give "
-      "--ntasks-per-node=1, which uses them all, or a divisor."
+      "--ntasks-per-node=1, which uses all GPUs, or a divisor."
     )
   first = int(os.environ["SLURM_LOCALID"]) * share
   return list(range(first, first + share))
 
 
 def _tasks_on_node() -> int:
-  """Tasks of this job step on this node; SLURM_STEP_TASKS_PER_NODE is '2(x3),1', SLURM_NODEID the place in it."""
+  """Tasks of this job step on this node. SLURM_STEP_TASKS_PER_NODE is '2(x3),1', SLURM_NODEID is the node's place."""
   tasks = []
   for word in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
     number, times = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", word).groups()

@@ -1,4 +1,4 @@
-"""Which values of its config a run may change when it goes on."""
+"""Which values of its config a run may change when the run resumes."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ FREE = (
   "stall_minutes",
   "stall_limit_minutes",
 )
-# They change what the run is from here on: its rate, length, evaluations and how often it writes of itself.
+# These keys change the run from the resumed step on: its rate, length, evaluations and how often it writes.
 _ALLOWED = (
   "learning_rate",
   "num_steps",
@@ -32,24 +32,24 @@ _ALLOWED = (
 
 
 def check(changed: Sequence[str], allowed: bool) -> None:
-  """Checks the fields in which a config differs from that of the run so far, `run_directory.changed_fields`.
+  """Checks the fields in which a config differs from the config of the run so far, `run_directory.changed_fields`.
 
   Args:
     changed: names of fields.
     allowed: whether the user has said that the config may change.
 
   Raises:
-    ConfigError: naming those that must not change, or not without being allowed to.
+    ConfigError: if a field must not change, or may change only when allowed; the error names these fields.
   """
   changed = [name for name in changed if name not in FREE and name != "version"]
   if fixed := [name for name in changed if not name.startswith(_ALLOWED)]:
     raise ConfigError(
       f"The config differs from that of the run so far in {', '.join(fixed)}: resume with the run's "
-      "own, or use a new --workdir."
+      "own config, or use a new --workdir."
     )
   if changed and not allowed:
     raise ConfigError(
       f"The config differs from that of the run so far in {', '.join(changed)}: give "
-      "--allow_config_change to go on with the new one, resume with the run's own, or use a new "
+      "--allow_config_change to go on with the new config, resume with the run's own config, or use a new "
       "--workdir."
     )

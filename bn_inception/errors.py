@@ -1,15 +1,15 @@
-"""Errors that a user can mend, in a file of their own: to recognise one, a script need not load what raises it.
+"""Errors that a user can mend. The text of each error is one sentence that says what is wrong and what to do.
 
-The text of each is one sentence that says what is wrong and what to do.
+The errors have a file of their own, so that a script can recognise an error without loading the module that raises it.
 """
 
 
 class UserError(Exception):
-  """What scripts end with as a sentence and without a traceback (command_line.py)."""
+  """Scripts end with the sentence of this error and without a traceback (command_line.py)."""
 
 
 class DataError(UserError, ValueError):
-  """Something is wrong with the data or with what was asked of it."""
+  """Something is wrong with the data, or the data do not have what was asked for."""
 
 
 class StorageError(UserError):
@@ -17,8 +17,8 @@ class StorageError(UserError):
 
 
 class StartAgainError(UserError):
-  """What may pass by itself, such as a lost host: the same command, given again, goes on."""
+  """The fault may pass by itself (a lost host). The same command, given again, goes on."""
 
 
 class Stopped(Exception):
-  """The program was asked to stop (SIGTERM, SIGINT) where nothing has to be saved, or all is."""
+  """The program was asked to stop (SIGTERM, SIGINT), and nothing has to be saved any more."""

@@ -1,10 +1,11 @@
-"""One writer for a folder: a run directory or the folder of an evaluation. The second is refused.
+"""One writer for a folder: a run directory or the folder of an evaluation. A second writer is refused.
 
-The file `.lock` says who writes. Its holder has it locked by the operating system (flock), which ends with the process,
-and counts a heartbeat up in it, which is all that another host may see. So a lock is taken over
+The file `.lock` names the process that writes. This holder locks the file through the operating system (flock). The
+operating system's lock ends with the process. The holder also counts a heartbeat up in the file, because another host
+may see only the heartbeat. So another process takes a lock over
 
-- at once, when its process is dead on the same host, or when it is of an earlier start of the same Slurm job;
-- else, when its heartbeat stands still for LEASE_SECONDS. Clocks of two hosts are never compared.
+- at once, when the holder is dead on the same host, or belongs to an earlier start of the same Slurm job;
+- otherwise, when the heartbeat has stood still for LEASE_SECONDS. Clocks of two hosts are never compared.
 """
 
 import contextlib
@@ -30,15 +31,15 @@ _log = logging.getLogger(__name__)
 
 
 class FolderInUseError(UserError):
-  """Another process writes into the folder; the text names it."""
+  """Another process writes into the folder. The text names this process."""
 
 
 class Lock(NamedTuple):
   """A folder that this process holds.
 
   Attributes:
-    lost: set when another process has taken the folder over, which it does where this one was suspended for the lease.
-    release: gives the folder free, for a process that ends at once.
+    lost: set when another process has taken the folder over. This happens if this process was suspended for the lease.
+    release: frees the folder, for a process that ends at once.
   """
 
   lost: threading.Event
@@ -47,11 +48,11 @@ class Lock(NamedTuple):
 
 @contextlib.contextmanager
 def hold(folder: pathlib.Path) -> Iterator[Lock]:
-  """Makes the folder if it is missing, and is its only writer.
+  """Makes the folder if the folder is missing, and holds the folder's lock.
 
   Raises:
-    FolderInUseError: if another process writes into it.
-    StorageError: if it cannot be made or written into.
+    FolderInUseError: if another process writes into the folder.
+    StorageError: if the folder cannot be made or written into.
   """
   path = folder / FILE
   with writable(folder):
@@ -83,7 +84,7 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
         lost.set()
         return
       holder["beat"] += 1
-      with contextlib.suppress(OSError):  # A disk that does not answer for a moment.
+      with contextlib.suppress(OSError):  # The disk may not answer for a moment.
         _write(descriptor, holder)
 
   thread = threading.Thread(target=beat, name="folder_lock", daemon=True)
@@ -106,7 +107,7 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
 
 @contextlib.contextmanager
 def writable(folder: pathlib.Path) -> Iterator[None]:
-  """Turns an operating system's error into one sentence on the folder.
+  """Turns an error of the operating system into one sentence about the folder.
 
   Raises:
     StorageError: for an OSError.
@@ -115,20 +116,20 @@ def writable(folder: pathlib.Path) -> Iterator[None]:
     yield
   except OSError as error:
     raise StorageError(
-      f"{folder} cannot be written to ({error.strerror or error}): make room or mend it, and give the "
+      f"{folder} cannot be written to ({error.strerror or error}): make room or mend the folder, and give the "
       "same command again, or name another folder."
     ) from error
 
 
 def storage_error(error: BaseException, folder: pathlib.Path) -> StorageError | None:
-  """One sentence for an error of a full or read-only disk, wherever in a chain of errors it stands; None for others."""
+  """One sentence if a full or read-only disk caused `error` or an error in its chain; None for other errors."""
   while error is not None and not isinstance(error, UserError):
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
     if full or os.strerror(errno.ENOSPC) in str(error):
       reason = error.strerror if full else os.strerror(errno.ENOSPC)
       place = getattr(error, "filename", None) or folder
       return StorageError(
-        f"{place} cannot be written ({reason}): make room or mend it, and give the same command again."
+        f"{place} cannot be written ({reason}): make room or mend the place, and give the same command again."
       )
     error = error.__cause__ or error.__context__
   return None
@@ -143,7 +144,7 @@ def _open(path: pathlib.Path) -> int:
       os.close(descriptor)
       _refuse(path, _read(path))
     except OSError:
-      pass  # A file system without locks: process and heartbeat have to do.
+      pass  # The file system has no locks: the process and the heartbeat must suffice.
     try:
       if os.fstat(descriptor).st_ino == path.stat().st_ino:
         return descriptor
@@ -156,7 +157,7 @@ def _is_over(path: pathlib.Path, other: dict[str, Any], own: dict[str, Any]) -> 
   """Whether the process that a lock names is known to be dead.
 
   Raises:
-    FolderInUseError: if it is known to be alive.
+    FolderInUseError: if the process is known to be alive.
   """
   if other.get("host") == own["host"]:
     if other["pid"] != own["pid"] and _started(other["pid"]) == other["started"]:
@@ -168,7 +169,7 @@ def _is_over(path: pathlib.Path, other: dict[str, Any], own: dict[str, Any]) -> 
 
 def _wait_for_lease(path: pathlib.Path, other: dict[str, Any]) -> None:
   _log.warning(
-    "%s: waiting up to %.0f s for a sign of %s, which held it last.", path.parent, LEASE_SECONDS, _who(other)
+    "%s: waiting up to %.0f s for a sign of %s, which held the folder last.", path.parent, LEASE_SECONDS, _who(other)
   )
   end = time.monotonic() + LEASE_SECONDS
   while time.monotonic() < end:
@@ -179,7 +180,7 @@ def _wait_for_lease(path: pathlib.Path, other: dict[str, Any]) -> None:
 
 def _refuse(path: pathlib.Path, other: dict[str, Any] | None) -> None:
   raise FolderInUseError(
-    f"{path.parent} is written to by {_who(other or {})}: wait for its end, or give another folder."
+    f"{path.parent} is written to by {_who(other or {})}: wait until this process ends, or give another folder."
   )
 
 
@@ -191,14 +192,17 @@ def _who(holder: dict[str, Any]) -> str:
 
 
 def _job() -> dict[str, str] | None:
-  """The Slurm job and which of its starts this is: one is over before the next begins."""
+  """The Slurm job and the number of its start. A start of a job is over before the next start begins."""
   if (job := os.environ.get("SLURM_JOB_ID")) is None:
     return None
   return {"id": job, "start": os.environ.get("SLURM_RESTART_COUNT", "0")}
 
 
 def _started(pid: int) -> str | None:
-  """When a process of this host started, in ticks since the boot (a number is used again); None if it does not run."""
+  """When a process of this host started, in ticks since the boot; None if the process does not run.
+
+  The time tells two processes apart that have the same number one after the other.
+  """
   try:
     state, *fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return None if state in "ZX" else fields[18]
@@ -224,5 +228,6 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _write(descriptor: int, holder: dict[str, Any]) -> None:
-  # In place: another file would have another lock. Padded to one length, so that nothing of an older text remains.
+  # The file is written in place, because another file would have another lock. The text is padded to one length, so
+  # that nothing of an older text remains.
   os.pwrite(descriptor, json.dumps(holder).ljust(400).encode(), 0)

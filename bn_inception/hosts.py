@@ -1,16 +1,17 @@
 """What the processes of a run tell each other, and how the program stops when it is asked to.
 
-A thread of every process listens to the others and for their heartbeats, also while Python waits in a compilation or a
-collective. What must happen at the same place on all processes (stop, save by the clock) is decided by `poll`, the only
-mechanism with a counter: every process calls it equally often.
+A thread of every process listens to the other processes and for their heartbeats, also while Python waits in a
+compilation or a collective. Some actions must happen at the same place on all processes (stop, save by the clock).
+`poll` decides when. `poll` is the only mechanism with a counter: every process calls `poll` equally often.
 
 - A signal while nothing has to be saved ends the program at once, on all its processes, with exit code 143. Within
   `deferred`, `poll` tells when to stop, and a second signal changes nothing.
-- An error of one process, told by `leave`, ends all of them with its sentence and its exit code.
-- The loss of a process ends the others with the code for "start again".
+- An error of one process, told by `leave`, ends all processes with the error's sentence and exit code.
+- The loss of a process ends the other processes with the code for "start again".
 
-They speak through the key-value store of JAX's coordination service, which process 0 runs. JAX's own preemption service
-is off: its answer depends on a counter, and Orbax polls it with another one than a training loop.
+The processes speak through the key-value store of JAX's coordination service, which process 0 runs. JAX's own
+preemption service is off: the answer of this service depends on a counter, and Orbax and a training loop poll the
+service with two different counters.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from bn_inception.errors import StartAgainError, Stopped, UserError
 _KEYS = "bn_inception"
 _LISTEN_SECONDS = 0.5
 _SHARED_SECONDS = 60.0
-_LEAVE_SECONDS = 30.0  # How long process 0, which runs the service, waits for the others to leave.
+_LEAVE_SECONDS = 30.0  # How long process 0, which runs the service, waits until the other processes leave.
 
 _log = logging.getLogger(__name__)
 
@@ -48,23 +49,23 @@ class HostsDifferError(UserError):
 
 
 class Due(NamedTuple):
-  """What `poll` says must be done now, the same on all processes."""
+  """What must be done now: the answer of `poll`, the same on all processes."""
 
   stop: bool
   save: bool
 
 
 class _State:
-  """Of this process; changed under `lock`.
+  """The state of this process, changed under `lock`.
 
   Attributes:
     polls: how often `poll` was called.
-    runs, inside: how often `deferred` was entered, and whether it was not left since.
+    runs, inside: how often `deferred` was entered, and whether the program is within `deferred` now.
     asked: the first signal, or None.
-    due: for "stop" and "save-NUMBER" the poll at which it is due.
-    requested: what this process wants all to agree on.
-    agreed: what all have agreed on.
-    callbacks: what an immediate end has still to do.
+    due: for "stop" and "save-NUMBER" the number of the poll at which the action is due.
+    requested: the names on which this process wants all processes to agree.
+    agreed: the names on which all processes have agreed.
+    callbacks: functions that an immediate end still has to call.
   """
 
   def __init__(self):
@@ -101,7 +102,7 @@ def on_stop(name: str) -> None:
 
 
 def request_save() -> None:
-  """Asks all processes for a checkpoint at the next poll that all can reach; of process 0."""
+  """Asks all processes for a checkpoint at the next poll that all can reach. Process 0 calls this function."""
   _state.saves += 1
   _request(f"save-{_state.saves}")
 
@@ -119,8 +120,8 @@ def _request(name: str) -> None:
 
 
 def poll() -> Due:
-  """What is due, on all processes alike; to be called by each equally often."""
-  with _state.lock:  # Held while the processes agree: none goes on until all know when something is due.
+  """What is due, the same on all processes. Every process must call `poll` equally often."""
+  with _state.lock:  # Held while the processes agree: no process goes on until all know when the action is due.
     _state.polls += 1
     due = {name for name, at in _state.due.items() if at <= _state.polls}
     for name in due - {"stop"}:
@@ -133,12 +134,12 @@ def deferred() -> Iterator[None]:
   """Within, a signal does not end the program: `poll` tells when to stop.
 
   Raises:
-    Stopped: at its begin, if the program was asked to stop before.
+    Stopped: at the start, if the program was asked to stop before.
   """
   own = not signals.is_listening() and jax.process_count() == 1
   previous = None
   if own and threading.current_thread() is threading.main_thread():
-    # A library call: the caller's handlers come back.
+    # This is a library call: the caller's handlers are restored afterwards.
     _state.asked, _state.due = None, {}
     previous = signal.signal(signal.SIGTERM, lambda *_: on_stop("SIGTERM"))
   with _state.lock:
@@ -175,7 +176,7 @@ def before_exit(function: Callable[[], None]) -> Iterator[None]:
 
 
 def leave(code: int, sentence: str) -> None:
-  """Ends this process because of an error, and tells the others, which end with the same sentence and code."""
+  """Ends this process because of an error. The other processes are told, and end with the same sentence and code."""
   if _state.listener:
     with contextlib.suppress(Exception):
       _state.store.key_value_set(
@@ -188,15 +189,15 @@ def leave(code: int, sentence: str) -> None:
 
 
 def _exit(code: int, missing: int = 0) -> None:
-  """Ends the process from any thread, whatever its others wait for.
+  """Ends the process from any thread, whatever the other threads wait for.
 
-  `missing` processes will not say goodbye; -1: nobody can be told.
+  `missing` is the number of processes that will not say goodbye; -1: no process can be told.
   """
-  _exits.acquire()  # Never released: the first to come ends the process.
+  _exits.acquire()  # Never released: the first thread that comes here ends the process.
   for function in reversed(_state.callbacks):
     try:
       function()
-    except Exception as error:  # The end must come.
+    except Exception as error:  # The process must end all the same.
       _log.error("%s", error)
   if _state.listener and missing >= 0:
     _say_goodbye(missing)
@@ -207,13 +208,13 @@ def _exit(code: int, missing: int = 0) -> None:
 
 
 def _say_goodbye(missing: int) -> None:
-  """Process 0 runs the service, whose end would end the others with an abort: it leaves last."""
+  """Process 0 leaves last: it runs the service, whose end would end the other processes with an abort."""
   with contextlib.suppress(Exception):
     _state.store.key_value_set(f"{_KEYS}/left/{jax.process_index()}", "")
     end = time.monotonic() + _LEAVE_SECONDS
     while jax.process_index() == 0 and time.monotonic() < end:
       if len(_state.store.key_value_dir_get(f"{_KEYS}/left")) >= jax.process_count() - missing:
-        time.sleep(_LISTEN_SECONDS)  # They have written that they leave, and are about to.
+        time.sleep(_LISTEN_SECONDS)  # The other processes have written that they leave, and leave now.
         return
       time.sleep(0.1)
 
@@ -238,7 +239,7 @@ def gather(value: Any) -> list[Any]:
   except jax.errors.JaxRuntimeError as error:
     raise StartAgainError(
       f"Not all of the {jax.process_count()} processes came to the same place in time: see the log "
-      "of each; the same command starts again."
+      "of each process; the same command starts again."
     ) from error
   found = {key.rpartition("/")[2]: text for key, text in store.key_value_dir_get(name)}
   return [json.loads(found[str(process)]) for process in range(jax.process_count())]
@@ -253,7 +254,7 @@ def check_alike(values: dict[str, str]) -> None:
   """Checks that {name: value} is the same on all processes.
 
   Raises:
-    HostsDifferError: naming the first process that differs from process 0, and in what.
+    HostsDifferError: names the first process that differs from process 0, and the value that differs.
   """
   everywhere = gather([socket.gethostname(), values])
   first = everywhere[0][1]
@@ -262,15 +263,15 @@ def check_alike(values: dict[str, str]) -> None:
       if first.get(name) != others.get(name):
         raise HostsDifferError(
           f"Process {process} on {host} has {name} {others.get(name)}, but process 0 on "
-          f"{everywhere[0][0]} has {first.get(name)}: start all processes with the same."
+          f"{everywhere[0][0]} has {first.get(name)}: start all processes with the same {name}."
         )
 
 
 def check_shared(folder: pathlib.Path) -> None:
-  """Checks that all processes see the same folder: process 0 writes a token, which all read.
+  """Checks that all processes see the same folder: process 0 writes a token, and all processes read the token.
 
   Raises:
-    HostsDifferError: naming the first process that does not see it.
+    HostsDifferError: names the first process that does not see the token.
   """
   if jax.process_count() == 1:
     return
@@ -279,7 +280,7 @@ def check_shared(folder: pathlib.Path) -> None:
     path.write_text(token)
   token = of_first(token)
   seen, end = False, time.monotonic() + _SHARED_SECONDS
-  while not seen and time.monotonic() < end:  # A network file system may show it a moment later.
+  while not seen and time.monotonic() < end:  # A network file system may show the token a moment later.
     with contextlib.suppress(OSError):
       seen = path.read_text() == token
     if not seen:
@@ -296,9 +297,9 @@ def check_shared(folder: pathlib.Path) -> None:
 
 
 def end_together(error: BaseException) -> None:
-  """Ends all processes because of an error of this one; returns where there are no others.
+  """Ends all processes because of an error of this process; returns if there are no other processes.
 
-  Where a collective broke, another process may be the reason: then the listener, which finds out, ends this one.
+  If a collective broke, another process may be the reason. The listener finds this out, and then ends this process.
   """
   if not _state.listener:
     return
@@ -318,8 +319,8 @@ def join(initialize: Callable[[], None], lost_after: float) -> None:
   """Joins the other processes with `initialize` (`jax.distributed.initialize`), and listens to them from then on.
 
   Args:
-    initialize: called with JAX's preemption service off; in the main thread.
-    lost_after: seconds without a sign of a process after which the others end.
+    initialize: called in the main thread, with JAX's preemption service off.
+    lost_after: seconds without a sign of a process after which the other processes end.
   """
   jax.config.update("jax_enable_preemption_service", False)
   initialize()
@@ -338,9 +339,10 @@ def listen(store: Any, lost_after: float) -> None:
 
 
 def _end_instead_of_abort() -> None:
-  """Where process 0 is lost, and the service with it, JAX aborts (its callback for this raises std::bad_cast).
+  """Replaces JAX's abort after the loss of process 0 by an orderly end.
 
-  So the abort becomes the end that it stands for. Nothing of this process is needed any more when its handler runs.
+  With process 0 the service is lost, and JAX aborts (its callback for this case raises std::bad_cast). When the handler
+  of the abort runs, nothing of this process is needed any more.
   """
   global _abort_handler
   _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(
@@ -351,7 +353,7 @@ def _end_instead_of_abort() -> None:
 
 def _lost(sentence: str) -> None:
   _log.error("%s: this process ends, and the same command goes on from the newest checkpoint.", sentence)
-  _exit(status.EXIT_START_AGAIN, missing=-1)  # To whom?
+  _exit(status.EXIT_START_AGAIN, missing=-1)
 
 
 def _listen() -> None:
@@ -392,7 +394,7 @@ def _check_beats(beats: dict[str, tuple[str, float]]) -> None:
     if now - since > _state.lost_after:
       host = dict(_state.store.key_value_dir_get(f"{_KEYS}/host")).get(f"{_KEYS}/host/{process}", "")
       sentence = (
-        f"Process {process} on {host} has given no sign for {_state.lost_after:.0f} s: all end, and the same "
+        f"Process {process} on {host} has given no sign for {_state.lost_after:.0f} s: all processes end, and the same "
         "command goes on from the newest checkpoint."
       )
       _state.store.key_value_set(
@@ -408,7 +410,7 @@ def _end_with(news: dict[str, Any]) -> None:
 
 
 def _agree(name: str) -> None:
-  """All processes say where they are; then all know at which poll `name` is due, or end at once."""
+  """All processes say where they are. Then all processes know at which poll `name` is due, or end at once."""
   store, count = _state.store, jax.process_count()
   with _state.lock:
     store.key_value_set(f"{_KEYS}/news/agree/{name}", "", allow_overwrite=True)
@@ -434,16 +436,17 @@ def _agree(name: str) -> None:
 
 
 def decide(own: dict[str, Any], places: list[dict[str, Any]]) -> str:
-  """What a process does about something that all have agreed on.
+  """What a process does about an action on which all processes have agreed.
 
   Args:
-    own: {"runs", "inside", "polls"}: how often it has entered `deferred`, whether it is within, how often it polled.
+    own: {"runs", "inside", "polls"} of this process: how often it has entered `deferred`, whether it is within
+      `deferred`, how often it called `poll`.
     places: the same of all processes.
 
   Returns:
-    "due": all are in the same run, and meet at a poll that none has passed. "now": another has not begun this process's
-    run, or this process is in none, so that nothing has to be saved. "outside": another has ended the run, which this
-    process ends too, and then leaves.
+    "due": all processes are in the same run, and meet at a poll that no process has passed. "now": another process has
+    not begun this process's run, or this process is in no run, so nothing has to be saved. "outside": another process
+    has ended the run; this process ends the run too, and then leaves.
   """
   if all(place["inside"] and place["runs"] == own["runs"] for place in places):
     return "due"

@@ -1,8 +1,8 @@
 """Starting from a trained network (`config.init`): fine-tuning.
 
-Architecture and preprocessing are those of the checkpoint, which a config must not contradict; configs/finetune.py
-takes them from there. What begins anew (`init.skip`, and the logits where the classes are others) has the values of a
-new run.
+Architecture and preprocessing are those of the checkpoint. configs/finetune.py takes them from the checkpoint, and a
+config must not contradict them. Parameters that begin anew (`init.skip`, and the logits if the classes are others) have
+the values of a new run.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from bn_inception.config_keys import Config, ConfigError, parse
 from bn_inception.release import loading
 from bn_inception.state import TrainState
 
-if typing.TYPE_CHECKING:  # The training step is made where no TensorFlow is installed (diagnose.py).
+if typing.TYPE_CHECKING:  # diagnose.py makes the training step without TensorFlow.
   from bn_inception.data.datasets import Split
 
-# What a network that is tuned has in common with the one that it starts from: of `model` all but what counts in
-# training only.
+# A fine-tuned network shares these values with the network that it starts from. Of `model` it shares all values except
+# those that count in training only.
 _OF_TRAINING = ("dropout_rate", "auxiliary_heads", "init_scale", "init_std")
 _BATCH_NORM = ("enabled", "epsilon", "use_gamma", "in_stem", "per_activation")
 _DATA = ("image_size", "eval_resize", "mean", "std", "channel_order", "binary")
@@ -34,11 +34,11 @@ _log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-  """Where a run starts from.
+  """The variables from which a run starts.
 
   Attributes:
     variables: {"params", "batch_stats"}, nested, of the checkpoint.
-    skip: patterns of what begins anew.
+    skip: patterns of the parameters that begin anew.
     record: for the run's status: the `checkpoint` as the config names it, the `sha256` of its variables, `skip`.
   """
 
@@ -63,12 +63,12 @@ def read(config: Config, params: Any, split: "Split") -> Start:
 
   Args:
     config: of the run, with `init.checkpoint`.
-    params: the parameters of its network, or their shapes.
-    split: of training, which knows the classes.
+    params: the parameters of the run's network, or their shapes.
+    split: the training split, which knows the classes.
 
   Raises:
-    ReleaseError: if the checkpoint cannot be used; of a run also what `release.from_run` raises.
-    ConfigError: if the config contradicts it, or freezes what begins anew.
+    ReleaseError: if the checkpoint cannot be used. If the checkpoint is a run, also the errors of `release.from_run`.
+    ConfigError: if the config contradicts the checkpoint, or freezes parameters that begin anew.
   """
   source = loading.read(config.init.checkpoint)
   ours, theirs = fields(config), fields(parse(source.config))
@@ -79,7 +79,7 @@ def read(config: Config, params: Any, split: "Split") -> Start:
     _log.info("The classes of %s are not those of %s: the logits begin anew.", config.init.checkpoint, split.name)
   elif not source.labels:
     _log.warning(
-      "%s does not tell the names of its %d classes; they are taken to be those of %s.",
+      "%s does not tell the names of its %d classes; the names are taken to be those of %s.",
       config.init.checkpoint,
       split.num_classes,
       split.name,
@@ -87,8 +87,8 @@ def read(config: Config, params: Any, split: "Split") -> Start:
   anew = [name for name in parameter_names.names(params) if not parameter_names.is_loaded(name, skip)]
   if frozen := [name for name in anew if parameter_names.matches(name, config.init.freeze)]:
     raise ConfigError(
-      f"init.freeze keeps {frozen[0]} at its value, but it begins anew, and would stay random: take it "
-      "out of init.freeze or of init.skip."
+      f"init.freeze keeps {frozen[0]} at its value, but this parameter begins anew, and would stay random: take the "
+      "parameter out of init.freeze or of init.skip."
     )
   record = {"checkpoint": config.init.checkpoint, "sha256": _digest(source.variables), "skip": list(skip)}
   return Start(source.variables, skip, record)
@@ -110,7 +110,7 @@ def apply(start: Start, state: TrainState) -> TrainState:
   return state.replace(
     params=params,
     batch_stats=loaded("batch_stats", state.batch_stats),
-    # Copies: the step takes the memory of both.
+    # A second copy of the parameters, because the training step donates the memory of both.
     ema_params=None if state.ema_params is None else loaded("params", state.ema_params),
   )
 
@@ -132,10 +132,10 @@ def check_patterns(config: Config, params: Any) -> None:
       if not any(parameter_names.matches(name, (pattern,)) for name in names):
         modules = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
         raise ConfigError(
-          f"{key} has {pattern!r}, which is of no parameter: they are in {modules}, and one is called {names[0]}."
+          f"{key} has {pattern!r}, which fits no parameter: parameters are in {modules}, and the first is {names[0]}."
         )
   if all(parameter_names.matches(name, config.init.freeze) for name in names):
-    raise ConfigError("init.freeze keeps every parameter, so that nothing is left to train: leave some out.")
+    raise ConfigError("init.freeze keeps every parameter, so that nothing is left to train: leave some patterns out.")
 
 
 def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -145,7 +145,7 @@ def _check_same(checkpoint: str, ours: dict[str, Any], theirs: dict[str, Any]) -
   if different:
     wanted = " ".join(f'--config.{name}="{theirs[name]}"' for name in different)
     raise ConfigError(
-      f"The config contradicts {checkpoint}, whose architecture and preprocessing it has to follow, in "
+      f"The config contradicts {checkpoint}, whose architecture and preprocessing the config has to follow, in "
       f"{', '.join(different)}: give --config=finetune:{checkpoint}, or {wanted}."
     )
 
@@ -156,7 +156,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _digest(variables: dict[str, Any]) -> str:
-  """SHA-256 of names, shapes and values, the same in whatever format they are stored."""
+  """SHA-256 of names, shapes and values. The digest does not depend on the format of the file."""
   digest = hashlib.sha256()
   for name, leaf in sorted(flax.traverse_util.flatten_dict(variables, sep="/").items()):
     leaf = np.ascontiguousarray(leaf)

@@ -37,8 +37,8 @@ DECAYS: dict[str, Callable[[Config, float, float, float], optax.Schedule]] = {
 def learning_rate_schedule(config: Config, num_examples: int) -> optax.Schedule:
   """Learning rate by step, which falls as `learning_rate_schedule` says.
 
-  With `learning_rate_scaling` "linear" it is batch_size / 32 times `learning_rate`, and for the first
-  `learning_rate_warmup_epochs` it rises linearly from `learning_rate` (Goyal et al., 2017, §2).
+  With `learning_rate_scaling` "linear" the rate is batch_size / 32 times `learning_rate`. In the first
+  `learning_rate_warmup_epochs` the rate rises linearly from `learning_rate` (Goyal et al., 2017, §2).
 
   Args:
     config: a whole config.
@@ -67,9 +67,9 @@ def has_weight_decay(params: Any) -> Any:
 def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
   """SGD with momentum on loss + weight_decay / 2 * |w|^2.
 
-  The order is that of the formulas: L2 is part of the gradient, so it passes through the momentum. The rate of a
-  parameter is multiplied by the first of `learning_rate_factors` whose pattern is its; frozen ones (`init.freeze`)
-  stay.
+  The order is that of the formulas: L2 is part of the gradient, so L2 passes through the momentum. The rate of a
+  parameter is multiplied by the first of `learning_rate_factors` whose pattern fits the parameter's name. Frozen
+  parameters (`init.freeze`) stay.
   """
   transforms = [
     optax.add_decayed_weights(config.weight_decay, mask=has_weight_decay),

@@ -1,4 +1,4 @@
-"""Every path that a user gives, by a flag, a config or the environment, passes here before anything is done with it."""
+"""Checks every path that a user gives by a flag, a config or the environment, before the path is used."""
 
 import os
 import re
@@ -7,25 +7,25 @@ from bn_inception.errors import UserError
 
 
 class PathError(UserError, ValueError):
-  """Something that is no path on this machine; the text is one sentence that says what to give instead."""
+  """A value is no path on this machine. The text is one sentence that says what to give instead."""
 
 
 def local(path: str | os.PathLike, name: str) -> str:
-  """A path with ~ expanded, else as it was given.
+  """A path with ~ expanded, otherwise as it was given.
 
   Args:
     path: what the user gave.
-    name: what the user calls it, such as '--workdir'.
+    name: the user's name for the path, such as '--workdir'.
 
   Raises:
-    PathError: if it is empty, a URL, or of a user that there is not.
+    PathError: if the path is empty, a URL, or of a user that does not exist.
   """
   path = os.fspath(path)
   if not path.strip():
     raise PathError(f"{name} is empty: give a path.")
   if "\0" in path:
-    raise PathError(f"{name} {path!r} holds a null character: give a path without.")
-  # As TensorFlow, fsspec and gcloud write them; libraries here would take one as the name of a local folder.
+    raise PathError(f"{name} {path!r} holds a null character: give a path without this character.")
+  # The URLs of TensorFlow, fsspec and gcloud. Libraries here would take such a URL as the name of a local folder.
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path):
     raise PathError(
       f"{name} '{path}' is a URL and not a path: mount the bucket or file system (e.g. with gcsfuse) and give the path."

@@ -13,7 +13,7 @@ from bn_inception import batch_norm, models, sharding, step
 from bn_inception.config_keys import Config
 from bn_inception.state import Sums
 
-if typing.TYPE_CHECKING:  # Statistics of any network are made where no TensorFlow is installed (diagnose.py).
+if typing.TYPE_CHECKING:  # diagnose.py computes statistics of any network without TensorFlow.
   from bn_inception.data import device, pipeline
 
 BatchStatisticsStep = Callable[[Any, Any, step.Batch], tuple[Sums, Any]]
@@ -35,7 +35,7 @@ def training_batches(config: Config, mesh: Mesh, source: "pipeline.Source") -> "
     source: the training split.
 
   Raises:
-    DataError: if it cannot be trained on; later, if it cannot be read.
+    DataError: if the split cannot be trained on; later, if the split cannot be read.
   """
   from bn_inception.data import device, pipeline, stream
 
@@ -44,7 +44,7 @@ def training_batches(config: Config, mesh: Mesh, source: "pipeline.Source") -> "
   positions = (
     stream.local_positions(step, **share)[0].astype(np.uint32) for step in range(config.eval.population_batches)
   )
-  # No example is padding: where one was skipped, another stands in.
+  # No example is padding: another example takes the place of a skipped example.
   local = (
     {name: array[0] for name, array in batch.items()} | {"mask": np.ones(position.shape, bool), "position": position}
     for position, batch in zip(positions, batches)
@@ -64,10 +64,10 @@ def over_training_batches(
 
   Args:
     compiled_step: from `batch_statistics_step`.
-    params, batch_stats: of the network; of the latter only frozen layers are used, which keep theirs.
+    params, batch_stats: of the network. Only frozen layers use their `batch_stats`, and keep them.
     batches: from `training_batches`.
     mesh: of the run.
-    between_batches: called before every batch; what it raises ends the pass.
+    between_batches: called before every batch; an exception that it raises ends the pass.
 
   Returns:
     The `batch_stats` collection, on every device.
@@ -89,11 +89,11 @@ def population_statistics(moments: Iterable[Any]) -> Any:
   """E[x] = E_B[mu_B], Var[x] = m / (m - 1) E_B[var_B] (Algorithm 2, lines 9 and 10).
 
   Args:
-    moments: a `batch_moments` collection for every step; each group in it is a mini-batch B of the paper, m the number
-      of values that entered its variance (m * p * q for a convolution).
+    moments: a `batch_moments` collection for every step. Each group is a mini-batch B of the paper. m is the number of
+      values that entered the group's variance (m * p * q for a convolution).
 
   Returns:
-    The `batch_stats` collection, float32; summed in float64.
+    The `batch_stats` collection, float32; the sums are float64.
 
   Raises:
     ValueError: if there is no step.
@@ -120,4 +120,4 @@ def _sums(layer: batch_norm.Moments) -> dict[str, np.ndarray]:
     "mean": layer.mean.sum(0, dtype=np.float64),
     "unbiased": (layer.variance * (count / np.maximum(count - 1, 1))).sum(0),
     "groups": np.sum(layer.count > 0),
-  }  # One of padding only has mean and variance 0, and is no mini-batch.
+  }  # A group of padding only has mean and variance 0, and is no mini-batch.

@@ -1,4 +1,4 @@
-"""The data that a run was made with, `data.json`: a run goes on, and is evaluated, with these and no others."""
+"""The data of a run, `data.json`: a run resumes, and is evaluated, with these data and no others."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ from bn_inception.errors import DataError
 def held(data: Data, workdir: pathlib.Path) -> Data:
   """`data` with the version that the run in `workdir` found for its `name`, whatever newer ones there are by now.
 
-  It is `data` itself without such a run, or if it asks for another name than the run did.
+  The result is `data` itself if there is no such run, or if the run asked for another name.
   """
   record = _read(workdir)
-  if record.get("asked") != data.name or data.name == "fake":  # Which has no versions to find.
+  if record.get("asked") != data.name or data.name == "fake":  # Fake data have no versions.
     return data
   return dataclasses.replace(data, name=record["train_split"]["name"])
 
@@ -26,12 +26,12 @@ def check(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
   """Checks opened splits against those that the run in `workdir` was made with, if `data` asks for the same.
 
   Args:
-    data: the config's, as the user gave it.
-    workdir: a run directory; without data.json (of an older version, or new) nothing is known.
-    **splits: `train_split` and `eval_split`, or one of them.
+    data: the config's section, as the user gave it.
+    workdir: a run directory. Without data.json (an older version, or a new run) nothing is checked.
+    **splits: `train_split` and `eval_split`, or one of these.
 
   Raises:
-    DataError: if they are others.
+    DataError: if the opened splits are other data.
   """
   record = _read(workdir)
   for field, split in splits.items():

@@ -22,15 +22,15 @@ from bn_inception.errors import UserError
 
 
 class DamagedFileError(UserError, ValueError):
-  """A file of a run that cannot be read; the text is one sentence that names it and says what to do."""
+  """A file of a run cannot be read. The text is one sentence that names the file and says what to do."""
 
 
-_HISTORY = "history"  # In config.json, beside the config: how it changed.
+_HISTORY = "history"  # The changes of the config, in config.json beside the config.
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "clu", "tensorflow-datasets", "numpy")
 
 
 def replace_file(path: pathlib.Path, text: str) -> None:
-  """Writes a whole file, so that a reader sees the old text or the new."""
+  """Writes a whole file, so that a reader sees either the old text or the new text."""
   temporary = path.with_name(path.name + ".partial")
   with temporary.open("w") as file:
     file.write(text)
@@ -43,7 +43,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a file that holds one JSON object.
 
   Raises:
-    DamagedFileError: if it does not.
+    DamagedFileError: if the file does not hold a JSON object.
   """
   try:
     tree = json.loads(path.read_text("utf-8"))
@@ -63,9 +63,10 @@ def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, step: int = 0) -> None:
-  """Writes the resolved config where there is none or another one.
+  """Writes the resolved config if the file is missing or has another config.
 
-  Where it changes, `history` keeps a line of what: {"step": from which on, "changed": {field: [old, new]}}.
+  `history` in the file keeps an entry for each change: {"step": the first step with the new values, "changed": {field:
+  [old, new]}}.
   """
   path, tree = config_path(workdir), json.loads(config.to_json())
   if path.exists():
@@ -91,9 +92,9 @@ def hparams(config: ConfigDict) -> dict[str, str | float | bool]:
 
 
 def changed_fields(workdir: pathlib.Path, config: ConfigDict) -> list[str]:
-  """Names of the values of `config` that differ from those the run in `workdir` was made with; [] without a run.
+  """Names of the values of `config` that differ from the config of the run in `workdir`; [] without a run.
 
-  Keys that one of both lacks count too, but those that `configs.versions` accounts for.
+  A key that only one of the two configs has counts as a difference, unless `configs.versions` explains the key.
 
   Raises:
     VersionError: as `read_config`.
@@ -111,8 +112,8 @@ def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
   """A config.json as the code of today would have written it, see `configs.versions`.
 
   Raises:
-    VersionError: if it is of a later version.
-    DamagedFileError: if it is damaged.
+    VersionError: if the config is of a later version.
+    DamagedFileError: if the file is damaged.
   """
   try:
     tree = read_json(path)
@@ -129,9 +130,9 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   """Reads a run's config.
 
   Raises:
-    FileNotFoundError: if `workdir` holds none.
-    VersionError: if it is of a later version.
-    DamagedFileError: if it is damaged.
+    FileNotFoundError: if `workdir` holds no config.
+    VersionError: if the config is of a later version.
+    DamagedFileError: if the file is damaged.
   """
 
   def as_config(tree: dict[str, Any]) -> dict[str, Any]:
@@ -148,34 +149,34 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
 
 def read_status(workdir: pathlib.Path) -> dict[str, Any]:
-  """Reads status.json; {} before the first."""
+  """Reads status.json; {} before the run's first status."""
   path = workdir / "status.json"
   return read_json(path) if path.exists() else {}
 
 
 def saved_step(workdir: pathlib.Path) -> int | None:
-  """The step of a checkpoint that the run says it has written; None if it has written none."""
+  """The step of the checkpoint that the run says it has written; None without a checkpoint."""
   status = read_status(workdir)
   if "saved_step" in status:
     return status["saved_step"]
-  if status:  # Of a version that did not say it; its first status was that of step 0.
+  if status:  # An older version did not record `saved_step`. Its first status was that of step 0.
     return status.get("step") or None
   lines = read_metrics(workdir)
   return lines[-1]["step"] if lines else None
 
 
 class Status:
-  """status.json of a run while it is made: what is known at its start, and what has changed since.
+  """The status.json of a running run: what is known at the run's start, and what has changed since.
 
-  Process 0 writes it; on the others `write` does nothing.
+  Process 0 writes the file. On the other processes `write` does nothing.
   """
 
   def __init__(
     self, workdir: pathlib.Path, config: ConfigDict, step: int, saved: int | None, init: dict[str, Any] | None
   ):
-    """Of a run that is at `step`, and has saved step `saved`. What the code is is what it is now.
+    """The status of a run that is at `step` and has saved step `saved`. The code revision is that of this process.
 
-    `init` is what is known of the checkpoint that the run started from, see `initialization.Start`.
+    `init` describes the checkpoint from which the run started, see `initialization.Start`.
     """
     devices = jax.devices()
     self.workdir, self._config = workdir, config
@@ -189,7 +190,7 @@ class Status:
     }
 
   def write(self, status: str, **details: Any) -> None:
-    """Writes it: `status` is one of those in status.py, `details` what else there is to say."""
+    """Writes the file. `status` is a status of status.py; `details` are further entries."""
     if jax.process_index():
       return
     replace_file(
@@ -213,7 +214,7 @@ class Status:
 
 
 def fingerprint(config: ConfigDict) -> dict[str, str]:
-  """What must be the same on all hosts of a run, by a name for each."""
+  """The values that must be the same on all hosts of a run, each by its name."""
   values = versions.flatten(json.loads(config.to_json()))
   return (
     {name: json.dumps(value) for name, value in values.items()} | packages() | {"code revision": str(git_revision())}
@@ -226,7 +227,7 @@ def packages() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-  """The commit of this code, with "+changes" if its files differ from it; None outside a git checkout."""
+  """The commit of this code, with "+changes" if the files differ from the commit; None outside a git checkout."""
 
   def git(*arguments: str) -> str:
     code = pathlib.Path(__file__).parent
@@ -239,7 +240,7 @@ def git_revision() -> str | None:
 
 
 def append_metrics(workdir: pathlib.Path, step: int, batch_size: int, metrics: dict[str, float]) -> None:
-  """Appends a line to metrics.jsonl. A number that is not finite is written as a string, as JSON has none."""
+  """Appends a line to metrics.jsonl. A number that is not finite becomes a string, because JSON has no such number."""
   line = {"step": step, "paper_steps": step * batch_size / 32}
   line |= {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
   with metrics_path(workdir).open("a") as file:
@@ -249,10 +250,10 @@ def append_metrics(workdir: pathlib.Path, step: int, batch_size: int, metrics: d
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The lines of metrics.jsonl, oldest first; what a kill or a power loss has torn at its end is left out.
+  """The lines of metrics.jsonl, oldest first, without a last line that a kill or a power loss has torn.
 
   Raises:
-    DamagedFileError: naming a line before others that cannot be read.
+    DamagedFileError: if an earlier line cannot be read; the error names the line.
   """
   return [
     {name: float(value) if isinstance(value, str) else value for name, value in json.loads(line).items()}
@@ -273,7 +274,7 @@ def drop_metrics_after(workdir: pathlib.Path, step: int) -> None:
 
 
 def _metrics_lines(workdir: pathlib.Path) -> list[str]:
-  """The lines of metrics.jsonl, each an object with a step and numbers, without what is torn at the end."""
+  """The lines of metrics.jsonl, each an object with a step and numbers, without a torn end."""
   path = metrics_path(workdir)
   return whole_lines(path, _is_metrics) if path.exists() else []
 
@@ -283,16 +284,17 @@ def _is_metrics(values: Any) -> bool:
 
 
 def whole_lines(path: pathlib.Path, is_sound: Callable[[Any], bool]) -> list[str]:
-  """The lines of a file of JSON objects, without what a kill or a power loss has torn at its end.
+  """The lines of a file of JSON objects, without the end that a kill or a power loss has torn.
 
-  A file system may leave blanks or zeros for what it had no time to write; behind the last newline is no whole line.
+  A file system may leave blanks or zeros in place of the bytes that it had no time to write. Behind the last newline is
+  no whole line.
 
   Args:
     path: the file.
-    is_sound: whether a parsed line is what it should be; it may also raise.
+    is_sound: whether a parsed line is as it should be; the function may also raise.
 
   Raises:
-    DamagedFileError: naming a line before others that is not JSON, or not sound.
+    DamagedFileError: if an earlier line is not JSON, or not sound; the error names the line.
   """
 
   def readable(line: str) -> bool:

@@ -1,7 +1,7 @@
 """The mesh and the shardings: one axis, `data`, over all devices of all processes.
 
-Images and labels are split over it, everything else is on every device. With `AxisType.Auto` the program is that of a
-single device with a global batch, and XLA places the communication.
+Images and labels are split over this axis. Everything else is on every device. With `AxisType.Auto` the program is that
+of a single device with a global batch, and XLA places the communication.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from bn_inception import cluster
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh of all devices, or of the given ones.
+  """A mesh of all devices, or of the given devices.
 
   Raises:
-    UserError: if all are asked for, and they are not those that the scheduler gave.
+    UserError: if `devices` is None, and the devices of JAX are not the devices that the scheduler gave.
   """
   if devices is None:
     cluster.check_devices()
@@ -41,9 +41,10 @@ def micro_batches(mesh: Mesh) -> NamedSharding:
 
 
 def one_program_at_a_time(mesh: Mesh, result: Any) -> None:
-  """Waits for `result` on a mesh of several CPU devices, where two programs under way can deadlock.
+  """Waits for `result` on a mesh of several CPU devices, because two programs under way can deadlock there.
 
-  There the collectives of both wait for threads that the other holds (jaxlib 0.10); accelerators queue their programs.
+  The collectives of each program wait for threads that the other program holds (jaxlib 0.10). Accelerators queue their
+  programs.
   """
   if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
     jax.block_until_ready(result)

@@ -1,7 +1,7 @@
 """Signals that reach the program while it waits inside a compilation, a collective or a file system.
 
-Python runs its handlers between two of its own instructions, which may be minutes apart. Its C handler writes the
-signal's number into a pipe at once; a thread reads it there.
+Python runs its signal handlers between two Python instructions, which may be minutes apart. Python's C handler writes
+the signal's number into a pipe at once, and a thread reads the number there.
 """
 
 import faulthandler
@@ -17,9 +17,10 @@ _listening = False
 
 
 def listen(on_stop: Callable[[str], None]) -> None:
-  """From now on calls `on_stop` with the name of every SIGTERM and SIGINT, in a thread; neither has another effect.
+  """From now on calls `on_stop` in a thread with the name of every SIGTERM and SIGINT.
 
-  SIGUSR1 prints the stacks of all threads. To be called by the main thread of a program, once.
+  These signals have no other effect. SIGUSR1 prints the stacks of all threads. The main thread of a program calls this
+  function once.
   """
   global _listening
   _listening = True
@@ -41,7 +42,7 @@ def listen(on_stop: Callable[[str], None]) -> None:
 def claim() -> None:
   """Takes the signals back from a library that set handlers of its own."""
   for number in STOPPING:
-    signal.signal(number, lambda *_: None)  # With a handler of Python's, so that its C handler is called.
+    signal.signal(number, lambda *_: None)  # Only a signal with a Python handler reaches Python's C handler.
 
 
 def is_listening() -> bool:

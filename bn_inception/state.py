@@ -1,4 +1,4 @@
-"""What a training run is at one step: everything that the next step depends on but the config and the data."""
+"""The state of a training run at one step. The next step depends on this state, the config and the data alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ from bn_inception.config_keys import Config
 
 @flax.struct.dataclass
 class Sums:
-  """Sums over examples. Counts are integers, so that they are exact for any number of examples below 2^31."""
+  """Sums over examples. Counts are integers, so counts are exact for any number of examples below 2^31."""
 
   loss: jax.Array  # float32, nats
-  top1: jax.Array  # int32, how many are right
-  top5: jax.Array  # int32, how many have the label among the five largest logits
+  top1: jax.Array  # int32, examples that are right
+  top5: jax.Array  # int32, examples with the label among the five largest logits
   count: jax.Array  # int32
-  skipped: jax.Array  # int32, how many were bad: in training another stood in, in evaluation they are not in count
+  skipped: jax.Array  # int32, bad examples: training replaces them, evaluation leaves them out of count
 
   @classmethod
   def zeros(cls) -> "Sums":
@@ -35,14 +35,15 @@ def classification_sums(
 ) -> Sums:
   """Cross-entropy, top-1 and top-5 summed over the examples.
 
-  A label's rank is the number of classes with a larger logit, plus those with an equal one before it: ties are settled
-  as a sort would, and a constant output is right for class 0 alone. A label with a logit that is not a number is wrong.
+  A label's rank is the number of classes with a larger logit, plus the classes before the label with an equal logit. So
+  ties are settled as by a sort, and a constant output is right for class 0 alone. An example with a logit that is not a
+  number is wrong.
 
   Args:
     logits: [B, num_classes] float32.
     labels: [B] int32.
-    mask: [B] bool, the examples to count; None: all.
-    skipped: [B] bool, the bad records, which are counted apart; None: none.
+    mask: [B] bool, the examples to count; None: all examples.
+    skipped: [B] bool, the bad records, which `skipped` counts; None: no bad records.
   """
   mask = jnp.ones(labels.shape, bool) if mask is None else mask
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -64,7 +65,7 @@ class TrainState:
   """Everything a checkpoint holds.
 
   Attributes:
-    step: int32, how many steps were made.
+    step: int32, the number of steps made.
     params: float32 parameters.
     batch_stats: running mean and unbiased variance of every BN layer.
     opt_state: momentum.
@@ -89,7 +90,7 @@ def create(
   model: nn.Module, optimizer: optax.GradientTransformation, config: Config, image_shape: tuple[int, int, int]
 ) -> TrainState:
   """The state before the first step; depends on `config.seed` alone."""
-  # XLA's CPU compiler takes seconds for the default generator at each shape of parameter, and nothing for this one.
+  # XLA's CPU compiler takes seconds for the default generator at each shape of parameter, and no time for "rbg".
   variables = model.init(jax.random.key(config.seed, impl="rbg"), jnp.zeros((1, *image_shape)), train=False)
   params = variables["params"]
   return TrainState(

@@ -56,10 +56,10 @@ def mean_cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: fl
 def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation, config: Config) -> TrainStep:
   """Makes the step: gradient of the mean cross-entropy, SGD, running averages, EMA.
 
-  Its batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A], "skipped": bool [A, B / A] (only
-  counted)}, A the micro-batches whose gradients are accumulated. BN groups are those of the whole batch, since no group
-  is split over micro-batches. Step t has the positions t * B ... t * B + B - 1 of the training stream in this order
-  (data/stream.py).
+  The batch is {"image": uint8 [A, B / A, H, W, C], "label": int32 [A, B / A], "skipped": bool [A, B / A] (only
+  counted)}. A is the number of micro-batches whose gradients are accumulated. BN groups are those of the whole batch,
+  because no group is split over micro-batches. Step t has the positions t * B ... t * B + B - 1 of the training stream
+  in this order (data/stream.py).
   """
   has_batch_norm = config.batch_norm.enabled
 
@@ -88,7 +88,7 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation, c
 
   def train_step(state: TrainState, batch: Batch) -> TrainState:
     micro_batches, micro_batch_size = batch["label"].shape
-    # No state but the step: a resumed run draws what an uninterrupted one would have drawn.
+    # The key depends on the step alone, so a resumed run draws the same numbers as an uninterrupted run.
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
     def gradients(index: jax.Array, micro_batch: Batch):
@@ -111,7 +111,7 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation, c
       start = (jax.tree.map(jnp.zeros_like, state.params), Sums.zeros())
       (grads, sums), moments = jax.lax.scan(accumulate, start, (jnp.arange(micro_batches), batch))
       grads = jax.tree.map(lambda g: g / micro_batches, grads)
-      # [A, G, ...] to all groups of the step, those of one device together.
+      # From [A, G, ...] to all groups of the step, with the groups of one device together.
       moments = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), moments)
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -123,7 +123,7 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation, c
       )
     ema_params = state.ema_params
     if config.ema_decay:
-      # As tf.train.ExponentialMovingAverage: the start value is forgotten quickly.
+      # As in tf.train.ExponentialMovingAverage, the average forgets its start value quickly.
       decay = jnp.minimum(config.ema_decay, (1 + state.step) / (10 + state.step))
       ema_params = with_frozen(
         ema_params, jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, ema_params, params)
@@ -143,7 +143,7 @@ def make_train_step(model: nn.Module, optimizer: optax.GradientTransformation, c
 def make_train_call(train_step: TrainStep, config: Config) -> TrainStep:
   """Makes `steps_per_call` steps one program, so that a small network does not wait for Python between its steps.
 
-  The batches of S steps come as one, whose leaves begin with [S * A, B / A] (see `make_train_step`).
+  The batches of S steps come as one batch. Its leaves begin with [S * A, B / A] (see `make_train_step`).
   """
   if config.steps_per_call == 1:
     return train_step
@@ -158,7 +158,7 @@ def make_train_call(train_step: TrainStep, config: Config) -> TrainStep:
 def make_eval_step(model: nn.Module, data: Data) -> Callable[[Any, Any, Batch], Sums]:
   """Makes the step of inference with given statistics (Algorithm 2, line 11).
 
-  Its arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B],
+  The arguments are parameters, `batch_stats` and {"image": uint8 [B, H, W, C], "label": int32 [B], "mask": bool [B],
   "skipped": bool [B]}.
   """
 
@@ -172,9 +172,9 @@ def make_eval_step(model: nn.Module, data: Data) -> Callable[[Any, Any, Batch], 
 def make_batch_statistics_step(model: nn.Module, config: Config) -> Callable[[Any, Any, Batch], tuple[Sums, Any]]:
   """Makes the forward pass with the batch's own statistics and without dropout, weights frozen.
 
-  Its arguments are those of the evaluation step (the running averages are passed but not used). A batch with a
-  "position" (uint32 [B]) is of the training stream, and distorted as in training. It returns the sums and
-  `batch_moments`, whose groups hold unmasked examples only.
+  The arguments are those of the evaluation step (the running averages are passed but not used). A batch with a
+  "position" (uint32 [B]) is of the training stream, and is distorted as in training. The step returns the sums and
+  `batch_moments`, whose groups hold only unmasked examples.
   """
 
   def batch_statistics_step(params: Any, batch_stats: Any, batch: Batch) -> tuple[Sums, Any]:

@@ -1,4 +1,4 @@
-"""What a run waits for: where its time goes, and a word about it when nothing moves for long."""
+"""What a run waits for: where the run's time goes, and a warning when nothing moves for long."""
 
 import contextlib
 import faulthandler
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# What a run does, and what it waits for meanwhile.
+# What a run does, and what the run waits for meanwhile.
 INPUT, STEP, EVALUATION, CHECKPOINT = "input", "step", "evaluation", "checkpoint"
 _WAITS_FOR = {
   INPUT: "the next training batch: does the file system of the data answer?",
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch:
-  """Called with what begins, one of the above, whenever something has moved; counts the seconds of each."""
+  """Counts the seconds of each activity. A call with the activity that begins (INPUT, ...) says that the run moved."""
 
   def __init__(self):
     self.doing, self.since = STEP, time.monotonic()
@@ -33,7 +33,7 @@ class Watch:
     self.doing, self.since = doing, now
 
   def take(self) -> dict[str, float]:
-    """Seconds of each since the last time."""
+    """Seconds of each activity since the last call."""
     self(self.doing)
     seconds, self._seconds = self._seconds, dict.fromkeys(_WAITS_FOR, 0.0)
     return seconds
@@ -41,11 +41,11 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(patience: float, limit: float, give_up: Callable[[str], None]) -> Iterator[Watch]:
-  """Watches over a run while it is within.
+  """Watches over the run within.
 
   Args:
-    patience: seconds without a move after which the log says what the run waits for and stderr shows the stacks of all
-      threads; again after twice as long, and so on. 0: never.
+    patience: seconds without a move after which the log says what the run waits for, and stderr shows the stacks of all
+      threads. The warning comes again after twice as long, and so on. 0: never.
     limit: seconds after which `give_up` is called with a sentence, in a thread. 0: never.
     give_up: ends the program.
   """

@@ -1,21 +1,21 @@
-"""What the rows of the paper share: one base config, and the two changes that make a row of it.
+"""The base config that all rows of the paper share, and the two changes that turn the base into a row.
 
-`inception(scale)` is the network without batch normalization (§4.2); `with_batch_norm` adds BN before every
-nonlinearity and changes nothing else (BN-Baseline); `accelerated` makes the changes of §4.2.1 that go with a higher
-learning rate. Every other file in this folder is a few lines over these. Only ml_collections is imported here: a config
-can be read where no JAX is installed.
+`inception(scale)` is the network without batch normalization (§4.2). `with_batch_norm` adds BN before every
+nonlinearity and changes nothing else (BN-Baseline). `accelerated` makes the changes of §4.2.1 that go with a higher
+learning rate. Every other file in this folder is a few lines over these functions. This file imports only
+ml_collections, so that a config can be read without JAX.
 
 A step of the paper is a mini-batch of 32. Lengths are stated in such steps and follow `batch_size`: with
-`--config.batch_size=256` the same examples are seen in an eighth of the steps, unless `num_steps` is given too.
+`--config.batch_size=256` the run sees the same examples in an eighth of the steps, unless `num_steps` is given too.
 """
 
 from ml_collections import ConfigDict
 
 from bn_inception.configs import versions
 
-# cifar10 is a quick trial, in which all networks have the same steps. At cifar10_full each has as many as its own
-# recipe needs: as in the paper the networks of the lower rate have 5 times the steps, 31e6 to 6e6.
-# gpu8 and pod are imagenet with the batches of a machine with 8 GPUs, and of a cluster or pod.
+# cifar10 is a quick trial, in which all networks have the same steps. At cifar10_full each network has as many steps as
+# its own recipe needs: as in the paper, the networks of the lower rate have 5 times the steps, 31e6 to 6e6. gpu8 and
+# pod are imagenet with the batches of a machine with 8 GPUs, and of a cluster or pod.
 LARGE_BATCHES = {"gpu8": 512, "pod": 1024}
 SCALES = ("imagenet", *LARGE_BATCHES, "cifar10", "cifar10_full", "quickstart")
 
@@ -28,14 +28,14 @@ def parse_argument(argument: str, **choices: tuple[str, ...]) -> dict[str, str]:
   """Splits a config file's argument: `bn_x5.py:cifar10`, `ensemble.py:cifar10,3`.
 
   Args:
-    argument: what stands behind the colon, words separated by commas in any order; may be empty.
-    **choices: for each name the words it may take; the first is the default.
+    argument: the text behind the colon: words separated by commas, in any order; may be empty.
+    **choices: for each name the possible words; the first word is the default.
 
   Returns:
     {name: word}.
 
   Raises:
-    ValueError: for a word that is none of the choices, or two words of one kind; it lists what there is.
+    ValueError: for a word that is none of the choices, or two words for one name; the error lists the choices.
   """
   values = {}
   for word in filter(None, argument.split(",")):
@@ -64,7 +64,7 @@ def base(scale: str) -> ConfigDict:
   config.learning_rate_schedule = "exponential"
   # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
   config.learning_rate_scaling = "none"
-  config.learning_rate_warmup_epochs = 0.0  # The rate rises to its value in so many epochs, from that of a batch of 32.
+  config.learning_rate_warmup_epochs = 0.0  # Epochs in which the rate rises from that of a batch of 32 to its value.
   config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
   config.learning_rate_decay = 0.96  # The rate's factor at every decay. GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0  # Epochs between two decays; they follow the length at small scales.
@@ -75,8 +75,8 @@ def base(scale: str) -> ConfigDict:
   config.keep_latest = 2  # Newest checkpoints that are kept.
   config.keep_best = 1  # Checkpoints with the best top-1 that are kept too.
   config.stall_minutes = 10.0  # Says what it waits for when nothing has moved for so long; 0: never.
-  config.stall_limit_minutes = 60.0  # Ends, to be started again, when nothing has moved for so long; 0: never.
-  config.profile_at_step = 0  # Writes a profile of 5 steps from here; 0: none.
+  config.stall_limit_minutes = 60.0  # The run ends with exit code 75 when nothing has moved for so long; 0: never.
+  config.profile_at_step = 0  # The run writes a profile of 5 steps from this step on; 0: no profile.
 
   config.batch_norm = ConfigDict()
   config.batch_norm.enabled = False  # BN before each nonlinearity.
@@ -88,8 +88,8 @@ def base(scale: str) -> ConfigDict:
   config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").
 
   config.init = ConfigDict()  # Patterns are those of bn_inception/parameter_names.py.
-  config.init.checkpoint = ""  # A run, release folder or peer's file to start from (configs/finetune.py); "": anew.
-  config.init.skip = ()  # Patterns of what begins anew all the same; the logits do where the classes are others.
+  config.init.checkpoint = ""  # The run, release folder or peer's file to start from (configs/finetune.py); "": none.
+  config.init.skip = ()  # Patterns of parameters that begin anew all the same. Logits of other classes always do.
   config.init.freeze = ()  # Patterns of the parameters that keep their values: ("conv*", "inception_3*").
   config.init.freeze_statistics = False  # The BN of what is frozen is in inference mode.
 
@@ -130,9 +130,9 @@ def base(scale: str) -> ConfigDict:
     config.data.crop_area = (0.25, 1.0)  # 8% of 32x32 is 9x9 pixels: too few to tell a cat.
     config.eval.batch_size = 256
     if scale == "cifar10_full":
-      config.eval.statistics = ("running",)  # Each would take as long again as the evaluation.
+      config.eval.statistics = ("running",)  # Each further kind would take as long as the whole evaluation.
   elif scale == "quickstart":
-    config.data.name = "digits"  # 5,000 real MNIST digits that come with the dependencies.
+    config.data.name = "digits"  # 5,000 real MNIST digits, which the dependencies bring.
     config.data.train_split, config.data.eval_split = "train", "test"
     config.data.num_classes = 10
     config.data.image_size = config.data.eval_resize = 28
@@ -141,7 +141,7 @@ def base(scale: str) -> ConfigDict:
     config.data.mean, config.data.std = (127.5,), (127.5,)
     config.eval.batch_size = 256
   if scale != "imagenet":
-    # The decay is squeezed with the length of the run, so that the rate falls as far as it does in the paper's.
+    # The decay is shortened with the length of the run, so that the rate falls as far as in the paper's run.
     epochs, paper_epochs = _SMALL_STEPS[scale] * 32 / _SMALL_EXAMPLES[scale], 6_000_000 * 32 / 1_281_167
     config.learning_rate_decay_epochs *= epochs / paper_epochs
   return config
@@ -181,17 +181,20 @@ def inception(scale: str) -> ConfigDict:
 
 
 def large_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
-  """What goes with a batch of many devices; BN groups stay 32 examples, as in the paper. Returns `config`."""
+  """Sets the values of a batch of many devices; returns `config`. BN groups stay 32 examples, as in the paper."""
   config.batch_size = config.eval.batch_size = batch_size
-  config.learning_rate_scaling = "linear"  # Goyal et al., 2017,
-  config.learning_rate_warmup_epochs = 5.0  # too; not tried with these networks at this size [choice].
+  config.learning_rate_scaling = "linear"  # Goyal et al., 2017.
+  config.learning_rate_warmup_epochs = 5.0  # Goyal et al., 2017; not tried with these networks at this size [choice].
   config.dtype = "bfloat16"
-  config.checkpoint_every_minutes = 10.0  # What a lost host costs at most.
+  config.checkpoint_every_minutes = 10.0  # A lost host costs at most 10 minutes.
   return config
 
 
 def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
-  """Sets `num_steps` and what happens every so many steps; `paper_steps` is the length at the imagenet scale."""
+  """Sets `num_steps` and the steps between logs, evaluations and checkpoints.
+
+  `paper_steps` is the length at the imagenet scale.
+  """
   full = _SMALL_STEPS["cifar10_full"] * round(paper_steps / 6_000_000)
   steps, log_every, eval_every = {
     "imagenet": (paper_steps, 100, 20_000),

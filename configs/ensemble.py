@@ -1,7 +1,7 @@
 """The six networks of the ensemble (§4.2.3), `ensemble.py:imagenet,0` to `,5`. The paper: 4.9% top-5 error together.
 
-Each is BN-x30 with some of: larger initial weights in the convolutions, dropout of 5% or 10%, BN per activation in the
-last hidden layers. Which network has which is not in the paper [choice].
+Each network is BN-x30 with some of these changes: larger initial weights in the convolutions, dropout of 5% or 10%, BN
+per activation in the last hidden layers. The paper does not say which network has which changes [choice].
 """
 
 from bn_inception.configs import common

@@ -1,9 +1,9 @@
 """Fine-tuning of a trained network to other classes: `finetune.py:CHECKPOINT`.
 
-CHECKPOINT is a run directory, a release folder or the file of a peer; architecture and preprocessing are its own. Give
-the data set and its number of classes: --config.data.name=flowers --config.data.num_classes=5
-(scripts/prepare_data.py makes a data set of a folder of images). The recipe is a [choice] for some hundred to some
-thousand images; the paper has none.
+CHECKPOINT is a run directory, a release folder or the file of a peer. The network has the architecture and
+preprocessing of the checkpoint. Give the data set and its number of classes: --config.data.name=flowers
+--config.data.num_classes=5 (scripts/prepare_data.py makes a data set of a folder of images). The recipe is a [choice]
+for some hundred to some thousand images; the paper has no recipe for fine-tuning.
 """
 
 from bn_inception.configs import common
@@ -26,7 +26,7 @@ def get_config(argument: str = ""):
   try:
     source = loading.read_config(argument)
   except (UserError, versions.VersionError, OSError) as error:
-    raise ValueError(str(error)) from error  # What flags take for a wrong value, and no mistake of this file.
+    raise ValueError(str(error)) from error  # To the flags a ValueError is a wrong value, not a bug of this file.
   config = common.accelerated("imagenet", factor=1).copy_and_resolve_references()
   config.model = source.model.copy_and_resolve_references()
   for name, value in initialization.fields(config_keys.parse(source)).items():
@@ -36,16 +36,16 @@ def get_config(argument: str = ""):
     config.model.auxiliary_heads = ()
   config.init.checkpoint = argument
   config.learning_rate = 0.005
-  config.learning_rate_factors = ("logits=10",)  # They begin anew.
+  config.learning_rate_factors = ("logits=10",)  # The logits begin anew.
   config.learning_rate_decay = 1.0
-  config.batch_norm.momentum = 0.9  # Some hundred steps are few.
+  config.batch_norm.momentum = 0.9  # The run has only some hundred steps.
   config.data.name = ""
   config.data.train_split, config.data.eval_split = "train", "validation"
   config.data.num_classes = source.data.num_classes
   config.data.shuffle = "global"
   config.data.crop_area = (0.25, 1.0)
   if len(config.data.mean) == 1:
-    config.data.photometric_strength = 0.0  # It is for colours.
+    config.data.photometric_strength = 0.0  # The distortions are for colour images.
   config.eval.batch_size = 64
   config.eval.statistics = ("running",)
   config.num_steps = 500

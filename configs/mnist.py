@@ -1,4 +1,4 @@
-"""The MNIST network of §4.1 (Figure 1), `mnist.py:bn` or `mnist.py:plain`; `,quickstart` for the embedded digits.
+"""The MNIST network of §4.1 (Figure 1), `mnist.py:bn` or `mnist.py:plain`. `,quickstart` takes the embedded digits.
 
 50,000 steps of 60 examples, three hidden layers of 100 sigmoid units, binary 28x28 input.
 """
@@ -12,10 +12,10 @@ def get_config(argument: str = "bn"):
   words = common.parse_argument(argument, network=("bn", "plain"), scale=("mnist", "quickstart"))
   config = common.base("quickstart")
   config.batch_size = 60
-  config.momentum = 0.0  # §4.1 names none [choice].
+  config.momentum = 0.0  # §4.1 names no momentum [choice].
   config.weight_decay = 0.0
-  # Not in the paper [choice]: of 0.03, 0.1, 0.3, 1, 3, 10 the best of each network after the whole length, on training
-  # examples held out (results/sweep). It is the same for both.
+  # Not in the paper [choice]: the best of 0.03, 0.1, 0.3, 1, 3, 10 after the whole length, on held-out training data
+  # (results/sweep). The best rate is the same for both networks.
   config.learning_rate = 3.0
   config.learning_rate_decay = 1.0  # Constant.
   config.model = ConfigDict()
@@ -35,7 +35,7 @@ def get_config(argument: str = "bn"):
   config.log_every, config.eval_every = 500, 500
   config.checkpoint_every = 5_000 if words["scale"] == "mnist" else 1_000
   config.eval.batch_size = 2_040
-  # Figure 1(b, c) shows "one typical sigmoid" of the last hidden layer: ten are recorded, over the whole evaluation
-  # split, and the picture takes the one with the median movement [choice].
+  # Figure 1(b, c) shows "one typical sigmoid" of the last hidden layer. Ten units are recorded, over the whole
+  # evaluation split, and the picture shows the unit with the median movement [choice].
   config.eval.sigmoid_input_units = tuple(range(10))
   return config

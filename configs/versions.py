@@ -1,8 +1,8 @@
 """How the config has changed since the first archived run: what an older config.json means to the code of today.
 
-Whoever adds, renames or removes a key raises VERSION by one and adds a line to CHANGES. Then every run, release folder
-and archive that was made before is still compared, resumed and evaluated as what it was. `upgrade` is applied wherever
-a stored config is read.
+A change that adds, renames or removes a key raises VERSION by one and adds a line to CHANGES. Then every earlier run,
+release folder and archive is still compared, resumed and evaluated as what it was. `upgrade` is applied wherever a
+stored config is read.
 """
 
 import json
@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 
 class VersionError(Exception):
-  """A stored config that this code does not know; the text is one sentence that says what is wrong and what to do."""
+  """This code does not know a stored config. The text is one sentence that says what is wrong and what to do."""
 
 
 class Added(NamedTuple):
   """A key that older configs lack.
 
   Attributes:
-    version: the first that has it.
-    key: with its sections, 'data.on_error'.
-    default: what the code did before there was the key.
-    model: only configs with this `model.name` have the key; None: all.
+    version: the first version that has the key.
+    key: the key with its sections, 'data.on_error'.
+    default: the value that stands for what the code did before the key existed.
+    model: only configs with this `model.name` have the key; None: all configs.
   """
 
   version: int
@@ -38,7 +38,7 @@ class Renamed(NamedTuple):
 
 
 class Removed(NamedTuple):
-  """A key that only older configs have; `value` is the one under which the code did what it does now."""
+  """A key that only older configs have. With `value` the older code did what the code of today does."""
 
   version: int
   key: str
@@ -67,15 +67,15 @@ CHANGES: tuple[Added | Renamed | Removed, ...] = (
 
 
 def upgrade(config: dict[str, Any], name: str) -> dict[str, Any]:
-  """A stored config as the code of today would have stored it; a change that the table does not have stays as it is.
+  """A stored config as the code of today would have stored the config. Other keys stay as they are.
 
   Args:
     config: as parsed from JSON.
     name: of the file, for the sentence of an error.
 
   Raises:
-    VersionError: for a config of a later version, or with a removed key at a value that the code has no more.
-    ValueError: if it is no config.
+    VersionError: for a config of a later version, or with a removed key at a value that the code no longer supports.
+    ValueError: if `config` is no config.
   """
   if not isinstance(config, dict):
     raise ValueError("it holds no JSON object")
@@ -102,8 +102,8 @@ def upgrade(config: dict[str, Any], name: str) -> dict[str, Any]:
         value = values.pop(change.key, _as_json(change.value))
         if value != _as_json(change.value):
           raise VersionError(
-            f"{name} has {change.key}={value!r}, but this code can only do what {change.value!r} was: "
-            "use the code of its time."
+            f"{name} has {change.key}={value!r}, but this code can only do what {change.value!r} did: "
+            "use the code that made the file."
           )
   return _nested({"version": VERSION} | values | {"version": VERSION})
 

@@ -143,7 +143,7 @@ def test_keys_are_renamed_and_removed(archived, monkeypatch):
   config.input.in_memory = False
   assert run_directory.changed_fields(archived, config) == ["input.in_memory"]
   monkeypatch.setattr(versions, "CHANGES", (*versions.CHANGES[:-1], Removed(3, "model.init_std", 0.2)))
-  with pytest.raises(VersionError, match=r"config.json has model.init_std=0.1, but this code can only do what 0.2 was"):
+  with pytest.raises(VersionError, match=r"config.json has model.init_std=0.1, but this code can only do what 0.2 did"):
     run_directory.read_config(archived)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bn_inception.state import TrainState
 
-# Makes one evaluation, whose input is being read already.
+# Makes one evaluation. Its input is already being read.
 Evaluate = Callable[[TrainState], dict[str, float]]
 
 
@@ -14,9 +14,10 @@ class Evaluator(NamedTuple):
   """Evaluations of one kind.
 
   Attributes:
-    compile: compiles all programs for states like the given one: what does not fit then shows before the first step.
-      Without it they are compiled as they are needed.
-    start: begins to read the input of one evaluation, until `inputs` is closed, and returns what makes it.
+    compile: compiles all programs for states like the given state, so that a program that does not fit fails before the
+      first step. Without this call the programs are compiled when they are needed.
+    start: begins to read the input of one evaluation, until `inputs` is closed, and returns the function that makes the
+      evaluation.
   """
 
   compile: Callable[[TrainState], None]

@@ -1,7 +1,8 @@
 """Top-1, top-5 and loss over a whole split, with three kinds of BN statistics side by side.
 
-`running`: the averages kept during training. `population`: Algorithm 2's, over training mini-batches, weights frozen.
-`batch`: each mini-batch's own, as in training. They should agree; a gap between them is a finding about the run.
+`running` are the averages kept during training. `population` are the statistics of Algorithm 2, over training
+mini-batches with the weights frozen. `batch` are the own statistics of each mini-batch, as in training. The three
+results should agree. A gap between two results is a finding about the run.
 """
 
 import contextlib
@@ -32,21 +33,22 @@ def make_evaluator(
 ) -> Evaluator:
   """Makes the evaluator of the config's evaluation split.
 
-  The metrics do not depend on `eval.batch_size` or the devices: every example counts once, and batch statistics are
-  those of groups of `batch_norm.group_size` consecutive examples (of `batch_size` ones for 0; the last may be smaller).
+  The metrics do not depend on `eval.batch_size` or the devices. Every example counts once. Batch statistics are of
+  groups of `batch_norm.group_size` consecutive examples (with 0: of `batch_size` examples). The last group may be
+  smaller.
 
   Args:
     config, mesh: of the run.
     train_source: the training split; may be None without "population" in `statistics_of`.
     eval_source: the evaluation split.
-    between_batches: called after every batch; what it raises ends the evaluation.
+    between_batches: called after every batch; an exception that it raises ends the evaluation.
 
   Returns:
-    An evaluator whose `start` begins to read the input, a few batches ahead, until `inputs` is closed, and returns
-    `evaluate(state)`, to be called once: from a TrainState to {"running/top1", "running/top5", "running/loss", the same
-    for "population" and "batch" where `statistics_of` has them, "count", "skipped_examples"}; accuracies in [0, 1] over
-    the examples counted, loss in nats. It raises RuntimeError if it did not see or skip each example exactly once,
-    DataError if it skipped all.
+    An evaluator. Its `start` begins to read the input, a few batches ahead, until `inputs` is closed, and returns
+    `evaluate(state)`. The caller calls `evaluate` once, with a TrainState. The result is {"running/top1",
+    "running/top5", "running/loss", the same for "population" and "batch" if `statistics_of` has them, "count",
+    "skipped_examples"}: accuracies in [0, 1] over the counted examples, loss in nats. `evaluate` raises RuntimeError if
+    it did not see or skip each example exactly once, and DataError if it skipped all examples.
   """
   split, kinds = eval_source.split, statistics_of(config)
   # Results are on every device, so that every process can read them.

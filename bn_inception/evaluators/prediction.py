@@ -19,11 +19,11 @@ class Network(NamedTuple):
 
   Attributes:
     model: `model.apply(variables, preprocess(images), train=False)` are logits [B, outputs].
-    variables: its parameters and statistics.
-    preprocess: uint8 images [B, H, W, C] to its input.
+    variables: the network's parameters and statistics.
+    preprocess: turns uint8 images [B, H, W, C] into the network's input.
     columns: int [classes], the output that stands for each class of the data set. Other outputs (TF-slim's background)
-      do not count: probabilities are those given that the class is one of the data set's.
-    program: equal for networks that differ in nothing but `variables`, which then share one compiled program.
+      do not count: probabilities are conditional on the class being a class of the data set.
+    program: a name of the compiled program. Networks that differ only in `variables` have equal names and share it.
   """
 
   model: nn.Module
@@ -34,7 +34,7 @@ class Network(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """Of one global batch of images.
+  """The prediction of one global batch of images.
 
   Attributes:
     probabilities: float64 [images, classes], means over crops and networks.
@@ -46,20 +46,21 @@ class Prediction(NamedTuple):
 
 
 def images_per_batch(batch_size: int, crops: int) -> int:
-  """Images whose crops a host takes together, so that about `batch_size` crops pass the network at a time."""
+  """Images whose crops a host takes together, so that a network gets about `batch_size` crops at a time."""
   return max(1, batch_size // jax.process_count() // crops)
 
 
 def predict(
   networks: Sequence[Network], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh, batch_size: int
 ) -> Iterator[Prediction]:
-  """Predicts batch after batch; the results do not depend on `batch_size` or the devices but by float32 rounding.
+  """Predicts batch after batch. `batch_size` and the devices change the results only by float32 rounding.
 
   Args:
-    networks: of the ensemble; each has the same weight in the mean, as has each crop.
-    batches: this host's: `image` uint8 [local, crops, H, W, C] and `mask` bool [local], see `pipeline.crop_batches`.
+    networks: the networks of the ensemble. Each network has the same weight in the mean, and so has each crop.
+    batches: the batches of this host: `image` uint8 [local, crops, H, W, C] and `mask` bool [local], see
+      `pipeline.crop_batches`.
     mesh: the devices.
-    batch_size: crops that pass a network at a time, on all devices together.
+    batch_size: crops that a network gets at a time, on all devices together.
 
   Yields:
     For each batch the images of all hosts in order.
@@ -73,7 +74,7 @@ def predict(
 
   def start(batch: dict[str, np.ndarray]) -> tuple[list[list[jax.Array]], np.ndarray, int]:
     images = batch["image"].reshape(-1, *batch["image"].shape[2:])
-    # Calls of equal size, as few and as full as can be.
+    # The calls have equal size, and are as few and as full as possible.
     calls = math.ceil(len(images) / max(1, batch_size // hosts))
     per_call = math.ceil(len(images) / calls / local_devices) * local_devices
     padded = np.zeros((calls * per_call, *images.shape[1:]), np.uint8)
@@ -88,7 +89,7 @@ def predict(
     return outputs, batch["mask"], batch["image"].shape[1]
 
   def finish(outputs: list[list[jax.Array]], mask: np.ndarray, crops: int) -> Prediction:
-    # [calls][hosts * per_call, classes] to [hosts * images, crops, classes]; summed in float64 on the host.
+    # From [calls][hosts * per_call, classes] to [hosts * images, crops, classes]; the host sums in float64.
     mean = [np.mean([np.asarray(output, np.float64) for output in of_call], axis=0) for of_call in outputs]
     by_host = np.concatenate([part.reshape(hosts, -1, part.shape[-1]) for part in mean], axis=1)
     by_image = by_host[:, : len(mask) * crops].reshape(hosts * len(mask), crops, -1)

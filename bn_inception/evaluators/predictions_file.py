@@ -1,4 +1,4 @@
-"""The predictions of an evaluation, one example a line, as they are made: what it resumes from and what it counts.
+"""The predictions of an evaluation, written one example a line. An evaluation resumes from this file and counts it.
 
 A folder holds `request.json` (what is evaluated), `predictions.jsonl` and, at the end, `metrics.json`.
 """
@@ -23,11 +23,11 @@ SYNC_SECONDS = 5.0
 
 
 class EvaluationError(UserError, ValueError):
-  """An evaluation that cannot be made; the text is one sentence that says what is wrong and what to do."""
+  """An evaluation cannot be made. The text is one sentence that says what is wrong and what to do."""
 
 
 def check_folder(folder: pathlib.Path) -> None:
-  """Raises EvaluationError if the folder holds something else than an evaluation."""
+  """Raises EvaluationError if the folder holds something other than an evaluation."""
   if (
     not (folder / REQUEST).exists()
     and folder.exists()
@@ -37,17 +37,17 @@ def check_folder(folder: pathlib.Path) -> None:
 
 
 def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
-  """Makes the folder, or finds how far the same evaluation came in it.
+  """Makes the folder, or finds how far the same evaluation came in the folder.
 
   Args:
     folder: of the evaluation.
-    request: all that its results depend on.
+    request: all values on which the results depend.
 
   Returns:
-    How many examples are predicted already. What a kill or a power loss has torn at the end is removed.
+    How many examples are predicted already. A last line that a kill or a power loss has torn is removed.
 
   Raises:
-    DamagedFileError: if a line before that cannot be read.
+    DamagedFileError: if an earlier line cannot be read.
     EvaluationError: if the folder holds something else, or another evaluation.
   """
   check_folder(folder)
@@ -56,7 +56,7 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
     run_directory.replace_file(folder / REQUEST, json.dumps(request, indent=2) + "\n")
     return 0
   before = run_directory.read_json(folder / REQUEST)
-  # Folders of before there was a digest do not say which data their name stood for.
+  # Older folders have no digest, so they do not say which data their name stood for.
   if changed := [
     name for name in request if before.get(name, request[name] if name == "data_digest" else None) != request[name]
   ]:
@@ -73,7 +73,7 @@ def resume(folder: pathlib.Path, request: dict[str, Any]) -> int:
 
 
 def _is_prediction(line: dict[str, Any]) -> bool:
-  """Whether a line has all that `metrics` counts; it may also raise, see `run_directory.whole_lines`."""
+  """Whether a line has all that `metrics` counts. The function may also raise, see `run_directory.whole_lines`."""
   if "skipped" in line:
     return isinstance(line["id"], str)
   labels = line["label"] if isinstance(line["label"], list) else [line["label"]]
@@ -82,7 +82,7 @@ def _is_prediction(line: dict[str, Any]) -> bool:
     and all(isinstance(label, int) for label in labels)
     and isinstance(line["top5"], list)
     and 0 <= line["label_probability"] < 1 + 1e-6
-  )  # Of several labels a sum of rounded numbers.
+  )  # The probability of several labels is a sum of rounded numbers.
 
 
 @contextlib.contextmanager
@@ -91,22 +91,22 @@ def writer(
 ) -> Iterator[Callable[[Sequence[Annotation], np.ndarray, np.ndarray], None]]:
   """Opens the file for `append(annotations, probabilities, mask)`, which writes the predictions of some examples.
 
-  What was appended is the operating system's at once: a process that is killed loses nothing of it. It is on the disk
-  when the next call comes SYNC_SECONDS or more after the last time, and at the end: a machine that loses its power
-  loses the predictions of at most that time and of one call.
+  The operating system has the appended lines at once, so a killed process loses none of these lines. The lines are
+  written to the disk at the end, and by the first call that comes SYNC_SECONDS or more after the last write to the
+  disk. So a machine that loses its power loses at most the predictions of this time and of one call.
 
-  A line holds `id`, `label` (a list, in data sets with any number of labels), `top5` (classes, the likeliest first; of
-  equal ones the lower number), `names` (what people call those), `probability` (of those) and `label_probability`. A
-  prediction that is not finite has
-  an empty `top5`, so that it is wrong; an example whose image could not be read has `skipped` instead of all this.
+  A line holds `id`, `label` (a list, in data sets with any number of labels), `top5` (five classes, the likeliest
+  first; of equally likely classes the lower number), the `names` and the `probability` of these five, and
+  `label_probability`. A prediction that is not finite has an empty `top5`, so it counts as wrong. An example whose
+  image could not be read has `skipped` instead of all predicted values.
 
   Args:
     folder: of the evaluation.
-    class_names: what people call each class; (): lines have no `names`.
+    class_names: a readable name for each class; (): lines have no `names`.
 
   Yields:
-    append: of the annotations of n examples, their class probabilities, float64 [n, classes], and mask, bool [n]
-      (False: skipped).
+    append: a function of the annotations of n examples, their class probabilities, float64 [n, classes], and their
+      mask, bool [n] (False: skipped).
   """
   with (folder / PREDICTIONS).open("a") as file:
     synced = time.monotonic()
@@ -116,7 +116,7 @@ def writer(
       lines = (_line(*example, class_names) for example in zip(annotations, probabilities, mask, strict=True))
       file.write("".join(lines))
       file.flush()
-      # Not after every call: with 144 crops an example is one, and a disk takes milliseconds for it.
+      # Not after every call: with 144 crops one example is one call, and a disk takes milliseconds for a sync.
       if time.monotonic() - synced >= SYNC_SECONDS:
         os.fsync(file.fileno())
         synced = time.monotonic()
@@ -145,12 +145,12 @@ def _line(annotation: Annotation, probabilities: np.ndarray, is_read: bool, clas
 
 
 def metrics(folder: pathlib.Path, num_examples: int) -> dict[str, float]:
-  """What the lines of all examples come to.
+  """The metrics of an evaluation, from the lines of all examples.
 
   Returns:
     {"top1_error", "top5_error", "loss" (nats, the mean of -log of the label's probability; not with several labels),
-    "count" (the examples that these are means over), "skipped", "without_label"}. With several labels a prediction is
-    right if it is one of them, and examples without any do not count (Beyer et al., 2020).
+    "count" (the number of examples in these means), "skipped", "without_label"}. With several labels a prediction is
+    right if it is one of the labels. Examples without a label do not count (Beyer et al., 2020).
 
   Raises:
     RuntimeError: if there is not exactly one line for each of `num_examples` examples.
@@ -172,9 +172,7 @@ def metrics(folder: pathlib.Path, num_examples: int) -> dict[str, float]:
         top5 += any(label in line["top5"] for label in labels)
         loss -= math.log(line["label_probability"]) if line["label_probability"] else -math.inf
   if seen != num_examples:
-    raise RuntimeError(
-      f"{folder / PREDICTIONS} has {seen} lines for {num_examples} examples: its result is not to be trusted."
-    )
+    raise RuntimeError(f"{folder / PREDICTIONS} has {seen} lines for {num_examples} examples: do not trust the result.")
   count = seen - skipped - without_label
   if not count:
     raise EvaluationError(f"No example could be counted: {skipped} were skipped and {without_label} have no label.")

@@ -1,7 +1,7 @@
 """The distribution of the inputs of single sigmoids over the evaluation split: Figure 1(b, c), §4.1.
 
 The paper follows "one typical sigmoid, from the last hidden layer" by the 15th, 50th and 85th percentile of its input.
-With BN the input is that of inference, by running averages.
+With BN the input is that of inference, with running averages.
 """
 
 import contextlib

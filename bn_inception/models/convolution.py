@@ -1,24 +1,25 @@
 """Convolution and pooling that are fast on every platform.
 
-On TPU and GPU these are XLA's own operations and gradients. XLA for CPU (jaxlib 0.10) is slow in a few of them, and
-only these are lowered differently here. GFLOP/s of single operations in float32 at batch 32, two AVX-512 cores whose
-matrix product reaches 370 to 470:
+On TPU and GPU these are XLA's own operations and gradients. XLA for CPU (jaxlib 0.10) is slow in a few operations, and
+only these operations are lowered differently here. GFLOP/s of single operations in float32 at batch 32, two AVX-512
+cores whose matrix product reaches 370 to 470:
 
-- The kernel's gradient: 40 to 210 as a convolution, 240 to 360 as one matrix product for each tap of the kernel, a
-  chunk of the examples at a time. Chunks are what makes the products fast: their shifted copies stay in the cache. For
-  the whole batch at once they are slower than the convolution at 28 px and hold far more memory.
-- The kernel's gradient of the 7x7 / 2 stem: 40 to 55; as one product with all taps side by side, 145.
-- A 1x1 convolution: as a matrix product in all three directions, 1.5 to 4 times faster.
-- The gradients of the depthwise 7x7 / 2 at 224 px: 1.9 s; of the dense convolution that equals it 0.3 s.
-- Max pooling's gradient (select-and-scatter): 6 to 25 times slower than comparing each tap with the maximum; its
-  forward pass 3 to 9 times slower than a maximum over columns, then over rows.
+- The kernel's gradient reaches 40 to 210 as a convolution. As one matrix product for each tap of the kernel, a chunk of
+  the examples at a time, it reaches 240 to 360. The chunks make the products fast: their shifted copies stay in the
+  cache. For the whole batch at once the products are slower than the convolution at 28 px and hold far more memory.
+- The kernel's gradient of the 7x7 / 2 stem reaches 40 to 55. As one product with all taps side by side it reaches 145.
+- A 1x1 convolution is 1.5 to 4 times faster as a matrix product in all three directions.
+- The gradients of the depthwise 7x7 / 2 convolution at 224 px take 1.9 s. Those of the equal dense convolution take
+  0.3 s.
+- Max pooling's gradient (select-and-scatter) is 6 to 25 times slower than comparing each tap with the maximum. The
+  forward pass of max pooling is 3 to 9 times slower than a maximum over columns, then over rows.
 
-XLA's other convolutions stay, 160 to 450: im2col and sums over taps, in chunks or not, win and lose by shape, and a
-whole step gains less than its own spread.
+XLA's other convolutions stay, at 160 to 450. im2col and sums over taps, in chunks or not, are faster for some shapes
+and slower for others. A whole step gains less than its own spread.
 
-Nothing here mixes examples but the sum over the batch in a kernel's gradient: sharded over the batch under
-`jax.set_mesh`, a program needs that one all-reduce and no other communication. (XLA gathers the batch for groups that
-are not depthwise: avoid them.)
+Only the sum over the batch in a kernel's gradient mixes examples. A program that is sharded over the batch under
+`jax.set_mesh` needs this one all-reduce and no other communication. (For groups that are not depthwise XLA gathers the
+batch: avoid such groups.)
 """
 
 import functools
@@ -32,7 +33,7 @@ from jax import lax
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
-_CHUNK_BYTES = 2 * 2**20  # Of x and dy in a chunk: with the copies of x, about what a core's cache holds.
+_CHUNK_BYTES = 2 * 2**20  # Bytes of x and dy in a chunk. With the copies of x a chunk about fills a core's cache.
 _NARROW = 8  # With fewer channels a row of a tap's product is too short for a matrix product.
 
 
@@ -48,13 +49,14 @@ def conv2d(
     kernel: [kernel_height, kernel_width, in_channels / feature_group_count, out_channels], the dtype of `x`.
     strides: (vertical, horizontal).
     padding: 'SAME' (TensorFlow's: an odd total pads the far side more) or ((top, bottom), (left, right)) zeros.
-    feature_group_count: with `in_channels`, a depthwise convolution of multiplier out_channels / in_channels.
+    feature_group_count: groups of input channels. With `in_channels` groups the convolution is depthwise, with
+      multiplier out_channels / in_channels.
 
   Returns:
     [batch, out_height, out_width, out_channels].
 
   Raises:
-    TypeError, ValueError: dtypes or channel counts that do not fit, as `jax.lax.conv_general_dilated` raises them.
+    TypeError, ValueError: if dtypes or channel counts do not fit; `jax.lax.conv_general_dilated` raises these errors.
   """
   if isinstance(padding, str):
     padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
@@ -64,7 +66,7 @@ def conv2d(
 
 
 def max_pool(x: jax.Array, *, window: Pair = (3, 3), strides: Pair, padding: Padding) -> jax.Array:
-  """Maximum over windows; of equal maxima the first in row-major order receives the gradient.
+  """Maximum over windows. The first of equal maxima in row-major order receives the gradient.
 
   Args:
     x: [batch, height, width, channels], any float dtype.
@@ -107,7 +109,7 @@ def _pixels_inside(size: int, window: int, stride: int, padding: Pair) -> np.nda
 
 
 def _as_tuples(padding: Padding) -> Padding:
-  """What custom_vjp can hash."""
+  """The padding as tuples, which custom_vjp can hash."""
   return tuple((int(low), int(high)) for low, high in padding)
 
 
@@ -133,7 +135,7 @@ def _dense_conv_backward(strides, padding, residuals, dy):
   conv = functools.partial(_conv, strides=strides, padding=padding)
 
   def by_products(x, kernel, dy):
-    # Both gradients read dy. Without the barrier XLA computes the chain of operations that makes dy once for each.
+    # Both gradients read dy. Without the barrier XLA would compute the chain of operations that makes dy twice.
     dy = lax.optimization_barrier(dy)
     if _is_pointwise(kernel, strides, padding):
       return dy @ kernel[0, 0].T, _contract(x, dy)[None, None].astype(x.dtype)
@@ -163,15 +165,15 @@ def _accumulator(x):
 
 
 def _kernel_gradient(x, dy, window, strides, padding):
-  """For each tap of the kernel the product (pixels that it meets)^T dy, [*window, in, out].
+  """For each tap of the kernel the product (pixels that the tap meets)^T dy, [*window, in, out].
 
-  A chunk of the examples at a time, so that the shifted copies of its pixels stay in the cache.
+  The products take a chunk of the examples at a time, so that the shifted copies of the pixels stay in the cache.
   """
   devices = _devices_of(x.shape[0])
   chunks = _number_of_chunks(x, dy, devices)
   narrow = x.shape[-1] < _NARROW
   taps = functools.partial(_narrow_taps if narrow else _wide_taps, window=window, strides=strides, padding=padding)
-  # Every device adds up its own examples. Their sum over the devices is the one communication.
+  # Every device adds up its own examples. The sum over the devices is the only communication.
   xs, dys = (a.reshape(devices, chunks, -1, *a.shape[1:]) for a in (x, dy))
 
   def add_chunk(index, total):
@@ -185,7 +187,7 @@ def _kernel_gradient(x, dy, window, strides, padding):
 
 
 def _shifted(x, window, strides, padding, outputs):
-  """For each tap, in row-major order, the pixels of x [B, H, W, C] that it meets, [B, *outputs, C]."""
+  """For each tap, in row-major order, the pixels of x [B, H, W, C] that the tap meets, [B, *outputs, C]."""
   edges = [
     (low, stride * (count - 1) + size - length - low, 0)
     for (low, _), stride, count, size, length in zip(padding, strides, outputs, window, x.shape[1:3], strict=True)
@@ -196,13 +198,13 @@ def _shifted(x, window, strides, padding, outputs):
 
 
 def _wide_taps(x, dy, window, strides, padding):
-  """[taps, out, in], a product for each tap. dy is the operand that is transposed: once for all taps."""
+  """[taps, out, in], a product for each tap. dy is the transposed operand, so one transposition serves all taps."""
   seen = _shifted(x, window, strides, padding, dy.shape[1:3])
   return jnp.stack([_contract(dy, pixels) for pixels in seen])
 
 
 def _narrow_taps(x, dy, window, strides, padding):
-  """[taps, in, out], one product for all taps, whose pixels are gathered a channel at a time: long runs, not short."""
+  """[taps, in, out], one product for all taps. The pixels are gathered a channel at a time, in long runs."""
   x = lax.optimization_barrier(jnp.moveaxis(x, -1, 0)[..., None])  # [in, B, H, W, 1]
   seen = jax.vmap(lambda channel: jnp.stack(_shifted(channel, window, strides, padding, dy.shape[1:3])), out_axes=1)(x)
   seen = lax.optimization_barrier(seen.reshape(-1, dy.size // dy.shape[-1]))
@@ -211,7 +213,7 @@ def _narrow_taps(x, dy, window, strides, padding):
 
 
 def _devices_of(batch):
-  """How many devices the batch is split over: those of the mesh that `jax.set_mesh` has set."""
+  """The number of devices that share the batch: the devices of the mesh that `jax.set_mesh` has set."""
   mesh = jax.sharding.get_abstract_mesh()
   return mesh.size if not mesh.empty and batch % mesh.size == 0 else 1
 
@@ -219,8 +221,8 @@ def _devices_of(batch):
 def _number_of_chunks(x, dy, devices):
   """The fewest equal chunks of a device's examples, two or more, whose x and dy have at most _CHUNK_BYTES.
 
-  Two at least, because a loop holds the copies of one chunk, and without a loop XLA holds those of many layers at once:
-  1.7 times the memory of a step at the cifar10 scale.
+  There are at least two chunks, because a loop holds the copies of one chunk. Without a loop XLA holds the copies of
+  many layers at once: 1.7 times the memory of a step at the cifar10 scale.
   """
   examples, size = x.shape[0] // devices, (x.size + dy.size) // devices * x.dtype.itemsize
   fit = (n for n in range(2, examples + 1) if examples % n == 0 and size <= n * _CHUNK_BYTES)
@@ -247,7 +249,7 @@ _grouped_conv.defvjp(_grouped_conv_forward, _grouped_conv_backward)
 
 
 def _block_diagonal(kernel, groups):
-  """The kernel, [kh, kw, in, out], of the dense convolution that equals the grouped one."""
+  """The kernel, [kh, kw, in, out], of the dense convolution that equals the grouped convolution."""
   height, width, ins, outs = kernel.shape
   blocks = jnp.einsum(
     "hwigo,fg->hwfigo",
@@ -288,10 +290,10 @@ def _window_max(x, window, strides, padding):
 
 
 def _max_pool_gradient_by_taps(x, y, dy, *, window, strides, padding):
-  """Each pixel of `x` adds up the `dy` of the windows that chose it.
+  """Each pixel of `x` adds up the `dy` of the windows that chose the pixel.
 
-  Row `stride * m + r` of the padded image is row `stride * q + r` of window `m - q`, and columns alike. So all pixels
-  of one residue r are a sum of whole arrays shifted by q, and the residues interleave to the image.
+  Row `stride * m + r` of the padded image is row `stride * q + r` of window `m - q`. The same holds for columns. So all
+  pixels of one residue r are a sum of whole arrays shifted by q, and the residues interleave to the image.
   """
   (batch, height, width, channels), (_, out_height, out_width, _) = x.shape, y.shape
   last_row, last_column = strides[0] * (out_height - 1), strides[1] * (out_width - 1)

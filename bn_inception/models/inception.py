@@ -1,7 +1,8 @@
-"""The Inception network of Figure 5, in every reading that a released network has given it.
+"""The Inception network of Figure 5, in every reading that a released network has given the figure.
 
-The paper's table does not add up: with its own projection of 128, modules 4c and 4d have 608 channels, not the 576 it
-states. Released networks are of both kinds and differ in padding, pooling and bias too, so each is an attribute here.
+The paper's table contradicts itself: with the table's own projection of 128, modules 4c and 4d have 608 channels, not
+the stated 576. Released networks are of both kinds, and differ in padding, pooling and bias too. So each of these
+choices is an attribute here.
 """
 
 import functools
@@ -20,7 +21,7 @@ DEPTH_MULTIPLIER = 8  # Filters for each input channel of the separable first co
 
 
 class Widths(NamedTuple):
-  """A row of Figure 5. `conv1x1` and `pool_proj` are 0 in the modules of stride 2, which pass the pooled input on."""
+  """A row of Figure 5. `conv1x1` and `pool_proj` are 0 in modules of stride 2, whose pooling has no projection."""
 
   conv1x1: int
   reduce3x3: int
@@ -32,7 +33,7 @@ class Widths(NamedTuple):
 
 
 def module_table(pool_proj_4cd: int = 96) -> dict[str, Widths]:
-  """Figure 5. Its projection in 4c and 4d is 128; with 96 the sums are the 576 channels it states."""
+  """The rows of Figure 5. Its own projection, 128, gives 608 channels in 4c and 4d. The stated 576 need 96."""
   return {
     "3a": Widths(64, 64, 64, 64, 96, "avg", 32),
     "3b": Widths(64, 64, 96, 64, 96, "avg", 64),
@@ -47,7 +48,7 @@ def module_table(pool_proj_4cd: int = 96) -> dict[str, Widths]:
   }
 
 
-# What `Inception` can tell beside its logits, by module, the same before and after `merge`.
+# The activations of `Inception` beside its logits, by module. The names are the same before and after `merge`.
 FEATURES = ("conv1", "conv2_reduce", "conv2", *(f"inception_{name}" for name in module_table()), "pooled")
 
 
@@ -90,9 +91,9 @@ class InceptionModule(nn.Module):
     return jnp.concatenate(branches, axis=-1)
 
   def _first(self, x: jax.Array, *, train: bool, mask: jax.Array | None) -> dict[str, jax.Array]:
-    """The 1x1 convolutions that the module begins with and what follows each, the average's projection among them."""
+    """The 1x1 convolutions at the start of the module, the average's projection among them, and what follows each."""
     units = {name: self.unit(features, name=name) for name, features in _first_convolutions(self.widths).items()}
-    if self.is_initializing():  # Each by itself, for who follows the calls (tools/describe.py).
+    if self.is_initializing():  # One unit after the other: tools/describe.py follows the calls.
       return {
         name: unit(self._pool(x, stride=1) if name == "pool_proj" else x, train=train, mask=mask)
         for name, unit in units.items()
@@ -114,7 +115,7 @@ class InceptionModule(nn.Module):
     )
 
   def _merged(self, x: jax.Array) -> dict[str, jax.Array]:
-    """The first convolutions as one, and the average over its projection; see `merge`."""
+    """The first convolutions as one convolution, and the average after its projection; see `merge`."""
     unit, features = self.unit(0, parent=None), _first_convolutions(self.widths)
     x = layers.Convolution(sum(features.values()), name="merged")(x)
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
@@ -123,9 +124,10 @@ class InceptionModule(nn.Module):
     return dict(zip(features, map(unit.nonlinearity, xs)))
 
   def _with_pool_and_bias(self, xs: dict[str, jax.Array], biases: Sequence[jax.Array | None]) -> list[jax.Array]:
-    """The average follows its projection, to which it is the same: both are linear, and there it has fewer channels.
+    """The average pooling follows its projection. Both maps are linear, so the order does not change the result.
 
-    The bias comes after the average, which would lessen it where it counts the border's zeros.
+    After the projection the average has fewer channels. The bias is added after the average, because an average that
+    counts the border's zeros would make the bias smaller.
     """
     if "pool_proj" in xs:
       xs = xs | {"pool_proj": self._pool(xs["pool_proj"], stride=1)}
@@ -133,7 +135,7 @@ class InceptionModule(nn.Module):
 
 
 def _first_convolutions(widths: Widths) -> dict[str, int]:
-  """Features of the 1x1 convolutions that a module begins with, the average's projection among them."""
+  """Features of the 1x1 convolutions at the start of a module, the average's projection among them."""
   features = {
     "1x1": widths.conv1x1,
     "3x3_reduce": widths.reduce3x3,
@@ -170,17 +172,18 @@ class AuxiliaryHead(nn.Module):
 class Inception(nn.Module):
   """Inception of Figure 5, [B, H, W, channels] to float32 logits [B, num_classes].
 
-  In training, collection `batch_moments` receives the moments of every BN layer, and `auxiliary` the logits of the
-  auxiliary heads, where these collections are mutable.
+  In training the collection `batch_moments` receives the moments of every BN layer, and the collection `auxiliary`
+  receives the logits of the auxiliary heads, if these collections are mutable.
 
   Attributes:
     num_classes: of the softmax; 0: the network ends with the pooled features, and has no logits.
     width: factor on every number of channels.
-    stem: "separable" (7x7 with depth multiplier 8, the paper's), "plain" 7x7, or "small": 3x3 of stride 1 and a single
-      pooling, which takes 32 px images to 16x16 at 3a.
+    stem: "separable" (the paper's: 7x7 with depth multiplier 8), "plain" (7x7), or "small" (3x3 of stride 1 and a
+      single pooling, which takes 32 px images to 16x16 at 3a).
     pool_proj_4cd: 96 or 128, see `module_table`.
     padding: of convolutions with stride 2, "same" or "symmetric".
-    stem_pool, reduction_pool: borders of the two pools of the stem and of those in 3c and 4e, `layers.POOL_PADDING`.
+    stem_pool, reduction_pool: borders of the two pools of the stem, and of the pools in 3c and 4e; keys of
+      `layers.POOL_PADDING`.
     avg_pool_include_pad: whether averages count the border's zeros.
     conv_bias: convolutions have a bias under BN too.
     nonlinearity: a key of `layers.NONLINEARITIES`.
@@ -188,7 +191,7 @@ class Inception(nn.Module):
     norm_in_stem: False: the first convolution has a bias and no BN.
     per_activation: names of modules ("5b") whose BN is per activation (§4.2.3).
     local_response_norm: after the first pool and before the second (GoogLeNet).
-    dropout_rate: before the softmax layer, in training where an RNG "dropout" is given.
+    dropout_rate: before the softmax layer, in training if an RNG "dropout" is given.
     auxiliary_heads: names of modules ("4a", "4d") with an auxiliary classifier in training.
     init_scale: factor on the initial convolution weights (§4.2.3).
     dtype: of the computation; parameters and statistics are float32.
@@ -239,11 +242,11 @@ class Inception(nn.Module):
 
     Args:
       x: [B, H, W, channels] normalized images, any float type.
-      train: batch statistics, dropout and auxiliary heads; else the running averages. It must be said.
-      mask: [B], which examples enter the batch statistics; None: all.
+      train: True has batch statistics, dropout and auxiliary heads; False has the running averages. Required.
+      mask: [B], the examples that enter the batch statistics; None: all.
 
     Raises:
-      ValueError, TypeError: if x is no batch of images, or `train` is not said.
+      ValueError, TypeError: if x is no batch of images, or `train` is missing.
     """
     layers.check_call(x, train)
     x = self._stem(x.astype(self.dtype), train=train, mask=mask)
@@ -260,10 +263,10 @@ class Inception(nn.Module):
         head = AuxiliaryHead(self.num_classes, unit, self._scale, name=f"auxiliary_{name}")
         self.sow("auxiliary", name, head(x, train=train, mask=mask))
     x = jnp.mean(x, axis=(1, 2))
-    self.sow("intermediates", "pooled", x)  # A feature; kept only where it is asked for.
+    self.sow("intermediates", "pooled", x)  # A feature, kept only if the caller asks for it.
     if not self.num_classes:
       return x.astype(jnp.float32)
-    # Batch statistics are also evaluated, and then no RNG is given and nothing is dropped.
+    # An evaluation with batch statistics has train=True too. It gives no RNG, so nothing is dropped.
     x = nn.Dropout(self.dropout_rate, deterministic=not (train and self.has_rng("dropout")))(x)
     return layers.Dense(self.num_classes, name="logits")(x).astype(jnp.float32)
 
@@ -283,11 +286,11 @@ class Inception(nn.Module):
 
 
 def merge(model: Inception, params: dict[str, Any]) -> tuple[Inception, dict[str, Any]]:
-  """The same network in the form for inference: linear maps that follow each other or lie side by side are one.
+  """The same network in the form for inference: linear maps that follow each other or lie side by side become one map.
 
-  The 1x1 convolutions that a module begins with become one. An average and the projection after it change places, so
-  that it averages fewer channels, and the projection is part of that one convolution. The separable convolution of the
-  stem becomes a plain 7x7 one.
+  The 1x1 convolutions at the start of a module become one convolution. An average pooling and its projection change
+  places, so that the average has fewer channels, and the projection becomes part of this one convolution. The separable
+  convolution of the stem becomes a plain 7x7 convolution.
 
   Args:
     model: without BN, as after `layers.fold_batch_norm`.

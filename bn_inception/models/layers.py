@@ -1,4 +1,4 @@
-"""The layers the paper's networks are made of: g(BN(W u)) and local response normalization."""
+"""The layers of the paper's networks: g(BN(W u)) and local response normalization."""
 
 import functools
 import re
@@ -16,7 +16,7 @@ from bn_inception.models import convolution
 
 NONLINEARITIES = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}
 
-# A pooling window of 3 with stride 2 meets the border in four ways; the input is `size` pixels long.
+# Padding of a pooling window of 3 with stride 2, in four ways; the input is `size` pixels long.
 POOL_PADDING: dict[str, Callable[[int], tuple[int, int]]] = {
   "same": lambda size: (size % 2, 1),  # TensorFlow
   "ceil": lambda size: (0, 1 - size % 2),  # Caffe, PyTorch's ceil_mode: the last window may hang over the end.
@@ -26,19 +26,19 @@ POOL_PADDING: dict[str, Callable[[int], tuple[int, int]]] = {
 
 
 def check_call(x: jax.Array, train: bool | None) -> None:
-  """Checks what is easily forgotten in a call of a network: that `x` is a batch of images, and `train`.
+  """Checks what users easily forget in a call of a network: that `x` is a batch of images, and `train`.
 
   Raises:
-    ValueError, TypeError: one sentence on what is missing.
+    ValueError, TypeError: one sentence that says what is missing.
   """
   if jnp.ndim(x) != 4:
     raise ValueError(
       f"A network takes a batch of images, [B, H, W, C], and this input is {list(jnp.shape(x))}: give "
-      "images[None] for a single one."
+      "images[None] for a single image."
     )
   if train is None:
     raise TypeError(
-      "The network was not told what it is called for: say train=False for evaluation (running averages, "
+      "The call of the network does not say its purpose: say train=False for evaluation (running averages, "
       "no dropout) or train=True for training."
     )
 
@@ -59,7 +59,7 @@ def norm_from_config(config: Config) -> Callable[..., nn.Module] | None:
 
 
 class Convolution(nn.Module):
-  """Convolution of NHWC input, float32 parameters, computed in the type of its input.
+  """Convolution of NHWC input. Parameters are float32; the computation has the type of the input.
 
   Attributes:
     features: output channels.
@@ -85,7 +85,7 @@ class Convolution(nn.Module):
 
   @nn.compact
   def parameters(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
-    """(kernel, bias or None) for an input of so many channels."""
+    """(kernel, bias or None) for an input of `channels` channels."""
     initializer = nn.initializers.variance_scaling(self.init_gain**2, "fan_in", "truncated_normal")
     kernel = self.param("kernel", initializer, (*self.window, channels // self.groups, self.features))
     bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
@@ -93,7 +93,7 @@ class Convolution(nn.Module):
 
   @nn.nowrap
   def convolve(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The convolution without bias with this kernel: the layer's own, or those of several layers like it together."""
+    """The convolution without bias with a given kernel: the layer's own, or the joined kernels of several layers."""
     padding = {"same": "SAME", "symmetric": tuple((size // 2, size // 2) for size in self.window)}[self.padding]
     conv2d = functools.partial(
       convolution.conv2d, strides=(self.stride, self.stride), padding=padding, feature_group_count=self.groups
@@ -102,7 +102,7 @@ class Convolution(nn.Module):
 
 
 class Dense(nn.Module):
-  """Matrix product and bias; float32 parameters, computed in the type of its input.
+  """Matrix product and bias. Parameters are float32; the computation has the type of the input.
 
   Attributes:
     features: output features.
@@ -122,14 +122,14 @@ class Dense(nn.Module):
 
 
 def linear(product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """product(x, kernel) in the type of x; the kernel's gradient is a sum in the kernel's own type.
+  """product(x, kernel) in the type of x. The kernel's gradient is a sum in the kernel's own type.
 
-  The gradient of a parameter is a sum over the batch, and so over devices. Where x is bfloat16, JAX's own gradient
-  rounds each device's part to bfloat16 before the parts are added: the sum loses digits, and depends on the number of
+  The gradient of a parameter is a sum over the batch, and so over devices. If x is bfloat16, JAX's own gradient rounds
+  each device's part to bfloat16 before the parts are added. Then the sum loses digits, and depends on the number of
   devices.
 
   Args:
-    product: linear in each of its two arguments, which have one type.
+    product: a function that is linear in each of its two arguments. Both arguments have one type.
     x: [B, ..., channels], any float type.
     kernel: float32.
   """
@@ -148,7 +148,7 @@ def _mixed_linear_forward(product, x, kernel):
 def _mixed_linear_backward(product, residuals, dy):
   x, kernel = residuals
   (dx,) = jax.vjp(lambda x: product(x, kernel.astype(x.dtype)), x)[1](dy)
-  # XLA for TPU multiplies these as the bfloat16 values they are, and keeps the sum in float32.
+  # XLA for TPU multiplies x and dy as bfloat16 values, which they are, and keeps the sum in float32.
   (dkernel,) = jax.vjp(lambda kernel: product(x.astype(kernel.dtype), kernel), kernel)[1](dy.astype(kernel.dtype))
   return dx, dkernel
 
@@ -157,7 +157,7 @@ _mixed_linear.defvjp(_mixed_linear_forward, _mixed_linear_backward)
 
 
 def add_bias(x: jax.Array, bias: jax.Array | None) -> jax.Array:
-  """x + bias in the type of x, x itself for None; the bias's gradient is a sum in its own type, as in `linear`."""
+  """x + bias in the type of x, or x itself for None. The bias's gradient is a sum in its own type, as in `linear`."""
   return x if bias is None else _add_bias(x, bias)
 
 
@@ -176,12 +176,12 @@ class ConvUnit(nn.Module):
   """z = g(BN(W u)): convolution, batch normalization, nonlinearity (§3.2).
 
   Attributes:
-    norm: constructor of the BN layer; None for none, and then the convolution has a bias.
+    norm: constructor of the BN layer. None: the unit has no BN, and the convolution has a bias.
     nonlinearity: g.
-    use_bias: a bias even under BN (some released networks have one).
-    depth_multiplier: not 0: the convolution is separable, `depth_multiplier` filters for each input channel and a 1x1
-      convolution over them (§4.2, the first layer).
-    Others as `Convolution`.
+    use_bias: adds a bias even under BN (some released networks have such a bias).
+    depth_multiplier: if not 0, the convolution is separable: `depth_multiplier` filters for each input channel, and a
+      1x1 convolution over the filtered channels (§4.2, the first layer).
+    The other attributes are those of `Convolution`.
   """
 
   features: int
@@ -199,7 +199,7 @@ class ConvUnit(nn.Module):
 
   @nn.compact
   def parts(self, channels: int) -> "UnitParts":
-    """The layers of the unit for an input of so many channels."""
+    """The layers of the unit for an input of `channels` channels."""
     window, stride, depthwise = self.window, self.stride, None
     if self.depth_multiplier:
       depthwise = Convolution(
@@ -237,8 +237,8 @@ class UnitParts(NamedTuple):
 def side_by_side(
   units: Sequence[ConvUnit], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
 ) -> list[jax.Array]:
-  """Applies units that do not depend on each other, each to its own input; see `activate`."""
-  if len(units) > 1 and units[0].is_initializing():  # Each by itself, for who follows the calls (tools/describe.py).
+  """Applies each unit to its own input. The units do not depend on each other; see `activate`."""
+  if len(units) > 1 and units[0].is_initializing():  # One unit after the other: tools/describe.py follows the calls.
     return [unit(x, train=train, mask=mask) for unit, x in zip(units, xs, strict=True)]
   parts = [unit.parts(x.shape[-1]) for unit, x in zip(units, xs, strict=True)]
   convolve = lambda part, x: part.conv(x if part.depthwise is None else part.depthwise(x))
@@ -248,7 +248,7 @@ def side_by_side(
 def activate(
   units: Sequence[UnitParts], xs: Sequence[jax.Array], *, train: bool, mask: jax.Array | None = None
 ) -> list[jax.Array]:
-  """g(BN(x)) of units whose convolutions gave xs, all with BN or all without; their BN layers share collectives."""
+  """g(BN(x)) of units whose convolutions gave xs. All units have BN or none has; BN layers share collectives."""
   if len(units) == 1 and units[0].norm is not None:
     xs = [units[0].norm(xs[0], train=train, mask=mask)]
   elif units[0].norm is not None:
@@ -259,17 +259,20 @@ def activate(
 def convolve_together(
   kernels: Sequence[jax.Array], convolve: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array
 ) -> list[jax.Array]:
-  """convolve(x, kernel) for kernels that differ in the number of features only, as one: x is read once for all."""
+  """convolve(x, kernel) of several kernels as one convolution, which reads x once.
+
+  The kernels differ only in the number of features.
+  """
   ends = np.cumsum([kernel.shape[-1] for kernel in kernels])[:-1]
   return jnp.split(convolve(x, jnp.concatenate(kernels, axis=-1)), ends, axis=-1)
 
 
 def fold_batch_norm(variables: dict[str, Any], *, epsilon: float) -> dict[str, Any]:
-  """Variables of a network with BN as those of the same network without (`batch_norm.enabled = False`).
+  """Converts the variables of a network with BN to the network without BN (`batch_norm.enabled = False`).
 
   Args:
     variables: {"params", "batch_stats"} of a network in which `bn` normalizes the output of its neighbour `conv`
-      (ConvUnit) and `bn1` that of `hidden1` (MnistMlp).
+      (ConvUnit), and `bn1` normalizes the output of `hidden1` (MnistMlp).
     epsilon: of its BN layers.
 
   Returns:

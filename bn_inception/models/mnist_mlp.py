@@ -44,7 +44,7 @@ class MnistMlp(nn.Module):
       if self.norm is not None:
         x = self.norm(name=f"bn{layer}")(x, train=train, mask=mask)
       if layer == 3:
-        self.sow("intermediates", "sigmoid_input", x)  # Figure 1(b, c); kept only where it is asked for.
+        self.sow("intermediates", "sigmoid_input", x)  # Figure 1(b, c); kept only if the caller asks for it.
       x = jax.nn.sigmoid(x)
     self.sow("intermediates", "hidden", x)  # A feature.
     if not self.num_classes:

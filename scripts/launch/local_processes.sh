@@ -4,8 +4,8 @@
 #   scripts/launch/local_processes.sh 2 2 --config=configs/mnist.py:bn,quickstart --workdir=runs/rehearsal \
 #     --config.batch_size=64 --config.batch_norm.group_size=32 --config.eval.batch_size=64
 #
-# Ctrl-C and SIGTERM are passed on to all processes; a second one ends them. When one process fails, the others are
-# ended after GRACE seconds (60). The exit code is that of the first process whose code is not 0.
+# Ctrl-C and SIGTERM are passed on to all processes. A second signal ends all processes. When one process fails, the
+# other processes are ended after GRACE seconds (60). The exit code is that of the first process whose code is not 0.
 set -u
 processes=$1 devices=$2
 shift 2
@@ -19,7 +19,7 @@ for ((process = 0; process < processes; process++)); do
            --process_id="$process" "$@")
   if [ "$process" -eq 0 ]; then
     "${command[@]}" &
-  else  # What the others print carries their number.
+  else  # The lines of the other processes carry the number of their process.
     "${command[@]}" > >(sed -u "s/^/[process $process] /") 2> >(sed -u "s/^/[process $process] /" >&2) &
   fi
   pids+=($!)

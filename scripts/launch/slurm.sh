@@ -5,8 +5,8 @@
 #     --config.data.dir=/shared/tfds
 #
 # A preempted or timed-out job saves, is queued again and resumes. After a crash or the loss of a host the run starts
-# again as long as it has got further since the crash before, MAX_RESTARTS times; after bad input or divergence it ends.
-# One log a task: logs/slurm-JOB-task0.out. docs/clusters/slurm.md has more.
+# again, at most MAX_RESTARTS times and only if it has got further since the crash before. After bad input or divergence
+# the job ends. Each task has a log: logs/slurm-JOB-task0.out. docs/clusters/slurm.md has more.
 #
 #SBATCH --job-name=bn_inception
 #SBATCH --ntasks-per-node=1
@@ -15,7 +15,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# SIGTERM to the tasks three minutes before the end, time to write a checkpoint.
+# The tasks get SIGTERM three minutes before the end, which is time to write a checkpoint.
 #SBATCH --signal=TERM@180
 set -u
 python=${PYTHON:-.venv/bin/python}
@@ -28,9 +28,9 @@ done
 logs=${LOGS:-logs}
 mkdir -p "$logs" "$workdir"
 log=$logs/slurm-$SLURM_JOB_ID
-# srun does not take this over from sbatch.
+# srun does not take this value from sbatch.
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
-# What has been compiled once serves after a restart.
+# A restarted run takes compiled programs from this cache.
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compilation_cache}
 
 say() { echo "$(date '+%F %T')  $*"; }
@@ -40,7 +40,7 @@ saved_step() {
     2> /dev/null || echo 0
 }
 
-# Whether to start again after a crash; the steps at which the run crashed are kept over requeues.
+# Whether to start again after a crash. A file keeps the steps at which the run crashed over requeues.
 may_restart() {
   local step crashes=$log-crashes
   step=$(saved_step)
@@ -72,7 +72,7 @@ while true; do
     scripts/launch/task.sh "$log-code" "$python" scripts/train.py --cluster "$@" &
   # A trapped signal ends `wait`, not srun.
   until wait $!; code=$?; ! kill -0 $! 2> /dev/null; do :; done
-  # Without a code of a task, srun's own: a task was killed together with its shell, or its node was lost.
+  # If no task wrote its code, srun's own code counts: a task was killed together with its shell, or its node was lost.
   code=$(cat "$log-code" 2> /dev/null || echo "$code")
   case $code in
     0) say "Done." ;;

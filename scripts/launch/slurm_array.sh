@@ -4,8 +4,9 @@
 #   sbatch --array=0-3 scripts/launch/slurm_array.sh scripts/reproduce.py figure3 --count=4 \
 #     --workdir=/shared/runs/paper --data_dir=/shared/tfds
 #
-# Each task makes every fourth run, with one GPU. A preempted or timed-out task saves, is queued again and goes on; the
-# same command after the last one has ended makes what waited for runs of other tasks. docs/clusters/slurm.md has more.
+# Each task makes every fourth run, with one GPU. A preempted or timed-out task saves, is queued again and goes on.
+# Evaluations that wait for runs of other tasks are made when the same command is given again after the last task has
+# ended. docs/clusters/slurm.md has more.
 #
 #SBATCH --job-name=bn_inception
 #SBATCH --ntasks=1
@@ -28,7 +29,7 @@ stop() { scancel --signal=TERM "$SLURM_JOB_ID"; }
 trap stop TERM INT
 srun "${PYTHON:-.venv/bin/python}" "$@" --index="$SLURM_ARRAY_TASK_ID" &
 until wait $!; code=$?; ! kill -0 $! 2> /dev/null; do :; done
-# 143: it saved and stopped; 75: what ended it may pass. After scancel the job runs no more.
+# 143: the task saved and stopped. 75: the fault may pass. After scancel the job is no longer running.
 case $code in
   75 | 143) if scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'; then
               scontrol requeue "$SLURM_JOB_ID"

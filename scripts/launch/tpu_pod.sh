@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One run on all hosts of a Cloud TPU slice, each of which has this checkout, set up, in ~/bn_inception.
+# One run on all hosts of a Cloud TPU slice. Each host has this checkout, set up, in ~/bn_inception.
 #
 #   scripts/launch/tpu_pod.sh my-tpu us-central2-b --config=configs/bn_x30.py:pod --workdir=/mnt/filestore/runs/bn_x30
 #
-# On every host the run is a service of systemd, so it does not end with this ssh session. It is started again, at most
-# 10 times an hour, unless it is done, its input is bad (2) or it diverged (3). Its lines: journalctl -u bn_inception.
-# "sudo systemctl stop bn_inception" on all hosts saves and stops it.
+# On every host the run is a service of systemd, so the run does not end with this ssh session. systemd starts the run
+# again, at most 10 times an hour, unless the run is done, its input is bad (2) or it diverged (3).
+# "journalctl -u bn_inception" shows the log. "sudo systemctl stop bn_inception" on all hosts saves and stops the run.
 # docs/clusters/tpu.md has more; this script has not been run.
 set -euo pipefail
 tpu=$1 zone=$2

@@ -61,7 +61,7 @@ def test_gpus_that_cannot_be_shared_or_are_left_idle_are_refused(step):
   with pytest.raises(UserError, match="3 tasks of a node cannot share its 8 GPUs"):
     device_ids()
   step("1(x2)", 0, "0,1,2,3", 4, JAX_LOCAL_DEVICE_IDS="0")
-  with pytest.raises(UserError, match="gave this task 4 GPUs.*JAX_LOCAL_DEVICE_IDS=0: unset it"):
+  with pytest.raises(UserError, match="gave this task 4 GPUs.*JAX_LOCAL_DEVICE_IDS=0: unset this variable"):
     device_ids()
   step("1(x2)", 0, "0,1,2,3", 4, JAX_LOCAL_DEVICE_IDS="0,1,2,3")
   assert device_ids() == "JAX's own"
