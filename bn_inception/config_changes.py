@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bn_inception.config_checks import ConfigError
 
-# They change no number of the run.
+# These keys change no number of the run.
 FREE = (
   "data.dir",
   "data.cache",

@@ -48,7 +48,7 @@ class Start(NamedTuple):
 
 
 def fields(config: Config) -> dict[str, Any]:
-  """What a config must have in common with its checkpoint, by the names of the keys."""
+  """The values that a config must share with its checkpoint, by the names of the keys."""
   model = [field.name for field in dataclasses.fields(config.model) if field.name not in _OF_TRAINING]
   sections = {"model": model, "batch_norm": _BATCH_NORM, "data": _DATA}
   return {
@@ -59,7 +59,7 @@ def fields(config: Config) -> dict[str, Any]:
 
 
 def read(config: Config, params: Any, split: "Split") -> Start:
-  """Reads `init.checkpoint` and checks the config against it.
+  """Reads `init.checkpoint` and checks the config against the checkpoint.
 
   Args:
     config: of the run, with `init.checkpoint`.
@@ -99,7 +99,7 @@ def apply(start: Start, state: TrainState) -> TrainState:
 
   def loaded(collection: str, tree: Any) -> Any:
     flat = flax.traverse_util.flatten_dict(start.variables.get(collection, {}), sep="/")
-    # Placed as what they replace: on every device.
+    # The loaded values are placed like the values that they replace: on every device.
 
     def value(name: str, leaf: jax.Array) -> jax.Array:
       return jax.device_put(flat[name], leaf.sharding) if parameter_names.is_loaded(name, start.skip) else leaf
@@ -116,7 +116,7 @@ def apply(start: Start, state: TrainState) -> TrainState:
 
 
 def check_patterns(config: Config, params: Any) -> None:
-  """Checks that each pattern of the config is of some parameter, and that something is left to train.
+  """Checks that each pattern of the config fits some parameter, and that a parameter is left to train.
 
   Raises:
     ConfigError: otherwise.

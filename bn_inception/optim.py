@@ -75,7 +75,7 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
     optax.add_decayed_weights(config.weight_decay, mask=has_weight_decay),
     optax.sgd(schedule, momentum=config.momentum or None),
   ]
-  if config.init.freeze:  # What is multiplied by nothing is not computed either.
+  if config.init.freeze:  # XLA does not compute a gradient that is replaced by zeros.
 
     def without_frozen(name: str, gradient: jax.Array) -> jax.Array:
       return jnp.zeros_like(gradient) if parameter_names.matches(name, config.init.freeze) else gradient

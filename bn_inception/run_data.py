@@ -12,7 +12,7 @@ from bn_inception.errors import DataError
 
 
 def held(data: Data, workdir: pathlib.Path) -> Data:
-  """`data` with the version that the run in `workdir` found for its `name`, whatever newer ones there are by now.
+  """`data` with the version that the run in `workdir` found for `data.name`, also if a newer version exists now.
 
   The result is `data` itself if there is no such run, or if the run asked for another name.
   """
@@ -23,7 +23,7 @@ def held(data: Data, workdir: pathlib.Path) -> Data:
 
 
 def check(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
-  """Checks opened splits against those that the run in `workdir` was made with, if `data` asks for the same.
+  """Checks opened splits against the splits of the run in `workdir`, if `data` asks for the same data.
 
   Args:
     data: the config's section, as the user gave it.
@@ -47,7 +47,7 @@ def check(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
 
 
 def write(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
-  """Records what was opened; arguments as of `check`."""
+  """Records the opened splits; arguments as of `check`."""
   record = {"asked": data.name} | {
     field: {"name": split.name, "split": split.split, "examples": split.num_examples, "digest": split.digest}
     for field, split in splits.items()

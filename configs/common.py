@@ -51,30 +51,31 @@ def parse_argument(argument: str, **choices: tuple[str, ...]) -> dict[str, str]:
 def base(scale: str) -> ConfigDict:
   """The fields that do not depend on the model, at the size of one data set."""
   config = ConfigDict()
-  config.version = versions.VERSION  # Of the set of keys: whoever changes it adds a line to versions.py.
+  config.version = versions.VERSION  # The version of the set of keys. A change of the set adds a line to versions.py.
   config.seed = 0  # Of initial values, of the order of the examples, of distortions and of dropout.
   config.batch_size = 32  # Examples of a step, on all devices together. §4.2: mini-batch size of 32.
   config.gradient_accumulation = 1  # Micro-batches a step; their BN groups are those of the whole batch.
-  config.steps_per_call = 1  # Steps a call of the compiled program makes: many, where a step is short (§4.1).
+  config.steps_per_call = 1  # Steps of one call of the compiled program: many if a step is short (§4.1).
   config.dtype = "float32"  # Compute type: float32 or bfloat16. Parameters and statistics are always float32.
   config.momentum = 0.9  # Of SGD. §4.2 says "momentum"; 0.9 is the public GoogLeNet recipe [choice].
   config.weight_decay = 2e-4  # L2 on the weights, the public GoogLeNet recipe [choice].
   # exponential: multiplied by learning_rate_decay every learning_rate_decay_epochs, in stairs (GoogLeNet paper).
   # cosine: half a cosine from the end of the warm-up to 0 at num_steps (Loshchilov and Hutter, 2017).
   config.learning_rate_schedule = "exponential"
-  # linear: learning_rate is that of a batch of 32, and grows with batch_size (Goyal et al., 2017). none: as it is.
+  # linear: learning_rate is the rate of a batch of 32, and is multiplied by batch_size / 32 (Goyal et al., 2017).
+  # none: learning_rate is the rate of every batch size.
   config.learning_rate_scaling = "none"
   config.learning_rate_warmup_epochs = 0.0  # Epochs in which the rate rises from that of a batch of 32 to its value.
-  config.learning_rate_factors = ()  # By pattern of the parameters' names: ("logits=10",). The first that fits counts.
+  config.learning_rate_factors = ()  # Factors by pattern of parameter names: ("logits=10",). The first that fits counts.
   config.learning_rate_decay = 0.96  # The rate's factor at every decay. GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0  # Epochs between two decays; they follow the length at small scales.
   config.label_smoothing = 0.0  # Share of the label that is spread over all classes (Szegedy et al., 2016: 0.1).
   config.ema_decay = 0.0  # Polyak averaging of the weights for evaluation (GoogLeNet paper); 0 evaluates the weights.
   config.auxiliary_loss_weight = 0.3  # Of auxiliary losses. GoogLeNet paper; counts only with model.auxiliary_heads.
-  config.checkpoint_every_minutes = 0.0  # A checkpoint also when the last is so old; 0: not for this reason.
+  config.checkpoint_every_minutes = 0.0  # Writes a checkpoint also when the newest is so old; 0: never for its age.
   config.keep_latest = 2  # Newest checkpoints that are kept.
   config.keep_best = 1  # Checkpoints with the best top-1 that are kept too.
-  config.stall_minutes = 10.0  # Says what it waits for when nothing has moved for so long; 0: never.
+  config.stall_minutes = 10.0  # The log says what the run waits for when nothing has moved for so long; 0: never.
   config.stall_limit_minutes = 60.0  # The run ends with exit code 75 when nothing has moved for so long; 0: never.
   config.profile_at_step = 0  # The run writes a profile of 5 steps from this step on; 0: no profile.
 
@@ -106,7 +107,7 @@ def base(scale: str) -> ConfigDict:
   config.data.photometric_strength = 1.0
   config.data.mean = (127.5, 127.5, 127.5)  # Input is (pixel - mean) / std, RGB, pixels 0..255: to [-1, 1] [choice].
   config.data.std = (127.5, 127.5, 127.5)  # As mean, for each channel.
-  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr; mean and std are RGB all the same.
+  config.data.channel_order = "rgb"  # Of the network's input: rgb | bgr. mean and std are always RGB.
   config.data.binary = False  # True: pixel >= 128 instead, 0 or 1 (§4.1).
 
   config.eval = ConfigDict()
@@ -159,7 +160,7 @@ def inception(scale: str) -> ConfigDict:
   config.model = ConfigDict()
   config.model.name = "inception"  # Architecture; it has keys of its own in this section.
   # Factor on all numbers of channels.
-  # cifar10_full: an eighth [choice], whose step takes half the time of a quarter's, so that runs are twice as long.
+  # cifar10_full: an eighth of the width [choice]. A step takes half the time of a quarter, so runs are twice as long.
   config.model.width = {"imagenet": 1.0, "cifar10": 0.25, "cifar10_full": 0.125, "quickstart": 0.25}[scale]
   config.model.stem = "separable" if scale == "imagenet" else "small"  # First layers: separable | plain | small.
   # Channels behind the pooling of 4c and 4d. 96: 576 in all as Figure 5 states; 128: its literal widths, 608 in all.

@@ -15,7 +15,7 @@ def get_config(argument: str = ""):
       "finetune needs the network to start from: give --config=finetune:CHECKPOINT, with a run "
       "directory, a release folder or a peer's file."
     )
-  from bn_inception import (  # Of all configs this one alone reads a file, for which it needs JAX.
+  from bn_inception import (  # Only this config reads a file, and needs JAX to read the file.
     config_keys,
     initialization,
   )

@@ -20,7 +20,7 @@ from bn_inception.state import Sums, TrainState
 
 
 def statistics_of(config: Config) -> tuple[str, ...]:
-  """The kinds of statistics that an evaluation is made with; a network without BN has its results as "running"."""
+  """The kinds of statistics of an evaluation. A network without BN has its results as "running"."""
   return tuple(config.eval.statistics) if config.batch_norm.enabled else ("running",)
 
 

@@ -41,8 +41,8 @@ def features(
 
   Args:
     model: a network as `build` or `fold` make it.
-    variables: its own.
-    x: its input, [B, H, W, C].
+    variables: the network's own.
+    x: the network's input, [B, H, W, C].
     names: of Inception "conv1", "conv2_reduce", "conv2" (before the pool that follows), "inception_3a" to
       "inception_5b" ([B, height, width, channels], after the nonlinearity) and "pooled" ([B, channels], what the
       softmax layer receives); of the MNIST network "hidden" ([B, units]); of each
@@ -65,7 +65,7 @@ def features(
 
 
 def headless(model: nn.Module, variables: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-  """A network that ends with the last of its `features`, [B, units] float32, in place of logits."""
+  """A network that ends with the last of its `features`, [B, units] float32, not with logits."""
   params = {name: node for name, node in variables["params"].items() if name != "logits"}
   return model.clone(num_classes=0), variables | {"params": params}
 
@@ -79,7 +79,7 @@ def fold(model: nn.Module, variables: dict[str, Any], *, epsilon: float) -> tupl
     epsilon: of its BN layers.
 
   Returns:
-    (model, {"params"}) with the same logits to float32 rounding, in less time; in training they are of no use.
+    (model, {"params"}) with the same logits to float32 rounding, in less time. They cannot be trained.
 
   Raises:
     ValueError: for BN per activation, which cannot be folded.
