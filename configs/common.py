@@ -66,7 +66,7 @@ def base(scale: str) -> ConfigDict:
   # none: learning_rate is the rate of every batch size.
   config.learning_rate_scaling = "none"
   config.learning_rate_warmup_epochs = 0.0  # Epochs in which the rate rises from that of a batch of 32 to its value.
-  config.learning_rate_factors = ()  # Factors by pattern of parameter names: ("logits=10",). The first that fits counts.
+  config.learning_rate_factors = ()  # Factors by pattern of parameter names: ("logits=10",). The first match counts.
   config.learning_rate_decay = 0.96  # The rate's factor at every decay. GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0  # Epochs between two decays; they follow the length at small scales.
   config.label_smoothing = 0.0  # Share of the label that is spread over all classes (Szegedy et al., 2016: 0.1).

@@ -15,10 +15,7 @@ def get_config(argument: str = ""):
       "finetune needs the network to start from: give --config=finetune:CHECKPOINT, with a run "
       "directory, a release folder or a peer's file."
     )
-  from bn_inception import (  # Only this config reads a file, and needs JAX to read the file.
-    config_keys,
-    initialization,
-  )
+  from bn_inception import config_keys, initialization  # Only this config reads a file, and needs JAX to read the file.
   from bn_inception.configs import versions
   from bn_inception.errors import UserError
   from bn_inception.release import loading
