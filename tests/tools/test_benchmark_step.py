@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bn_inception import config_checks, models, optim, state as state_lib, step as step_lib
+from bn_inception import config_checks, config_keys, models, optim, state as state_lib, step as step_lib
 from bn_inception.configs import bn_x5, mnist
 from bn_inception.errors import UserError
 from bn_inception.tools import benchmark_step
@@ -64,12 +64,12 @@ def test_programs_take_turns_and_a_rate_counts_all_its_steps():
 def test_flop_are_two_a_multiply_add_and_training_three_times_the_forward_pass():
   config = bn_x5.get_config("imagenet")
   config.model.update(stem="plain", pool_proj_4cd=128)
-  gflop = benchmark_step._gflop(config)
+  gflop = benchmark_step._gflop(config_keys.parse(config))
   assert gflop[INFERENCE] == gflop[FOLDED] == pytest.approx(2 * 2.033, abs=2e-3)  # Counted from a released network.
   assert gflop[TRAINING] == pytest.approx(3 * gflop[INFERENCE])
   config.model.auxiliary_heads = ("4a",)
   heads = 4 * 4 * 576 * 128 + 4 * 4 * 128 * 1024 + 1024 * 1000
-  with_heads = benchmark_step._gflop(config)
+  with_heads = benchmark_step._gflop(config_keys.parse(config))
   assert with_heads[INFERENCE] == gflop[INFERENCE]
   assert with_heads[TRAINING] - gflop[TRAINING] == pytest.approx(6 * heads / 1e9)
 
