@@ -34,7 +34,7 @@ def newest_checkpoint(workdir: pathlib.Path) -> int | None:
 
 def phase(log: str) -> str:
   """Where a run was, by the end of its log."""
-  if "Compiled the training step" not in log:
+  if "Compiling the evaluation (" not in log:  # The last line before the first step.
     return "start-up"
   return "saving" if "Saving the checkpoint" in log.rstrip().rpartition("\n")[2] else "steps and evaluations"
 
