@@ -87,7 +87,7 @@ def tasks(config: ConfigDict, settings: Sequence[str], seeds: int) -> list[execu
     for key, value in zip(grid, values):
       section, name = _section(own, key)
       section[name] = value
-    config_keys.check_keys(own)
+    config_keys.parse(own)
     folders = [f"{key}={_text(value)}" for key, value in zip(grid, values)]
     name = "/".join([*folders, f"seed{seed}"])
     made.append(execution.Task(name, own, name))
@@ -120,7 +120,7 @@ def _parse(config: ConfigDict, setting: str) -> tuple[str, list[Any]]:
       raise config_keys.ConfigError(
         f"--set {key}: {value!r} is not possible, it must be {config_keys.requirements()[key]}."
       ) from error
-    config_keys.check_keys(trial)
+    config_keys.parse(trial)
     taken.append(section[name])
   if len(set(map(_text, taken))) < len(taken):
     raise config_keys.ConfigError(f"--set {setting} names a value twice: give each value once.")
