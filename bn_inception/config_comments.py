@@ -30,7 +30,7 @@ def _read_file(source: str) -> dict[str, str]:
       (behind if lines[line - 1][:column].strip() else alone)[line] = token.string.lstrip("# ")
   comments: dict[str, str] = {}
   for node in ast.walk(ast.parse(source)):
-    if not isinstance(node, ast.Assign):
+    if not isinstance(node, ast.Assign) or ast.unparse(node.value) == "ConfigDict()":  # A section is no key.
       continue
     comment = behind.get(node.end_lineno or node.lineno)
     if comment is None:

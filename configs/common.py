@@ -88,7 +88,7 @@ def base(scale: str) -> ConfigDict:
   config.batch_norm.in_stem = True  # False: the first convolution has bias and ReLU, as Google's release.
   config.batch_norm.per_activation = ()  # Modules with one gamma, beta per activation (§4.2.3): ("5a", "5b").
 
-  config.init = ConfigDict()  # Patterns are those of bn_inception/parameter_names.py.
+  config.init = ConfigDict()
   config.init.checkpoint = ""  # The run, release folder or peer's file to start from (configs/finetune.py); "": none.
   config.init.skip = ()  # Patterns of parameters that begin anew all the same. Logits of other classes always do.
   config.init.freeze = ()  # Patterns of the parameters that keep their values: ("conv*", "inception_3*").

@@ -10,11 +10,20 @@ set -u
 processes=$1 devices=$2
 shift 2
 python=${PYTHON:-.venv/bin/python}
+# Set before the first process starts: a signal that comes early ends the processes that there are, and no more start.
+asked=
+stop() {
+  if [ -z "$asked" ]; then kill -TERM $(jobs -p); else kill -KILL $(jobs -p); fi 2> /dev/null
+  asked=yes
+}
+trap stop TERM INT
+
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])') || exit
 export JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=$devices PYTHONUNBUFFERED=1
 
-pids=() asked=
+pids=()
 for ((process = 0; process < processes; process++)); do
+  if [ -n "$asked" ]; then break; fi
   command=("$python" scripts/train.py --coordinator="127.0.0.1:$port" --processes="$processes"
            --process_id="$process" "$@")
   if [ "$process" -eq 0 ]; then
@@ -25,14 +34,9 @@ for ((process = 0; process < processes; process++)); do
   pids+=($!)
 done
 
-stop() {
-  if [ -z "$asked" ]; then kill -TERM "${pids[@]}"; else kill -KILL "${pids[@]}"; fi 2> /dev/null
-  asked=yes
-}
-trap stop TERM INT
-
 # The processes are looked at in turn, as the bash of macOS cannot wait for whichever ends first.
 code=0 ended=0
+if [ "${#pids[@]}" -eq 0 ]; then code=143; fi  # It was asked to stop.
 while [ "${#pids[@]}" -gt 0 ]; do
   sleep 0.2
   left=()
@@ -41,8 +45,8 @@ while [ "${#pids[@]}" -gt 0 ]; do
       left+=("$pid")
     else
       wait "$pid"
-      one=$?
-      if [ "$code" -eq 0 ] && [ "$one" -ne 0 ]; then code=$one ended=$SECONDS; fi
+      result=$?
+      if [ "$code" -eq 0 ] && [ "$result" -ne 0 ]; then code=$result ended=$SECONDS; fi
     fi
   done
   pids=(${left[@]+"${left[@]}"})

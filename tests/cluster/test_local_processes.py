@@ -9,7 +9,7 @@ import pytest
 
 # Called as `python -c ...` for a port, and as `python scripts/train.py --process_id=I ... WHAT...`, one WHAT a process.
 _STAND_IN = """#!/usr/bin/env bash
-if [ "$1" = -c ]; then echo 12345; exit; fi
+if [ "$1" = -c ]; then [ -z "$SIGNAL_FIRST" ] || kill -TERM $PPID; echo 12345; exit; fi
 index=${4#--process_id=}
 shift 4
 what=("$@")
@@ -30,13 +30,13 @@ def launch(repository: pathlib.Path, tmp_path):
   stand_in.write_text(_STAND_IN)
   stand_in.chmod(0o755)
 
-  def start(*what: str) -> subprocess.Popen:
+  def start(*what: str, signal_first: str = "") -> subprocess.Popen:
     command = ["scripts/launch/local_processes.sh", str(len(what)), "1", *what]
     return subprocess.Popen(
       command,
       cwd=repository,
       text=True,
-      env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1"},
+      env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1", "SIGNAL_FIRST": signal_first},
       start_new_session=True,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -56,9 +56,15 @@ def test_a_signal_reaches_all_processes(launch, number):
   process = launch("run", "run")
   wait_for(process, "started 0", "[process 1] started 1")
   process.send_signal(number)
-  output, _ = process.communicate(timeout=30)
+  output, _ = process.communicate(timeout=300)
   assert process.returncode == 143
   assert sorted(output.split("\n")) == ["", "[process 1] saved 1", "saved 0"]
+
+
+def test_no_process_starts_after_a_signal(launch):
+  process = launch("run", "run", signal_first="yes")
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 143 and not output
 
 
 def test_a_second_signal_kills(launch):
@@ -68,7 +74,7 @@ def test_a_second_signal_kills(launch):
   with pytest.raises(subprocess.TimeoutExpired):
     process.wait(1)
   process.send_signal(signal.SIGTERM)
-  assert process.wait(30) != 0
+  assert process.wait(300) != 0
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_a_second_signal_kills(launch):
 )
 def test_the_first_failure_is_the_exit_code_and_ends_the_others(launch, what, code):
   process = launch(*what)
-  output, error = process.communicate(timeout=30)
+  output, error = process.communicate(timeout=300)
   assert process.returncode == code
   if what[1].startswith("fail"):
     assert "[process 1] sentence 1" in error  # The children's output is not dropped.
