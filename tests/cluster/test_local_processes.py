@@ -38,6 +38,8 @@ def launch(repository: pathlib.Path, tmp_path):
       text=True,
       env=os.environ | {"PYTHON": str(stand_in), "GRACE": "1", "SIGNAL_FIRST": signal_first},
       start_new_session=True,
+      # The tests may run in the background, where SIGINT is ignored, and bash traps no signal that it finds ignored.
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
     )
