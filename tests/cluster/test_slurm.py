@@ -96,9 +96,9 @@ class Jobs:
     return (self.folder / f"{number}.out").read_text()
 
   def result(self, name: str) -> list[dict]:
-    """The metrics without what is a speed."""
+    """The metrics without speeds and times."""
     return [
-      {key: value for key, value in line.items() if "per_second" not in key}
+      {key: value for key, value in line.items() if "per_second" not in key and not key.startswith("time/")}
       for line in run_directory.read_metrics(self.folder / name)
     ]
 
