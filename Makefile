@@ -2,6 +2,9 @@
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
+# The versions of requirements.txt depend on the Python, so an environment of another Python is made anew.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+INSTALLED := installed-$(VERSION)
 # Sets of packages beyond requirements.txt: requirements-NAME.txt, and tests with the marker NAME.
 OPTIONAL := torch onnx tpu kubernetes
 
@@ -16,21 +19,22 @@ help:
 	@echo "make install      only set up .venv"
 	@echo "make clean        remove .venv and caches (not $(RUNS)/)"
 
-install: .venv/installed
+install: .venv/$(INSTALLED)
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/$(INSTALLED): requirements.txt pyproject.toml
 	$(call environment,.venv,requirements.txt)
 
-.venv-%/installed: requirements-%.txt requirements.txt pyproject.toml
+.venv-%/$(INSTALLED): requirements-%.txt requirements.txt pyproject.toml
 	$(call environment,.venv-$*,requirements.txt -r $<)
 
 # $(call environment,FOLDER,FILE): a virtual environment with the packages of a requirements file.
 define environment
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
   { echo "This project needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+@test -e $(1)/lib/python$(VERSION) || rm -rf $(1)
 $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2)
-@touch $(1)/installed
+@touch $(1)/$(INSTALLED)
 endef
 
 quickstart: install
@@ -48,7 +52,7 @@ test: install
 test-all: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-test-optional: $(OPTIONAL:%=.venv-%/installed)
+test-optional: $(OPTIONAL:%=.venv-%/$(INSTALLED))
 	for name in $(OPTIONAL); do .venv-$$name/bin/python -m pytest -m $$name || exit 1; done
 
 clean:

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from packaging.requirements import Requirement
 
 from bn_inception import config_checks, program as program_lib, run_directory, sharding
 from bn_inception.config_keys import Config
@@ -111,9 +112,10 @@ def _versions(findings: Findings) -> None:
   requirements = pathlib.Path(__file__).parents[2] / "requirements.txt"
   if requirements.exists():
     for line in requirements.read_text().splitlines():
-      name, separator, version = line.partition(";")[0].partition("==")
-      if separator:
-        wanted[name.strip()] = version.strip()
+      if "==" in line and not line.startswith("#"):
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate():
+          wanted[requirement.name] = str(requirement.specifier).removeprefix("==")
   installed = {}
   for name in wanted:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,5 +1,6 @@
 """What the doctor finds: nothing in a sound setting, and each fault in a sentence."""
 
+import importlib.metadata
 import pathlib
 import re
 import shutil
@@ -119,6 +120,27 @@ def test_the_sheet_is_what_the_contact_sheet_shows(config, tmp_path, monkeypatch
   np.testing.assert_array_equal(drawn[0][..., 0], cells)
   stored = next(pipeline.train_batches(config.data, source, seed=config.seed, batch_size=32))["image"][0]
   assert np.abs(drawn[0].astype(int) - stored).mean() > 5
+
+
+def test_the_versions_are_those_of_the_lock_of_this_python(capsys, monkeypatch):
+  """requirements.txt has two locks. An environment of the other one is reported, one of the right one is not."""
+  last, current = {"jax": "0.10.2", "flax": "0.12.8"}, {"jax": "0.12.0.1", "flax": "0.12.12"}
+  own, other = (last, current) if sys.version_info < (3, 12) else (current, last)
+
+  def warnings_with(versions):
+    def version(name):
+      if name not in versions:
+        raise importlib.metadata.PackageNotFoundError(name)
+      return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    findings = doctor.Findings([], [])
+    doctor._versions(findings)
+    return findings.warnings
+
+  assert warnings_with(own) == []
+  (warning,) = warnings_with(other)
+  assert all(f"{name} {other[name]} ({own[name]})" in warning for name in own)
 
 
 def test_a_place_that_is_no_folder_is_a_sentence(config, tmp_path):
