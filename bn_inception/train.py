@@ -365,7 +365,7 @@ def _train(
   """The loop: steps, metrics, checkpoints, evaluations; returns the status with which it ends."""
   config, record, watch = run.config, run.record, run.watch
   replicated = sharding.replicated(run.mesh)
-  parameter_norm = jax.jit(optax.global_norm, out_shardings=replicated)
+  parameter_norm = jax.jit(optax.tree.norm, out_shardings=replicated)
   zero_sums = jax.jit(Sums.zeros, out_shardings=replicated)
   profile = periodic_actions.Profile(
     logdir=run.workdir,

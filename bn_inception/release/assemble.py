@@ -69,7 +69,8 @@ def assemble(
     if _long_axes(tensor.shape) != _long_axes(wanted) or tensor.dtype.kind != "f":
       wrong.append(f"{sources[name]} ({tensor.dtype} {tensor.shape} for {wanted})")
     else:
-      variables[name] = tensor.reshape(wanted).transpose(axes).reshape(shape).astype(np.float32)
+      with np.errstate(over="ignore"):  # What is too large for float32 becomes infinite, and is refused below.
+        variables[name] = tensor.reshape(wanted).transpose(axes).reshape(shape).astype(np.float32)
   _refuse("has, in a wrong shape or type,", wrong)
   if broken := [sources[name] for name, values in variables.items() if not np.isfinite(values).all()]:
     raise ReleaseError(f"its {broken[0]} holds values that are not finite ({len(broken)} of {len(shapes)} tensors do)")
