@@ -5,7 +5,6 @@ import queue
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from typing import Any
 
 import jax
 import numpy as np
@@ -61,7 +60,7 @@ def to_device(
   ready = queue.Queue(maxsize=depth)
   stopped = threading.Event()
 
-  def put(item: Any) -> bool:
+  def put(item: object) -> bool:
     while not stopped.is_set():
       try:
         ready.put(item, timeout=0.1)

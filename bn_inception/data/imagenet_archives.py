@@ -146,11 +146,11 @@ def prepare_split(source: pathlib.Path, work: pathlib.Path, complete: pathlib.Pa
   (archives / ARCHIVES[split]).symlink_to((source / ARCHIVES[split]).absolute())
   if split == "train":
     # The builder looks into the validation archive in any case: it is shown one with a single image.
-    with tarfile.open(archives / ARCHIVES["validation"], "w:") as one:
+    with tarfile.open(archives / ARCHIVES["validation"], "w:") as substitute:
       image = tarfile.TarInfo("ILSVRC2012_val_00000001.JPEG")
       content = tf.io.encode_jpeg(tf.zeros([1, 1, 3], tf.uint8)).numpy()
       image.size = len(content)
-      one.addfile(image, io.BytesIO(content))
+      substitute.addfile(image, io.BytesIO(content))
   identity = _identity(source / ARCHIVES[split])
   tfds.disable_progress_bar()
   with _progress(split, folder, (source / ARCHIVES[split]).stat().st_size):

@@ -30,7 +30,7 @@ class Example(NamedTuple):
   label: int
 
 
-class Found(NamedTuple):
+class FolderContents(NamedTuple):
   """What a folder holds.
 
   Attributes:
@@ -78,17 +78,17 @@ def prepare(
     if work is None:
       return
     shutil.rmtree(work / "complete", ignore_errors=True)
-    found = find(source, holdout, seed)
-    total = sum(map(len, found.splits.values()))
-    _log.info("%s: checking %s images of %d classes.", source, f"{total:,}", len(found.class_names))
-    sound = check(found)
+    contents = find(source, holdout, seed)
+    total = sum(map(len, contents.splits.values()))
+    _log.info("%s: checking %s images of %d classes.", source, f"{total:,}", len(contents.class_names))
+    sound = check(contents)
     counts = {split: len(examples) for split, examples in sound.splits.items()}
     if (bad := total - sum(counts.values())) and on_error == "fail":
       raise DataError(
         f"{source} has {bad} bad image{'s'[: bad > 1]}, named above: mend or remove {'them' if bad > 1 else 'it'}"
         ", or give --on_error=skip."
       )
-    for label, class_name in enumerate(found.class_names):
+    for label, class_name in enumerate(contents.class_names):
       if not any(example.label == label for example in sound.splits["train"]):
         raise DataError(f"No image for training is left of the class '{class_name}': add some.")
     if empty := [split for split, count in counts.items() if not count]:
@@ -96,12 +96,12 @@ def prepare(
     paths = [example.path for examples in sound.splits.values() for example in examples]
     working_folder.check_space(work, int(1.2 * sum(path.stat().st_size for path in paths)))
     write(sound, source, name, version, work / "complete")
-    _log.info("%s", found.description)
+    _log.info("%s", contents.description)
     working_folder.finish(work, target, f"{name}:{version}", data_dir, counts)
-    _log.info("Train on it: --config.data.name=%s --config.data.num_classes=%d", name, len(found.class_names))
+    _log.info("Train on it: --config.data.name=%s --config.data.num_classes=%d", name, len(contents.class_names))
 
 
-def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:
+def find(source: pathlib.Path, holdout: float | None, seed: int) -> FolderContents:
   """Finds classes and splits; hidden files are left out.
 
   Args:
@@ -136,7 +136,7 @@ def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:
       split: [Example(path, names.index(name)) for name, paths in classes.items() for path in paths]
       for split, classes in by_split.items()
     }
-    return Found(splits, names, "The splits are those of the folder.")
+    return FolderContents(splits, names, "The splits are those of the folder.")
   classes = _classes(source)
   holdout = HOLDOUT if holdout is None else holdout
   splits = {"train": [], "validation": []}
@@ -149,7 +149,9 @@ def find(source: pathlib.Path, holdout: float | None, seed: int) -> Found:
     chosen = set(np.random.default_rng((seed, label)).permutation(len(paths))[:held_out].tolist())
     for place, path in enumerate(paths):
       splits["validation" if place in chosen else "train"].append(Example(path, label))
-  return Found(splits, tuple(classes), f"Held out for validation: {holdout:g} of each class, chosen with seed {seed}.")
+  return FolderContents(
+    splits, tuple(classes), f"Held out for validation: {holdout:g} of each class, chosen with seed {seed}."
+  )
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -183,7 +185,7 @@ def _classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
   return classes
 
 
-def check(found: Found) -> Found:
+def check(contents: FolderContents) -> FolderContents:
   """Decodes every image, as Pillow and as the input pipeline does; warns of each that cannot be.
 
   Returns:
@@ -202,7 +204,7 @@ def check(found: Found) -> Found:
 
   splits, turned, converted = {}, 0, 0
   with concurrent.futures.ThreadPoolExecutor(cores.available()) as pool:
-    for split, examples in found.splits.items():
+    for split, examples in contents.splits.items():
       splits[split] = []
       for example, (sentence, photograph) in zip(examples, pool.map(problem, examples)):
         if photograph is None:
@@ -214,10 +216,10 @@ def check(found: Found) -> Found:
     _log.info("%d images are stored turned, as their EXIF orientation says.", turned)
   if converted:
     _log.info("%d images of other formats are stored as PNG.", converted)
-  return found._replace(splits=splits)
+  return contents._replace(splits=splits)
 
 
-def write(found: Found, source: pathlib.Path, name: str, version: str, data_dir: pathlib.Path) -> None:
+def write(contents: FolderContents, source: pathlib.Path, name: str, version: str, data_dir: pathlib.Path) -> None:
   """Writes the data set with TFDS as ArrayRecord: `image`, `label`, and `file_name` below `source`; shuffled."""
 
   def features(example: Example) -> dict:
@@ -235,11 +237,11 @@ def write(found: Found, source: pathlib.Path, name: str, version: str, data_dir:
     def _info(self) -> tfds.core.DatasetInfo:
       return tfds.core.DatasetInfo(
         builder=self,
-        description=f"Images of a folder. {found.description}",
+        description=f"Images of a folder. {contents.description}",
         features=tfds.features.FeaturesDict(
           {
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=found.class_names),
+            "label": tfds.features.ClassLabel(names=contents.class_names),
             "file_name": tfds.features.Text(),
           }
         ),
@@ -248,7 +250,7 @@ def write(found: Found, source: pathlib.Path, name: str, version: str, data_dir:
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
       del dl_manager  # Nothing to download.
-      return {split: self._generate_examples(examples) for split, examples in found.splits.items()}
+      return {split: self._generate_examples(examples) for split, examples in contents.splits.items()}
 
     def _generate_examples(self, examples: list[Example]) -> Iterator:
       with concurrent.futures.ThreadPoolExecutor(cores.available()) as pool:

@@ -133,12 +133,12 @@ def _metrics(workdir: pathlib.Path, config: ConfigDict, step: int, statistics: s
   """The run's own evaluation of a step; None if it made none."""
   kind = statistics if config.batch_norm.enabled else "running"
   lines = [line for line in run_directory.read_metrics(workdir) if line["step"] == step]
-  found = next((line for line in lines if f"eval/{kind}/top1" in line), None)
-  if found is None:
+  evaluation = next((line for line in lines if f"eval/{kind}/top1" in line), None)
+  if evaluation is None:
     return None
-  values = {name: found[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss")}
+  values = {name: evaluation[f"eval/{kind}/{name}"] for name in ("top1", "top5", "loss")}
   return {name: value for name, value in values.items() if math.isfinite(value)} | {
-    "count": found["eval/count"],
+    "count": evaluation["eval/count"],
     "data": f"{config.data.name} {config.data.eval_split}",
     "command": f"python scripts/evaluate.py --workdir={workdir} --step={step}",
   }

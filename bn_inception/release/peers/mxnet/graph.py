@@ -84,21 +84,21 @@ def _pooling(nodes: list[Node]) -> dict[str, Any]:
 
 
 def _check_pool(node: Node, kind: str, stride: int) -> None:
-  found = (node.value("pool_type", "max"), _pair(node, "kernel", None), _pair(node, "stride", (1, 1)))
-  if found != (kind, (3, 3), (stride, stride)):
+  in_graph = (node.value("pool_type", "max"), _pair(node, "kernel", None), _pair(node, "stride", (1, 1)))
+  if in_graph != (kind, (3, 3), (stride, stride)):
     raise ReleaseError(
-      f"its graph gives the pooling {node.name} the type, kernel and stride {found}, where "
+      f"its graph gives the pooling {node.name} the type, kernel and stride {in_graph}, where "
       f"Inception-BN has {(kind, (3, 3), (stride, stride))}"
     )
 
 
 def _border(nodes: list[Node]) -> str:
   """The key of `layers.POOL_PADDING` for pools with stride 2."""
-  found = {(_pair(node, "pad", (0, 0)), node.value("pooling_convention", "valid")) for node in nodes}
+  borders = {(_pair(node, "pad", (0, 0)), node.value("pooling_convention", "valid")) for node in nodes}
   known = {((0, 0), "full"): "ceil", ((0, 0), "valid"): "floor", ((1, 1), "valid"): "floor_pad1"}
-  if len(found) != 1 or not found <= known.keys():
-    raise ReleaseError(f"its graph pools with pad and convention {sorted(map(str, found))}, which is not supported")
-  return known[found.pop()]
+  if len(borders) != 1 or not borders <= known.keys():
+    raise ReleaseError(f"its graph pools with pad and convention {sorted(map(str, borders))}, which is not supported")
+  return known[borders.pop()]
 
 
 def _same(nodes: list[Node], name: str, default: Any) -> Any:
