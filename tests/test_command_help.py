@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -72,6 +73,21 @@ def test_help_ends_with_examples_of_flags_that_there_are(helps):
     assert lines and examples.strip().startswith(start) and not what.startswith("\n")
     used = {word.partition("=")[0].removeprefix("--") for line in lines for word in line.split() if word[:2] == "--"}
     assert {flag for flag in used if not flag.startswith("config.")} <= set(flags_of(text)), name
+
+
+def test_commands_in_the_docs_have_flags_that_there_are(helps, repository):
+  pages = [
+    repository / "README.md",
+    *(page for part in ("docs", "results") for page in (repository / part).rglob("*.md")),
+  ]
+  commands, wrong = 0, []
+  for page in pages:
+    for script, words in re.findall(r"scripts/(\w+)\.py([^\n`|#]*)", page.read_text("utf-8").replace("\\\n", " ")):
+      flags = set(re.findall(r"^  --(\w+)", helps[script], re.MULTILINE))
+      used = re.findall(r"--(\w+)(?!\.)", re.sub(r"--config\.\S+", "", words))
+      wrong += [f"{page.name}: {script}.py --{flag}" for flag in used if flag not in flags]
+      commands += 1
+  assert commands > 50 and not wrong, wrong
 
 
 def test_the_help_of_train_lists_the_keys_with_their_comments(helps):
