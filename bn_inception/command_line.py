@@ -115,6 +115,8 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: 
       _join_processes(handler)
       sys.exit(main(*words[1:]))
     except Stopped:
+      if hosts := sys.modules.get("bn_inception.hosts"):
+        hosts.leave_stopped()
       sys.exit(status.EXIT_PREEMPTED)
     except Exception as error:
       sentence = _sentence(error)

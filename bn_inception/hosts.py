@@ -66,6 +66,8 @@ class _State:
     requested: the names on which this process wants all processes to agree.
     agreed: the names on which all processes have agreed.
     callbacks: functions that an immediate end still has to call.
+    process, count: the number of this process, and how many processes there are. Threads take them from here: JAX's
+      own functions make a backend anew when the main thread is ending and has removed it.
   """
 
   def __init__(self):
@@ -79,6 +81,7 @@ class _State:
     self.callbacks: list[Callable[[], None]] = []
     self.ended = threading.Event()
     self.store: Any = None
+    self.process, self.count = 0, 1
     self.lost_after = 60.0
     self.listener: threading.Thread | None = None
 
@@ -180,12 +183,22 @@ def leave(code: int, sentence: str) -> None:
   if _state.listener:
     with contextlib.suppress(Exception):
       _state.store.key_value_set(
-        f"{_KEYS}/news/end/{jax.process_index()}",
-        json.dumps(
-          {"code": code, "sentence": f"Process {jax.process_index()} on {socket.gethostname()} ended: {sentence}"}
-        ),
+        f"{_KEYS}/news/end/{_state.process}",
+        json.dumps({"code": code, "sentence": f"Process {_state.process} on {socket.gethostname()} ended: {sentence}"}),
       )
     _exit(code)
+
+
+def leave_stopped() -> None:
+  """Ends this process after `Stopped`, when the other processes know that they have to stop; alone it returns.
+
+  Process 0 runs the service by which the others learn of the signal: it must not end before them.
+  """
+  if _state.listener:
+    end = time.monotonic() + _state.lost_after
+    while "stop" not in _state.agreed and time.monotonic() < end:
+      time.sleep(_LISTEN_SECONDS / 5)
+    _exit(status.EXIT_PREEMPTED)
 
 
 def _exit(code: int, missing: int = 0) -> None:
@@ -210,10 +223,10 @@ def _exit(code: int, missing: int = 0) -> None:
 def _say_goodbye(missing: int) -> None:
   """Process 0 leaves last: it runs the service, whose end would end the other processes with an abort."""
   with contextlib.suppress(Exception):
-    _state.store.key_value_set(f"{_KEYS}/left/{jax.process_index()}", "")
+    _state.store.key_value_set(f"{_KEYS}/left/{_state.process}", "")
     end = time.monotonic() + _LEAVE_SECONDS
-    while jax.process_index() == 0 and time.monotonic() < end:
-      if len(_state.store.key_value_dir_get(f"{_KEYS}/left")) >= jax.process_count() - missing:
+    while _state.process == 0 and time.monotonic() < end:
+      if len(_state.store.key_value_dir_get(f"{_KEYS}/left")) >= _state.count - missing:
         time.sleep(_LISTEN_SECONDS)  # The other processes have written that they leave, and leave now.
         return
       time.sleep(0.1)
@@ -334,6 +347,7 @@ def join(initialize: Callable[[], None], lost_after: float) -> None:
 def listen(store: Any, lost_after: float) -> None:
   """Starts the thread that listens to the other processes through `store`, JAX's client of its service."""
   _state.store, _state.lost_after = store, lost_after
+  _state.process, _state.count = jax.process_index(), jax.process_count()
   _state.listener = threading.Thread(target=_listen, name="hosts", daemon=True)
   _state.listener.start()
 
@@ -357,7 +371,7 @@ def _lost(sentence: str) -> None:
 
 
 def _listen() -> None:
-  process, store = jax.process_index(), _state.store
+  process, store = _state.process, _state.store
   store.key_value_set(f"{_KEYS}/host/{process}", socket.gethostname())
   heard = time.monotonic()
   beats: dict[str, tuple[str, float]] = {}
@@ -411,11 +425,11 @@ def _end_with(news: dict[str, Any]) -> None:
 
 def _agree(name: str) -> None:
   """All processes say where they are. Then all processes know at which poll `name` is due, or end at once."""
-  store, count = _state.store, jax.process_count()
+  store, count = _state.store, _state.count
   with _state.lock:
     store.key_value_set(f"{_KEYS}/news/agree/{name}", "", allow_overwrite=True)
     own = {"runs": _state.runs, "inside": _state.inside, "polls": _state.polls}
-    store.key_value_set(f"{_KEYS}/agree/{name}/{jax.process_index()}", json.dumps(own))
+    store.key_value_set(f"{_KEYS}/agree/{name}/{_state.process}", json.dumps(own))
     end = time.monotonic() + _state.lost_after
     while len(places := store.key_value_dir_get(f"{_KEYS}/agree/{name}")) < count:
       for _, text in store.key_value_dir_get(f"{_KEYS}/news/end"):

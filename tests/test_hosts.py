@@ -1,6 +1,7 @@
 """Agreement of processes: where they stop together, and when they end at once."""
 
 import itertools
+import json
 import threading
 
 import jax
@@ -46,6 +47,36 @@ class Store:
       return [(key, value) for key, value in self.values.items() if key.startswith(name + "/")]
 
 
+def forbid_backends(monkeypatch):
+  """What needs a backend of JAX must not be called in a thread: the main thread may have removed the backend."""
+  for name in ("process_count", "process_index"):
+    monkeypatch.setattr(hosts.jax, name, lambda: pytest.fail("a backend was asked for"))
+
+
+def test_process_that_stops_before_its_run_waits_until_the_others_know(monkeypatch):
+  """Its end would take the service, by which the others learn of it, with it."""
+  store, state = Store(), hosts._State()
+  state.store, state.listener, state.process, state.count = store, True, 0, 2
+  monkeypatch.setattr(hosts, "_state", state)
+  monkeypatch.setattr(hosts, "_LISTEN_SECONDS", 0.005)
+  forbid_backends(monkeypatch)
+  exits, left = [], threading.Event()
+
+  def exit_(code, missing=0):
+    exits.append((code, len(store.key_value_dir_get("bn_inception/agree/stop"))))
+    left.set()
+    state.ended.set()
+
+  monkeypatch.setattr(hosts, "_exit", exit_)
+  threading.Thread(target=hosts._listen, daemon=True).start()
+  hosts.on_stop("SIGTERM")
+  threading.Thread(target=hosts.leave_stopped, daemon=True).start()
+  assert not left.wait(0.1)
+  store.key_value_set("bn_inception/agree/stop/1", json.dumps(place(0, False, 0)))
+  assert left.wait(60)
+  assert set(exits) == {(143, 2)}  # Whichever thread ended the process, both processes had spoken.
+
+
 def test_all_processes_stop_at_one_poll_that_none_has_passed(monkeypatch):
   """Three processes at different speeds; one is asked; each ends at the same poll."""
   store, states = Store(), [hosts._State() for _ in range(3)]
@@ -60,8 +91,7 @@ def test_all_processes_stop_at_one_poll_that_none_has_passed(monkeypatch):
   )()
   monkeypatch.setattr(hosts, "_state", proxy)
   monkeypatch.setattr(hosts, "_LISTEN_SECONDS", 0.005)
-  monkeypatch.setattr(hosts.jax, "process_count", lambda: 3)
-  monkeypatch.setattr(hosts.jax, "process_index", lambda: local.process)
+  forbid_backends(monkeypatch)
   stopped, threads = {}, []
 
   def listen(process):
@@ -79,6 +109,7 @@ def test_all_processes_stop_at_one_poll_that_none_has_passed(monkeypatch):
 
   for process, state in enumerate(states):
     state.store, state.listener = store, True
+    state.process, state.count = process, 3
     threads += [threading.Thread(target=listen, args=(process,), daemon=True)]
     threads += [threading.Thread(target=work, args=(process,), daemon=True)]
   for thread in threads:
