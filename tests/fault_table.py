@@ -67,7 +67,13 @@ def start(workdir: pathlib.Path, data: str, processes: int, *extra: str) -> list
   started = []
   for process in range(processes):
     together = (
-      [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process_id={process}", "--lost_seconds=10"]
+      [
+        f"--coordinator=127.0.0.1:{port}",
+        f"--processes={processes}",
+        f"--process_id={process}",
+        "--start_seconds=30",
+        "--lost_seconds=10",
+      ]
       if processes > 1
       else []
     )
