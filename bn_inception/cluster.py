@@ -69,7 +69,7 @@ def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> No
   again".
 
   Raises:
-    UserError: if there is no cluster that JAX knows.
+    UserError: if there is no cluster that JAX knows, or no such platform.
     StartAgainError: if JAX fails for another reason.
   """
   with _time_limit(start_seconds):
@@ -83,7 +83,7 @@ def join(arguments: dict[str, Any], start_seconds: int, lost_seconds: int) -> No
         lost_seconds,
       )
     except Exception as error:  # JAX raises many kinds of exceptions.
-      if sentence := _not_found(error):
+      if sentence := _not_found(error) or unknown_platform(error):
         raise UserError(sentence) from error
       reason = next(iter(str(error).splitlines()), type(error).__name__)
       raise StartAgainError(
@@ -148,6 +148,18 @@ def _not_found(error: Exception) -> str | None:
   return (
     "--cluster finds no Slurm job step, Kubernetes job or TPU slice here: start the program as a part of a job, or "
     "give --coordinator, --processes and --process_id."
+  )
+
+
+def unknown_platform(error: Exception) -> str | None:
+  """A sentence if `error` is JAX's for a platform in JAX_PLATFORMS that this installation of JAX does not have."""
+  found = re.search(r"Backend '(.+?)' is not in the list of known backends: \[(.*)\]", str(error))
+  if not found:
+    return None
+  known = found[2].replace("'", "")
+  return (
+    f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', found[1])} names a platform that is not installed here ({known} "
+    'are): unset JAX_PLATFORMS, or install JAX for that platform (for GPUs: pip install "jax[cuda13]").'
   )
 
 

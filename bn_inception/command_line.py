@@ -320,7 +320,9 @@ def _sentence(error: Exception) -> str | None:
   """What to tell a user of an error; None for one that is not the user's."""
   if isinstance(error, (UserError, VersionError, FileNotFoundError)):
     return str(error)
-  from bn_inception import folder_lock
+  from bn_inception import cluster, folder_lock
 
+  if platform := cluster.unknown_platform(error):
+    return platform
   stored = folder_lock.storage_error(error, os.getcwd())
   return str(stored) if stored else None

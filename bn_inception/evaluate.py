@@ -162,7 +162,7 @@ def evaluate_checkpoints(
     if writes:
       predictions_file.check_folder(folder)
       lock = stack.enter_context(folder_lock.hold(folder))
-      stack.enter_context(hosts.before_exit(lock.release))
+      stack.enter_context(hosts.before_exit(lambda *_: lock.release()))
     done = hosts.of_first(predictions_file.resume(folder, request) if writes else None)
     _log.info(
       "%s: %s images of %s %s, %d crop%s, %d network%s%s.",

@@ -14,6 +14,7 @@ preemption service is off: the answer of this service depends on a counter, and 
 service with two different counters.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -78,7 +79,7 @@ class _State:
     self.due: dict[str, int] = {}
     self.requested: set[str] = set()
     self.agreed: set[str] = set()
-    self.callbacks: list[Callable[[], None]] = []
+    self.callbacks: list[Callable[[int, str], None]] = []
     self.ended = threading.Event()
     self.store: Any = None
     self.process, self.count = 0, 1
@@ -169,8 +170,8 @@ def check_not_asked() -> None:
 
 
 @contextlib.contextmanager
-def before_exit(function: Callable[[], None]) -> Iterator[None]:
-  """Within, an immediate end of this process calls `function` first, in a thread."""
+def before_exit(function: Callable[[int, str], None]) -> Iterator[None]:
+  """Within, an immediate end of this process calls `function` first, in a thread, with its exit code and reason."""
   _state.callbacks.append(function)
   try:
     yield
@@ -186,7 +187,7 @@ def leave(code: int, sentence: str) -> None:
         f"{_KEYS}/news/end/{_state.process}",
         json.dumps({"code": code, "sentence": f"Process {_state.process} on {socket.gethostname()} ended: {sentence}"}),
       )
-    _exit(code)
+    _exit(code, sentence)
 
 
 def leave_stopped() -> None:
@@ -201,15 +202,15 @@ def leave_stopped() -> None:
     _exit(status.EXIT_PREEMPTED)
 
 
-def _exit(code: int, missing: int = 0) -> None:
+def _exit(code: int, sentence: str = "The program was asked to stop.", *, missing: int = 0) -> None:
   """Ends the process from any thread, whatever the other threads wait for.
 
-  `missing` is the number of processes that will not say goodbye; -1: no process can be told.
+  `sentence` is the reason. `missing` is the number of processes that will not say goodbye; -1: no process can be told.
   """
   _exits.acquire()  # Never released: the first thread that comes here ends the process.
   for function in reversed(_state.callbacks):
     try:
-      function()
+      function(code, sentence)
     except Exception as error:  # The process must end all the same.
       _log.error("%s", error)
   if _state.listener and missing >= 0:
@@ -309,23 +310,32 @@ def check_shared(folder: pathlib.Path) -> None:
       )
 
 
-def end_together(error: BaseException) -> None:
+def end_together(error: BaseException, record: Callable[[], None] = lambda: None) -> None:
   """Ends all processes because of an error of this process; returns if there are no other processes.
 
-  If a collective broke, another process may be the reason. The listener finds this out, and then ends this process.
+  If a collective broke, another process may be the reason. The listener finds this out, and then ends this process:
+  therefore the error is recorded, by `record`, only after that time.
   """
+  if _state.listener and _broke_collective(error):
+    _log.error("%s: waiting up to %.0f s for a sign of the other processes.", _first_line(error), 2 * _state.lost_after)
+    time.sleep(2 * _state.lost_after)
+  record()
   if not _state.listener:
     return
   code = status.of_error(error)
-  sentence = (str(error).strip().splitlines() or [type(error).__name__])[0]
-  if isinstance(error, jax.errors.JaxRuntimeError):
-    _log.error("%s: waiting up to %.0f s for a sign of the other processes.", sentence, 2 * _state.lost_after)
-    time.sleep(2 * _state.lost_after)
   if code == status.EXIT_FAILED:
     traceback.print_exception(error)
   elif code != status.EXIT_PREEMPTED:
-    _log.error("%s", sentence)
-  leave(code, sentence)
+    _log.error("%s", _first_line(error))
+  leave(code, _first_line(error))
+
+
+def _broke_collective(error: BaseException | None) -> bool:
+  return isinstance(error, jax.errors.JaxRuntimeError) or (error is not None and _broke_collective(error.__cause__))
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def join(initialize: Callable[[], None], lost_after: float) -> None:
@@ -350,6 +360,19 @@ def listen(store: Any, lost_after: float) -> None:
   _state.process, _state.count = jax.process_index(), jax.process_count()
   _state.listener = threading.Thread(target=_listen, name="hosts", daemon=True)
   _state.listener.start()
+  atexit.register(_end_listening)  # It runs before JAX's own, which was registered earlier.
+
+
+def _end_listening() -> None:
+  """The end of a program without errors: the listener ends when all processes have come so far.
+
+  JAX removes its client of the service after this, which would end a listener within the client with a crash. Until
+  then the others need this process's heartbeat.
+  """
+  with contextlib.suppress(jax.errors.JaxRuntimeError):
+    _state.store.wait_at_barrier(f"{_KEYS}/end", int(10 * _state.lost_after * 1000))
+  _state.ended.set()
+  _state.listener.join()
 
 
 def _end_instead_of_abort() -> None:
@@ -367,7 +390,7 @@ def _end_instead_of_abort() -> None:
 
 def _lost(sentence: str) -> None:
   _log.error("%s: this process ends, and the same command goes on from the newest checkpoint.", sentence)
-  _exit(status.EXIT_START_AGAIN, missing=-1)
+  _exit(status.EXIT_START_AGAIN, f"{sentence}.", missing=-1)
 
 
 def _listen() -> None:
@@ -415,12 +438,12 @@ def _check_beats(beats: dict[str, tuple[str, float]]) -> None:
         f"{_KEYS}/news/end/0", json.dumps({"code": status.EXIT_START_AGAIN, "sentence": sentence})
       )
       _log.error("%s", sentence)
-      _exit(status.EXIT_START_AGAIN, missing=1)
+      _exit(status.EXIT_START_AGAIN, sentence, missing=1)
 
 
 def _end_with(news: dict[str, Any]) -> None:
   _log.error("%s", news["sentence"])
-  _exit(news["code"])
+  _exit(news["code"], news["sentence"])
 
 
 def _agree(name: str) -> None:

@@ -222,8 +222,11 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
   cleanup.enter_context(_recorded(record))
   if lock:
 
-    def put_down() -> None:
-      record.write(status_lib.PREEMPTED)
+    def put_down(code: int, sentence: str) -> None:
+      if code == status_lib.EXIT_PREEMPTED:
+        record.write(status_lib.PREEMPTED)
+      else:
+        record.write(status_lib.FAILED, error=sentence)
       lock.release()
 
     # From here on a signal ends the program at once, until there is something to save.
@@ -538,14 +541,19 @@ def _recorded(record: run_directory.Status) -> Iterator[None]:
   try:
     yield
   except BaseException as error:
-    error = folder_lock.storage_error(error, record.workdir) or error
-    with contextlib.suppress(OSError):  # The disk may be what is full.
-      record.write(
-        status_lib.PREEMPTED if isinstance(error, Stopped) else status_lib.FAILED,
-        error=f"{type(error).__name__}: {error}",
-      )
-    hosts.end_together(error)
-    raise error
+    reason = folder_lock.storage_error(error, record.workdir) or error
+
+    def write() -> None:
+      with contextlib.suppress(OSError):  # The disk may be what is full.
+        record.write(
+          status_lib.PREEMPTED if isinstance(reason, Stopped) else status_lib.FAILED,
+          error=f"{type(reason).__name__}: {reason}",
+        )
+
+    hosts.end_together(reason, write)
+    if reason is error:
+      raise
+    raise reason from error
 
 
 def _try(close: Callable[[], None]) -> None:

@@ -81,6 +81,15 @@ def test_configs_and_data(repository, tmp_path, override, words):
   assert all(word in error.strip().splitlines()[-1] for word in words), error
 
 
+@pytest.mark.parametrize("several", [[], ["--coordinator=127.0.0.1:1", "--processes=1", "--process_id=0"]])
+def test_a_platform_that_is_not_installed_is_named(repository, tmp_path, monkeypatch, several):
+  monkeypatch.setenv("JAX_PLATFORMS", "gqu")
+  workdir = tmp_path / "run"
+  code, _, error = run(repository, "train", _TRAIN, f"--config.data.dir={tmp_path}", f"--workdir={workdir}", *several)
+  assert code == 2 and "Traceback" not in error and not workdir.exists()
+  assert "JAX_PLATFORMS=gqu names a platform that is not installed here (cpu" in error.strip().splitlines()[-1]
+
+
 def test_tasks_of_a_slurm_step_that_do_not_know_of_each_other_are_refused(repository, tmp_path, monkeypatch):
   monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
   code, _, error = run(repository, "train", _TRAIN, f"--workdir={tmp_path / 'run'}")

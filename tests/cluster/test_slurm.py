@@ -181,11 +181,18 @@ def test_bad_input_ends_the_job_at_once(jobs):
   assert "The run cannot go on" in jobs.log(number) and "starting again" not in jobs.log(number)
 
 
-def test_run_that_crashes_twice_at_the_same_step_is_given_up(jobs):
-  number = jobs.submit("crash", JAX_PLATFORMS="no_such_platform")
+@pytest.mark.parametrize(
+  "code, restarts, words", [(1, "0", "starting again"), (75, "1", "is to be started again: the job is queued again")]
+)
+def test_run_that_crashes_twice_at_the_same_step_is_given_up(jobs, tmp_path, code, restarts, words):
+  """A Python that ends the training with this code stands for a run that crashes."""
+  python = tmp_path / "python"
+  python.write_text(f'#!/bin/sh\n[ "$1" = scripts/train.py ] && exit {code}\nexec {sys.executable} "$@"\n')
+  python.chmod(0o755)
+  number = jobs.submit(f"crash{code}", PYTHON=str(python))
   job = jobs.finish(number)
-  assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "1:0", "0"), jobs.log(number)
-  assert jobs.log(number).count("starting again") == 1 and "crashed twice at step 0" in jobs.log(number)
+  assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", f"{code}:0", restarts), jobs.log(number)
+  assert jobs.log(number).count(words) == 1 and "crashed twice at step 0" in jobs.log(number)
 
 
 _PRINT_DEVICES = """
