@@ -77,6 +77,66 @@ def test_process_that_stops_before_its_run_waits_until_the_others_know(monkeypat
   assert set(exits) == {(143, 2)}  # Whichever thread ended the process, both processes had spoken.
 
 
+def one_process(monkeypatch, store, **attributes) -> hosts._State:
+  state = hosts._State()
+  for name, value in {"store": store, "listener": True, "process": 1, "count": 2, **attributes}.items():
+    setattr(state, name, value)
+  monkeypatch.setattr(hosts, "_state", state)
+  monkeypatch.setattr(hosts, "_exits", threading.Lock())
+  return state
+
+
+def test_a_collective_that_broke_is_recorded_only_after_the_other_processes_could_say_why(monkeypatch):
+  events = []
+  one_process(monkeypatch, Store(), lost_after=7.0)
+  monkeypatch.setattr(hosts.time, "sleep", events.append)
+  monkeypatch.setattr(hosts, "leave", lambda code, sentence: events.append((code, sentence)))
+  broken = StartAgainError("not all came")
+  broken.__cause__ = jax.errors.JaxRuntimeError("connection closed")
+  hosts.end_together(broken, lambda: events.append("recorded"))
+  assert events == [14.0, "recorded", (75, "not all came")]
+  events.clear()
+  hosts.end_together(UserError("bad\nmore"), lambda: events.append("recorded"))  # Its own fault: told at once.
+  assert events == ["recorded", (2, "bad")]
+
+
+def test_an_immediate_end_says_its_code_and_reason(monkeypatch):
+  """As the run's status has them, of its own error and of the loss of another process."""
+  for end, expected in (
+    (lambda: hosts.leave(2, "disk full"), (2, "disk full")),
+    (lambda: hosts._lost("Process 0 was lost"), (75, "Process 0 was lost.")),
+    (lambda: hosts._end_with({"code": 2, "sentence": "Process 1 ended"}), (2, "Process 1 ended")),
+  ):
+    said = []
+    one_process(monkeypatch, Store())
+    monkeypatch.setattr(hosts.os, "_exit", lambda code: said.append(code))
+    with hosts.before_exit(lambda code, sentence: said.append((code, sentence))):  # noqa: B023
+      end()
+    assert said == [expected, expected[0]]
+
+
+def test_the_listener_ends_when_all_processes_have_come_to_the_end(monkeypatch):
+  """JAX removes its client afterwards, within which a listener would crash; the others need its beats until then."""
+  store = Store()
+  state = one_process(monkeypatch, store, listener=None, lost_after=0.01)
+  monkeypatch.setattr(hosts, "_LISTEN_SECONDS", 0.005)
+  beat, beats = "bn_inception/beat/1", []
+
+  def wait_at_barrier(name, milliseconds):
+    del name, milliseconds
+    while beat not in store.values:
+      pass
+    beats.append(store.values[beat])
+    while store.values[beat] == beats[0]:
+      pass  # Another heartbeat comes while this process waits for the others.
+
+  store.wait_at_barrier = wait_at_barrier
+  state.listener = threading.Thread(target=hosts._listen, daemon=True)
+  state.listener.start()
+  hosts._end_listening()
+  assert beats and not state.listener.is_alive()
+
+
 def test_all_processes_stop_at_one_poll_that_none_has_passed(monkeypatch):
   """Three processes at different speeds; one is asked; each ends at the same poll."""
   store, states = Store(), [hosts._State() for _ in range(3)]
