@@ -200,6 +200,8 @@ def _parse_flags(argv: list[str], choices: Sequence[str]) -> list[str]:
   for word in argv[1:]:
     if (name := word.partition("=")[0].lstrip("-")) in renamed and word.startswith("-"):
       fail(f"--{name} is now called {renamed[name]}: write {word.replace(f'--{name}', renamed[name], 1)}.")
+    if flag := re.match(r"--?(config\.[\w.]+)=\s*\{", word):
+      fail(f"--{flag[1]} would replace a whole section: give its keys one by one, as --{flag[1]}.KEY=VALUE.")
   try:
     argv = [
       f"--config={_local_config(word.removeprefix('--config='))}" if word.startswith("--config=") else word

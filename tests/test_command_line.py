@@ -25,6 +25,7 @@ def run(repository: pathlib.Path, script: str, *arguments: str) -> tuple[int, st
   [
     ([_TRAIN, "--config.bach_size=64"], ["bach_size", "did you mean --config.batch_size?"]),
     ([_TRAIN, "--config.model.widht=0.5"], ["model.widht", "did you mean --config.model.width?"]),
+    ([_TRAIN, "--config.model={'width': 0.5}"], ["a whole section", "as --config.model.KEY=VALUE"]),
     ([_TRAIN, "--config.batch_size=many"], ["--config.batch_size=many"]),
     ([_TRAIN, "--config.batch_size=0"], ["batch_size", "at least 1"]),
     (["--config=configs/bn_x5.py:imagenette"], ["imagenette", "one of imagenet, gpu8, pod, cifar10,"]),
