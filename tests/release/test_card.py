@@ -1,6 +1,7 @@
 """The hub's view of a release: metadata of the card, hf:// paths, and whose accuracy is shown."""
 
 import hashlib
+import re
 import sys
 import types
 
@@ -103,6 +104,14 @@ def test_published_accuracy_is_that_of_the_published_file(goldens, tmp_path, mon
   if published:
     values = [metric["value"] for metric in data["model-index"][0]["results"][0]["metrics"]]
     assert values == [0.73524, 0.91562]
+
+
+def test_the_published_files_are_those_whose_address_the_documentation_gives(repository):
+  """PyTorch's habit: the digits behind the last hyphen begin the SHA-256 of the content."""
+  text = (repository / "docs" / "released_networks.md").read_text()
+  row = next(line for line in text.splitlines() if "73.524" in line and line.startswith("|"))
+  names = re.findall(r"`[^`]*?([\w-]+-([0-9a-f]{8,})\.pth)`", row)
+  assert loading._PUBLISHED_SHA256 == (names[0][1],)  # The first address; the others are of other weights.
 
 
 def test_a_path_on_the_hub_is_its_snapshot_here(own, monkeypatch):
