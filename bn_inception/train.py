@@ -219,7 +219,6 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
   evaluated = {int(number): top1 for number, top1 in evaluated.items() if int(number) <= step}  # JSON's keys are text.
 
   record = run_directory.Status(workdir, config, step, None if is_new else step, init)
-  cleanup.enter_context(_recorded(record))
   if lock:
 
     def put_down(code: int, sentence: str) -> None:
@@ -231,6 +230,9 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
 
     # From here on a signal ends the program at once, until there is something to save.
     cleanup.enter_context(hosts.before_exit(put_down))
+  # It ends first: while it waits for the reason of a broken collective, the reason may end the program.
+  cleanup.enter_context(_recorded(record))
+  if lock:
     run_directory.write_config(workdir, given, step)
     run_data.write(config.data, workdir, train_split=train_split, eval_split=eval_split)
   record.write(status_lib.RUNNING)
