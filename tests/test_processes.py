@@ -70,6 +70,8 @@ def test_the_loss_of_one_ends_the_other_to_be_started_again(data, tmp_path):
   processes[1].kill()
   assert processes[0].wait(120) == 75, logs(tmp_path)
   assert "Process 1 on" in logs(tmp_path)[0] and "has given no sign for 10 s" in logs(tmp_path)[0]
+  status = json.loads((tmp_path / "run" / "status.json").read_text())
+  assert status["status"] == "failed" and "has given no sign for 10 s" in status["error"]
 
 
 def test_the_loss_of_process_0_ends_the_other_with_the_same_code(data, tmp_path):
