@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -143,8 +144,19 @@ def test_data_that_are_there_in_another_way_are_said_to_be(tmp_path):
     opened(moved, "own")
   moved.rename(folder)
   (folder / "features.json").unlink()
-  with pytest.raises(datasets.DataError, match="without features.json, as TFDS before 3.2.1"):
+  with pytest.raises(datasets.DataError, match="without features.json, as TFDS before 3.2.1 .* TFDS has no 'own'"):
     opened(tmp_path / "data", "own")
+
+
+def test_the_command_for_an_old_set_of_tfds_writes_what_is_missing(tmp_path):
+  """Also for a version that the TFDS of today does not make."""
+  folder = write_set(tmp_path, "mnist", [1, 2], version="1.0.0")
+  (folder / "features.json").unlink()
+  with pytest.raises(datasets.DataError, match="features.json") as caught:
+    opened(tmp_path, "mnist")
+  exec(re.search(r'python -c "(.*)"', str(caught.value))[1])
+  split = opened(tmp_path, "mnist").split
+  assert (split.name, split.num_examples, split.num_classes) == ("mnist:1.0.0", 2, 10)
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])

@@ -214,14 +214,17 @@ def _explain(root: pathlib.Path, name: str, described: list[pathlib.Path]) -> No
   """
   if old := [folder for folder in described if folder.relative_to(root).parts[0] == name]:
     folder = old[-1]
-    command = (
-      f"import tensorflow_datasets as tfds; tfds.builder('{_title(folder, root)}', data_dir='{root}')"
-      f".info.features.save_config('{folder}')"
-    )
-    raise DataError(
-      f"{folder} holds a data set without features.json, as TFDS before 3.2.1 left it: its records can be kept, "
-      f'write the file with `python -c "{command}"`.'
-    )
+    problem = f"{folder} holds a data set without features.json, as TFDS before 3.2.1 left it: its records can be kept"
+    if name not in tfds.list_builders(with_community_datasets=False):
+      raise DataError(
+        f"{problem}. TFDS has no '{name}' of its own, so you must say what is in them: write the file with "
+        f"tfds.features.FeaturesDict({{...}}).save_config('{folder}'), with the features that the records were "
+        "written with."
+      )
+    # Without a version: TFDS of today refuses those that it no longer supports, and the records are the same.
+    builder = "/".join([name, *folder.relative_to(root).parts[1:-1]])
+    command = f"import tensorflow_datasets as tfds; tfds.builder('{builder}').info.features.save_config('{folder}')"
+    raise DataError(f'{problem}, write the file with `python -c "{command}"`.')
   # The folder of a version or of a name in place of the data_dir, which is the one above the name.
   version_folder = next(
     (
