@@ -20,7 +20,7 @@ SHIPPED = {
   f"{path.stem}:{scale}": (path.stem, scale)
   for scale in ("imagenet", "cifar10", "quickstart")
   for path in sorted(CONFIGS.glob("*.py"))
-  if path.stem not in ("__init__", "common", "versions", "mnist", "ensemble", "resnet50")
+  if path.stem not in ("__init__", "common", "versions", "mnist", "ensemble", "resnet50", "finetune")
 }
 SHIPPED |= {f"ensemble:imagenet,{member}": ("ensemble", f"imagenet,{member}") for member in range(6)}
 SHIPPED |= {"mnist:bn": ("mnist", "bn"), "mnist:plain": ("mnist", "plain")}
