@@ -5,6 +5,7 @@ still, or refuse it with the project's own error; it may not raise anything else
 can stand for.
 """
 
+import dataclasses
 import io
 import json
 import lzma
@@ -23,9 +24,9 @@ from PIL import Image
 from bn_inception import config_keys, models, release, run_data, run_directory
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import mnist, versions
-from bn_inception.data import evaluation_crops, train_distortions
+from bn_inception.data import datasets, evaluation_crops, train_distortions
 from bn_inception.data.host_tf import tf
-from bn_inception.errors import UserError
+from bn_inception.errors import DataError, UserError
 from bn_inception.evaluators import predictions_file
 from bn_inception.release import labels, source_file
 from bn_inception.release.peers.caffe import file as caffe_file
@@ -434,12 +435,25 @@ def test_a_damaged_list_of_names_is_refused(tmp_path, count):
 def test_a_damaged_run_is_refused(tmp_path, count):
   config = mnist.get_config("bn")
   lines = [{"step": 1, "paper_steps": 1.0, "train/loss": 0.5}, {"step": 2, "paper_steps": 2.0, "train/loss": "inf"}]
-  data = {"asked": "own", "eval_split": {"name": "own:1.0.0", "split": "test", "examples": 3, "digest": "aa"}}
+  typed = config_keys.parse(config).data
+  split = dataclasses.replace(
+    datasets.open_split(dataclasses.replace(typed, name="fake"), typed.eval_split), digest="aa"
+  )
+  of_split = {"name": split.name, "split": split.split, "examples": 3, "digest": split.digest}
+  data = {"asked": typed.name, "train_split": of_split, "eval_split": of_split}
+
+  def read_data():
+    run_data.held(typed, tmp_path)
+    try:
+      run_data.check(typed, tmp_path, eval_split=split)
+    except DataError as error:  # Of another digest.
+      assert split.name in str(error)
+
   files = {
     "config.json": (json.loads(config.to_json()), lambda: run_directory.read_config(tmp_path)),
     "status.json": ({"status": "running", "step": 1, "saved_step": 1}, lambda: run_directory.saved_step(tmp_path)),
     "metrics.jsonl": (lines, lambda: run_directory.drop_metrics_after(tmp_path, 1)),
-    "data.json": (data, lambda: run_data.held(config_keys.parse(config).data, tmp_path)),
+    "data.json": (data, read_data),
   }
 
   def as_bytes(tree):
