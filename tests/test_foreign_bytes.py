@@ -670,3 +670,34 @@ def test_a_jpeg_that_claims_a_great_size_takes_no_memory(height, width):
   whole = encoded_image("JPEG")
   frame = whole.index(b"\xff\xc0")
   read_or_refuse_image(whole[: frame + 5] + struct.pack(">HH", height, width) + whole[frame + 9 :], 3)
+
+
+FRAME = struct.pack(">HHBHH", 0xFFC0, 17, 8, 99, 99)  # The beginning of the header of another image.
+
+
+@pytest.mark.parametrize("between", [b"\xff", b"\xff\xd0", b"\xff\x01", b"\0" + FRAME[1:]])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_looks_like_a_frame_header_and_is_none_is_passed_over(between, channels):
+  """Padding, a marker without a segment, and no marker at all, before a segment that is full of frame headers.
+
+  Who takes them for a segment with a length goes on somewhere within the next one.
+  """
+  whole = encoded_image("JPEG")
+  start = segment_starts(whole)[1]  # Who decodes it knows a JPEG file by its first three bytes.
+  for shift in range(len(FRAME)):
+    filled = segment(0xE0, (bytes(shift) + FRAME * 7500)[:65530])
+    encoded = whole[:start] + between + filled + whole[start:]
+    assert decoded(encoded, channels).shape == (24, 37, channels)
+    assert_training_reads_as_evaluation(encoded, channels, shift)
+
+
+def test_a_progressive_image_that_lacks_its_last_scans_trains_with_the_pixels_of_evaluation():
+  """A decoder makes up for what is missing from the blocks beside, which a crop does not have."""
+  pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8), (120, 120))
+  whole = jpeg(pixels, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, True, 0, False)
+  scans = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
+  tables = whole.index(b"\xff\xc4", scans[0])
+  encoded = whole[: min(scans[1], tables)] + b"\xff\xd9"
+  assert len(scans) > 3 and decoded(encoded, 3).shape == (120, 120, 3)
+  for position in range(8):
+    assert_training_reads_as_evaluation(encoded, 3, position)
