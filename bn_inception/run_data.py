@@ -10,6 +10,9 @@ from bn_inception.config_keys import Data
 from bn_inception.data.datasets import Split
 from bn_inception.errors import DataError
 
+_SPLITS = ("train_split", "eval_split")
+_FACTS = {"name": str, "split": str, "examples": int, "digest": str}  # Of each.
+
 
 def held(data: Data, workdir: pathlib.Path) -> Data:
   """`data` with the version that the run in `workdir` found for `data.name`, also if a newer version exists now.
@@ -60,4 +63,21 @@ def _path(workdir: pathlib.Path) -> pathlib.Path:
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
-  return run_directory.read_json(_path(workdir)) if _path(workdir).exists() else {}
+  """What `write` recorded; {} of a run that has no record.
+
+  Raises:
+    DamagedFileError: if it cannot be read, or is no such record.
+  """
+  path = _path(workdir)
+  if not path.exists():
+    return {}
+  record = run_directory.read_json(path)
+  splits = [record.get(field, {}) for field in _SPLITS]
+  if not all(
+    isinstance(split, dict) and all(isinstance(split.get(name), kind) for name, kind in _FACTS.items())
+    for split in splits
+  ):
+    raise run_directory.DamagedFileError(
+      f"{path} is damaged (it does not tell the data of both splits): restore it, or move the folder away."
+    )
+  return record

@@ -158,6 +158,7 @@ def test_stale_averages_of_one_layer(trained):
     "1 of 3 BN layers have running averages farther" in finding and "(bn2)" in finding and "stale" in finding
     for finding in found.findings
   )
+  assert any("give different results on training and evaluation batches" in finding for finding in found.findings)
 
 
 def test_one_layer_that_was_frozen_from_the_start(trained):
@@ -205,3 +206,75 @@ def test_table_names_what_was_found(trained):
   assert [line.split()[0] for line in lines[1:4]] == ["running", "population", "batch"]
   assert "never updated" in next(line for line in lines if line.startswith("  bn2"))
   assert lines[-len(found.findings)] == f"- {found.findings[0]}"
+
+
+class Shared(nn.Module):
+  """One layer that normalizes two inputs."""
+
+  settings: dict
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    norm = nn.BatchNorm(use_running_average=not train, name="bn", **self.settings)
+    return norm(x) + norm(2 * x + 3)
+
+
+def test_a_layer_that_is_called_twice_is_compared_with_both_inputs():
+  model = Shared({})
+  variables = model.init(jax.random.key(0), TRAINING[0]["image"], train=False)
+  evaluate = lambda variables, batch: {"loss": jnp.mean(model.apply(variables, batch["image"], train=False))}
+  (layer,) = diagnose.diagnose(evaluate, variables, TRAINING).layers
+  images = np.stack([np.float64(batch["image"]) for batch in TRAINING])
+  inputs = np.stack([images, 2 * images + 3])  # [call, batch, example, feature]
+  mean, variance = inputs.mean((0, 1, 2)), inputs.var(2, ddof=1).mean((0, 1))
+  np.testing.assert_allclose(layer.shift, -mean / np.sqrt(variance), rtol=1e-4)
+  np.testing.assert_allclose(layer.ratio, 1 / variance, rtol=1e-4)
+
+
+def test_layers_over_another_axis_are_a_sentence():
+  model = Shared({"axis": 0})
+  variables = model.init(jax.random.key(0), TRAINING[0]["image"], train=False)
+  evaluate = lambda variables, batch: {"loss": jnp.mean(model.apply(variables, batch["image"], train=False))}
+  with pytest.raises(diagnose.DiagnosisError, match="The BN layer bn is over axis 0 or has a mask"):
+    diagnose.diagnose(evaluate, variables, TRAINING)
+
+
+def test_batches_that_differ_in_kind(trained):
+  """Each of one class: its own statistics take away what tells the classes apart."""
+  model, variables = trained
+  images, labels = (np.concatenate([batch[name] for batch in TRAINING]) for name in ("image", "label"))
+  sorted_batches = [
+    {"image": images[labels == label][start : start + BATCH], "label": np.full(BATCH, label)}
+    for start in (0, BATCH, 2 * BATCH, 3 * BATCH)
+    for label in (0, 1)
+  ]
+
+  def evaluate(variables, batch):
+    logits = model.apply(variables, batch["image"], train=False)
+    return {"accuracy": jnp.mean(logits.argmax(-1) == batch["label"])}
+
+  found = diagnose.diagnose(evaluate, variables, sorted_batches)
+  accuracies = {kind: values["accuracy"] for kind, values in found.metrics["training"].items()}
+  assert accuracies["population"] > 0.85 > 0.7 > accuracies["batch"]
+  assert found.findings[-1].startswith(
+    "Population and batch statistics give different results on training batches: batches are too small for their "
+    "statistics, or the batches differ from each other in kind"
+  )
+
+
+def test_layers_are_ranked_by_means_and_variances_together(trained):
+  """Means off by 5, 0 and 3 standard deviations, logarithms of variances by 0, 4 and 3: each alone ranks otherwise."""
+  model, variables = trained
+  for layer, (shift, logarithm) in {"bn1": (5, 0), "bn2": (0, 4), "bn3": (3, 3)}.items():
+    held = variables["batch_stats"][layer]
+    mean, variance = held["mean"] + shift * np.sqrt(held["var"]), held["var"] * np.exp(logarithm)
+    variables = changed(variables, "batch_stats", layer, mean=mean, var=variance)
+  found = examine(model, variables)
+  assert [layer.path for layer in found.layers] == ["bn3", "bn1", "bn2"]
+  assert not any(layer.never_updated for layer in found.layers)
+
+
+def test_a_layer_whose_means_are_zero_was_updated_all_the_same(trained):
+  model, variables = trained
+  found = examine(model, changed(variables, "batch_stats", "bn2", mean=np.zeros(8, np.float32)))
+  assert not any(layer.never_updated for layer in found.layers)

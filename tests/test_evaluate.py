@@ -409,3 +409,33 @@ def test_two_processes_predict_as_one(repository, paths, digits_dir, tmp_path):
   assert metrics == pytest.approx(expected, rel=1e-6) and metrics["count"] == 101
   for one, two in zip(lines(tmp_path / "together"), lines(tmp_path / "alone"), strict=True):
     assert one["id"] == two["id"] and one["top5"] == two["top5"]
+
+
+def test_predictions_have_the_names_that_people_use_and_the_table_is_shown(tmp_path, caplog):
+  """Of a set whose classes are WordNet ids, with a network that has them in another order."""
+  rng = np.random.default_rng(0)
+  tfds.dataset_builders.store_as_tfds_dataset(
+    name="animals",
+    version="1.0.0",
+    features=tfds.features.FeaturesDict(
+      {
+        "image": tfds.features.Image(shape=(28, 28, 1)),
+        "label": tfds.features.ClassLabel(names=["n01440764", "n02119789"]),
+      }
+    ),
+    data_dir=str(tmp_path),
+    split_datasets={
+      "test": [
+        (row, {"image": rng.integers(256, size=(28, 28, 1), dtype=np.uint8), "label": row % 2}) for row in range(12)
+      ]
+    },
+  )
+  network = make_release(tmp_path / "net", 0, names=("n02119789", "n01440764"), classes=2)
+  with caplog.at_level("INFO", "bn_inception"):
+    metrics = evaluate_checkpoints([network], str(tmp_path / "out"), data_dir=str(tmp_path), dataset="animals")
+  for line in lines(tmp_path / "out"):
+    assert line["names"] == [("tench", "kit fox")[label] for label in line["top5"]] and len(line["names"]) == 2
+  error = metrics["top1_error"]
+  assert 0 < error < 1 and metrics["count"] == 12
+  (row,) = (text for text in caplog.text.splitlines() if f"{1 - error:.2%}" in text)
+  assert f"{error:.2%} \N{PLUS-MINUS SIGN}{np.sqrt(error * (1 - error) / 12):.2%}" in row

@@ -5,6 +5,7 @@ still, or refuse it with the project's own error; it may not raise anything else
 can stand for.
 """
 
+import dataclasses
 import io
 import json
 import lzma
@@ -23,9 +24,9 @@ from PIL import Image
 from bn_inception import config_keys, models, release, run_data, run_directory
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import mnist, versions
-from bn_inception.data import evaluation_crops, train_distortions
+from bn_inception.data import datasets, evaluation_crops, train_distortions
 from bn_inception.data.host_tf import tf
-from bn_inception.errors import UserError
+from bn_inception.errors import DataError, UserError
 from bn_inception.evaluators import predictions_file
 from bn_inception.release import labels, source_file
 from bn_inception.release.peers.caffe import file as caffe_file
@@ -434,12 +435,25 @@ def test_a_damaged_list_of_names_is_refused(tmp_path, count):
 def test_a_damaged_run_is_refused(tmp_path, count):
   config = mnist.get_config("bn")
   lines = [{"step": 1, "paper_steps": 1.0, "train/loss": 0.5}, {"step": 2, "paper_steps": 2.0, "train/loss": "inf"}]
-  data = {"asked": "own", "eval_split": {"name": "own:1.0.0", "split": "test", "examples": 3, "digest": "aa"}}
+  typed = config_keys.parse(config).data
+  split = dataclasses.replace(
+    datasets.open_split(dataclasses.replace(typed, name="fake"), typed.eval_split), digest="aa"
+  )
+  of_split = {"name": split.name, "split": split.split, "examples": 3, "digest": split.digest}
+  data = {"asked": typed.name, "train_split": of_split, "eval_split": of_split}
+
+  def read_data():
+    run_data.held(typed, tmp_path)
+    try:
+      run_data.check(typed, tmp_path, eval_split=split)
+    except DataError as error:  # Of another digest.
+      assert split.name in str(error)
+
   files = {
     "config.json": (json.loads(config.to_json()), lambda: run_directory.read_config(tmp_path)),
     "status.json": ({"status": "running", "step": 1, "saved_step": 1}, lambda: run_directory.saved_step(tmp_path)),
     "metrics.jsonl": (lines, lambda: run_directory.drop_metrics_after(tmp_path, 1)),
-    "data.json": (data, lambda: run_data.held(config_keys.parse(config).data, tmp_path)),
+    "data.json": (data, read_data),
   }
 
   def as_bytes(tree):
@@ -656,3 +670,34 @@ def test_a_jpeg_that_claims_a_great_size_takes_no_memory(height, width):
   whole = encoded_image("JPEG")
   frame = whole.index(b"\xff\xc0")
   read_or_refuse_image(whole[: frame + 5] + struct.pack(">HH", height, width) + whole[frame + 9 :], 3)
+
+
+FRAME = struct.pack(">HHBHH", 0xFFC0, 17, 8, 99, 99)  # The beginning of the header of another image.
+
+
+@pytest.mark.parametrize("between", [b"\xff", b"\xff\xd0", b"\xff\x01", b"\0" + FRAME[1:]])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_looks_like_a_frame_header_and_is_none_is_passed_over(between, channels):
+  """Padding, a marker without a segment, and no marker at all, before a segment that is full of frame headers.
+
+  Who takes them for a segment with a length goes on somewhere within the next one.
+  """
+  whole = encoded_image("JPEG")
+  start = segment_starts(whole)[1]  # Who decodes it knows a JPEG file by its first three bytes.
+  for shift in range(len(FRAME)):
+    filled = segment(0xE0, (bytes(shift) + FRAME * 7500)[:65530])
+    encoded = whole[:start] + between + filled + whole[start:]
+    assert decoded(encoded, channels).shape == (24, 37, channels)
+    assert_training_reads_as_evaluation(encoded, channels, shift)
+
+
+def test_a_progressive_image_that_lacks_its_last_scans_trains_with_the_pixels_of_evaluation():
+  """A decoder makes up for what is missing from the blocks beside, which a crop does not have."""
+  pixels = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 9, 3)).astype(np.uint8), (120, 120))
+  whole = jpeg(pixels, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, True, 0, False)
+  scans = [place for place in range(len(whole)) if whole[place : place + 2] == b"\xff\xda"]
+  tables = whole.index(b"\xff\xc4", scans[0])
+  encoded = whole[: min(scans[1], tables)] + b"\xff\xd9"
+  assert len(scans) > 3 and decoded(encoded, 3).shape == (120, 120, 3)
+  for position in range(8):
+    assert_training_reads_as_evaluation(encoded, 3, position)

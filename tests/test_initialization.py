@@ -10,9 +10,23 @@ import numpy as np
 import optax
 import pytest
 
-from bn_inception import batch_norm, config_checks, config_keys, optim, parameter_names, release, run_directory, train
+from bn_inception import (
+  batch_norm,
+  config_checks,
+  config_keys,
+  hosts,
+  initialization,
+  models,
+  optim,
+  parameter_names,
+  release,
+  run_directory,
+  train,
+)
 from bn_inception.config_keys import ConfigError
-from bn_inception.configs import finetune, mnist
+from bn_inception.configs import bn_x5, finetune, mnist
+from bn_inception.state import TrainState
+from tests.release.test_features import make_release
 from tests.test_train import assert_bit_identical, final_state, make_config
 
 FROZEN = ("hidden1", "bn1", "hidden2/kernel")
@@ -116,7 +130,6 @@ def test_a_tuned_run_resumes_bit_for_bit_without_its_source(source, tuned, digit
 
 
 def test_a_release_and_its_run_are_one_source(source, digits_dir, tmp_path):
-  from bn_inception import initialization
   from bn_inception.data import datasets
 
   config = tuned_config(source, digits_dir)
@@ -229,3 +242,50 @@ def test_the_run_s_record_says_where_it_is_from(tuned, source):
   status = json.loads((tuned / "status.json").read_text())
   assert status["init"]["checkpoint"] == str(source) and status["init"]["skip"] == ["logits"]
   assert len(status["init"]["sha256"]) == 64
+
+
+def test_hosts_with_another_checkpoint_at_the_same_path_do_not_train_together(
+  source, digits_dir, tmp_path, monkeypatch
+):
+  key = "the content of init.checkpoint"
+
+  def gather(own):
+    """Of the values of two hosts, the second of which has another file."""
+    is_compared = isinstance(own, list) and any(isinstance(part, dict) and key in part for part in own)
+    return [own, ["node7", own[1] | {key: "0" * 64}]] if is_compared else [own]
+
+  monkeypatch.setattr(hosts, "gather", gather)
+  with pytest.raises(hosts.HostsDifferError, match=f"Process 1 on node7 has {key} 0000"):
+    train.train_and_evaluate(tuned_config(source, digits_dir), tmp_path / "run", jax.devices()[:1])
+
+
+def test_statistics_of_frozen_layers_move_where_they_are_not_frozen_too(source, digits_dir, tmp_path):
+  config = tuned_config(source, digits_dir, num_steps=1, checkpoint_every=1)
+  config.init.freeze = FROZEN
+  train.train_and_evaluate(config, tmp_path / "run", jax.devices()[:1])
+  loaded, state = release.read(source).variables, state_at(tmp_path / "run", 1)
+  np.testing.assert_array_equal(state["params"]["bn1"]["gamma"], loaded["params"]["bn1"]["gamma"])
+  before = flat(loaded["batch_stats"])
+  for name, value in flat(state["batch_stats"]).items():
+    assert not np.array_equal(value, before[name]), name
+
+
+def test_auxiliary_heads_begin_anew_and_the_rest_as_the_checkpoint():
+  """No checkpoint that is read has them: they count in training only."""
+  config = bn_x5.get_config("quickstart").copy_and_resolve_references()
+  config.model.width = 0.1
+  loaded = make_release(config.copy_and_resolve_references()).variables
+  config.model.auxiliary_heads = ("4a",)
+  model = models.build(config)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros((1, 28, 28, 1)), train=False))
+  new = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 7.0), shapes)
+  state = TrainState(
+    step=0, params=new["params"], batch_stats=new["batch_stats"], opt_state=(), ema_params=None, sums=None
+  )
+  state = initialization.apply(initialization.Start(loaded, (), {}), state)
+  for collection in ("params", "batch_stats"):
+    old, values = flat(loaded[collection]), flat(getattr(state, collection))
+    heads = {name for name in values if name.startswith("auxiliary_4a/")}
+    assert heads and heads == values.keys() - old.keys()
+    for name, value in values.items():
+      np.testing.assert_array_equal(value, 7.0 if name in heads else old[name], err_msg=name)

@@ -4,6 +4,8 @@ import csv
 import json
 import logging
 import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -120,3 +122,29 @@ def test_what_cannot_be_predicted_is_said(checkpoint, photographs, tmp_path, ima
   with pytest.raises(predict.PredictError, match="exists already"):
     predict.write_predictions(checkpoint, [photographs], tmp_path / "there.csv")
   assert (tmp_path / "there.csv").read_text() == "kept"
+
+
+def test_the_script_ends_with_2_after_images_that_cannot_be_read(repository, checkpoint, photographs, tmp_path):
+  (tmp_path / "bad.jpg").write_bytes(b"no image")
+  for images, code in ((f"{photographs / 'a.jpg'},{tmp_path / 'bad.jpg'}", 2), (str(photographs / "a.jpg"), 0)):
+    command = [sys.executable, "scripts/predict.py", f"--checkpoint={checkpoint}", f"--images={images}"]
+    output = tmp_path / f"{code}.csv"
+    result = subprocess.run(
+      [*command, f"--output={output}"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == code, result.stderr
+    assert ("bad.jpg is no image" in result.stdout) == (code == 2)
+    assert [row["image"] for row in csv.DictReader(output.open())] == [str(photographs / "a.jpg")]
+
+
+def test_an_image_that_the_pipeline_cannot_decode_is_skipped_although_pillow_can(
+  checkpoint, photographs, tmp_path, caplog, monkeypatch
+):
+  """A PNG file without its last chunk."""
+  monkeypatch.setattr(logging.getLogger("bn_inception"), "propagate", True)
+  cut = tmp_path / "cut.png"
+  cut.write_bytes((photographs / "inner" / "b.png").read_bytes()[:-12])
+  assert np.array_equal(Image.open(cut), Image.open(photographs / "inner" / "b.png"))
+  table = predict.predict_files(checkpoint, [cut, photographs / "a.jpg"])
+  assert table.images == [str(photographs / "a.jpg")] and table.skipped == 1
+  assert f"Skipped: {cut} is of a kind that TensorFlow cannot decode" in caplog.text

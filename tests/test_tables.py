@@ -49,3 +49,10 @@ def test_ensemble():
   text = tables.comparison(both, METRICS, [PUBLISHED, "none"])
   assert row(text, "ensemble of 2")[0] == "75.00%" and row(text, "published for a")[0] == "73.52%"
   assert "published for b" not in text
+
+
+def test_examples_that_are_not_counted_are_said():
+  lines = tables.comparison(request(), METRICS | {"skipped": 1200, "without_label": 3}, ["none"]).splitlines()
+  assert "  1,200 examples could not be read and are not counted." in lines
+  assert "  3 examples have no label and are not counted." in lines
+  assert "not counted" not in tables.comparison(request(), METRICS, ["none"])

@@ -1,5 +1,6 @@
 """A data set from a folder of images: against the pixels, the folders and a brute-force count."""
 
+import logging
 import pathlib
 
 import numpy as np
@@ -125,8 +126,6 @@ def test_splits_of_the_folder_are_kept(tmp_path):
 
 
 def test_every_bad_image_is_named_before_anything_is_written(tmp_path, caplog, monkeypatch):
-  import logging
-
   source = make_folder(tmp_path / "own")
   monkeypatch.setattr(logging.getLogger("bn_inception"), "propagate", True)
   for name in ("blue/cut.jpg", "green/late.jpg"):
@@ -168,3 +167,69 @@ def test_what_is_no_folder_of_classes_is_said(tmp_path, change, words):
 def test_names_that_mean_something_else_are_refused(tmp_path, name):
   with pytest.raises(DataError, match="--dataset"):
     prepare(make_folder(tmp_path / "own", 2), tmp_path / "data", name)
+
+
+@pytest.mark.parametrize("per_class, holdout, held_out", [(10, None, 2), (2, None, 1), (3, 0.9, 2), (3, 0.01, 1)])
+def test_a_part_of_each_class_is_held_out_and_a_part_is_left(tmp_path, per_class, holdout, held_out):
+  """A fifth where nothing is said; never none of a class and never all."""
+  splits = own_images.find(make_folder(tmp_path / "own", per_class), holdout, 0).splits
+  for split, count in (("validation", held_out), ("train", per_class - held_out)):
+    assert sorted(example.label for example in splits[split]) == sorted([0, 1, 2] * count)
+
+
+def test_the_seed_of_what_is_held_out_is_stated(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("bn_inception"), "propagate", True)
+  with caplog.at_level("INFO", "bn_inception"):
+    prepare(make_folder(tmp_path / "own", 4), tmp_path / "data", seed=6)
+  stated = "Held out for validation: 0.2 of each class, chosen with seed 6."
+  assert stated in caplog.text
+  assert stated in tfds.builder_from_directory(tmp_path / "data" / "colours" / "1.0.0").info.description
+
+
+@pytest.mark.parametrize(
+  "change, settings, words",
+  [
+    (lambda folder: None, {"holdout": 0.5}, ["splits of its own (train, val)", "leave out --holdout"]),
+    (lambda folder: make_folder(folder / "validation", 2), {}, ["two folders for the validation split"]),
+    (lambda folder: (folder / "val" / "blue").rename(folder / "val" / "bleu"), {}, ["'bleu'", "training has not"]),
+  ],
+)
+def test_splits_that_contradict_are_said(tmp_path, change, settings, words):
+  make_folder(tmp_path / "own" / "train", 3)
+  make_folder(tmp_path / "own" / "val", 2)
+  for path in (tmp_path / "own").glob("*/.DS_Store"):
+    path.unlink()
+  change(tmp_path / "own")
+  with pytest.raises(DataError) as caught:
+    prepare(tmp_path / "own", tmp_path / "data", **settings)
+  assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+  assert not (tmp_path / "data" / "colours").exists()
+
+
+@pytest.mark.parametrize(
+  "bad, words",
+  [
+    ("train/blue/*", "No image for training is left of the class 'blue'"),
+    ("val/*/*", "No image of the validation split"),
+  ],
+)
+def test_what_is_left_without_bad_images_must_be_a_data_set(tmp_path, bad, words):
+  make_folder(tmp_path / "own" / "train", 3)
+  make_folder(tmp_path / "own" / "val", 2)
+  for path in (tmp_path / "own").glob(bad):
+    path.write_bytes(b"no image")
+  with pytest.raises(DataError, match=words):
+    prepare(tmp_path / "own", tmp_path / "data", on_error="skip")
+  assert not (tmp_path / "data" / "colours").exists()
+
+
+def test_an_image_that_the_pipeline_cannot_decode_is_named_although_pillow_can(tmp_path, caplog, monkeypatch):
+  """A PNG file without its last chunk."""
+  monkeypatch.setattr(logging.getLogger("bn_inception"), "propagate", True)
+  source = make_folder(tmp_path / "own", 3)
+  picture().save(source / "blue" / "whole.png")
+  (source / "blue" / "cut.png").write_bytes((source / "blue" / "whole.png").read_bytes()[:-12])
+  assert np.array_equal(Image.open(source / "blue" / "cut.png"), picture())
+  with pytest.raises(DataError, match="has 1 bad image,"):
+    prepare(source, tmp_path / "data")
+  assert f"{source / 'blue' / 'cut.png'} is of a kind that TensorFlow cannot decode" in caplog.text

@@ -12,6 +12,7 @@ import pytest
 from bn_inception.data.annotations import Annotation
 from bn_inception.evaluators import predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
+from bn_inception.run_directory import DamagedFileError
 
 REQUEST = {"networks": ["a"], "crops": 1}
 
@@ -128,6 +129,29 @@ def test_resumption_counts_whole_lines_and_removes_a_cut_one(tmp_path):
     assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:2])
   path.write_bytes(whole)
   assert predictions_file.resume(tmp_path, REQUEST) == 3 and path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"id": 3},
+    {"label": "0"},
+    {"label": [0, 1.5]},
+    {"top5": 0},
+    {"label_probability": -0.5},
+    {"label_probability": 1.5},
+    {"label_probability": "1"},
+    {"label_probability": math.nan},
+  ],
+)
+def test_a_line_that_no_evaluation_writes_is_named(tmp_path, change):
+  predictions_file.resume(tmp_path, REQUEST)
+  write(tmp_path, [0, 1, 2], np.eye(8)[[0, 1, 2]])
+  whole = lines(tmp_path)
+  whole[1] |= change
+  (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in whole))
+  with pytest.raises(DamagedFileError, match="predictions.jsonl is damaged in line 2 of 3"):
+    predictions_file.resume(tmp_path, REQUEST)
 
 
 _WRITES = """

@@ -1,5 +1,6 @@
 """The hub's view of a release: metadata of the card, hf:// paths, and whose accuracy is shown."""
 
+import fnmatch
 import hashlib
 import re
 import sys
@@ -114,17 +115,24 @@ def test_the_published_files_are_those_whose_address_the_documentation_gives(rep
   assert loading._PUBLISHED_SHA256 == (names[0][1],)  # The first address; the others are of other weights.
 
 
-def test_a_path_on_the_hub_is_its_snapshot_here(own, monkeypatch):
+def test_a_path_on_the_hub_is_its_snapshot_here(own, tmp_path, monkeypatch):
+  """The hub has other files too, and gives those that are asked for."""
   asked = []
 
   def snapshot_download(repository, *, revision, allow_patterns):
     asked.append((repository, revision))
-    return str(own)
+    snapshot = tmp_path / str(len(asked))
+    snapshot.mkdir()
+    for name in [path.name for path in own.iterdir()] + ["pytorch_model.bin"]:
+      if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns):
+        (snapshot / name).symlink_to(own / name)
+    return str(snapshot)
 
   monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
   model, variables, preprocess = release.load("hf://user/net-1.0")
   assert model.num_classes == 10 and release.read("hf://user/net@v2").metrics == METRICS
   assert asked == [("user/net-1.0", None), ("user/net", "v2")]
+  assert {path.name for path in (tmp_path / "1").iterdir()} == {path.name for path in own.iterdir()}
 
 
 @pytest.mark.parametrize("path", ["hf://", "hf://name", "hf://a/b/c", "hf://a/b@", "hf://../../etc"])

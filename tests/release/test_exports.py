@@ -104,6 +104,14 @@ def test_stablehlo(name, tmp_path):
   check(name, "stablehlo", tmp_path)
 
 
+def test_stablehlo_is_for_every_kind_of_device_and_any_number_of_images(tmp_path):
+  release.FORMATS["stablehlo"](release_of("mnist:bn"), tmp_path / "net")
+  exported = jax.export.deserialize(bytearray((tmp_path / "net").read_bytes()))
+  assert exported.platforms == ("cpu", "cuda", "tpu")
+  ((batch, *image),) = (aval.shape for aval in exported.in_avals)
+  assert not isinstance(batch, int) and image == [28, 28, 1] and exported.in_avals[0].dtype == np.uint8
+
+
 @pytest.mark.parametrize("kind", ["release", "torch", "stablehlo"])
 def test_home_is_expanded(kind, tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))

@@ -18,6 +18,7 @@ import pytest
 
 from bn_inception import release
 from bn_inception.release import source_file
+from bn_inception.release.peers.caffe import file as caffe_file
 from bn_inception.release.peers.mxnet import file as mxnet_file
 from bn_inception.release.peers.pytorch import file as torch_file
 from bn_inception.release.peers.tensorflow import file as tensorflow_file
@@ -417,3 +418,59 @@ def test_mxnet_scalar_and_types(tmp_path):
   assert list(tensors) == list("abcdefgh")
   for actual, values in zip(tensors.values(), expected, strict=True):
     assert_same_bits(actual, values)
+
+
+# ---------------------------------------------------------------------------------- fields that contradict each other
+
+
+def mxnet_array(shape, values):
+  """A .params file of one array that claims to have a shape."""
+  head = struct.pack("<QQQIii", 0x112, 0, 1, 0xF993FAC9, 0, len(shape)) + struct.pack(f"<{len(shape)}q", *shape)
+  return head + struct.pack("<iii", 1, 0, 0) + values.tobytes() + struct.pack("<QQ", 1, 1) + b"a"
+
+
+def caffe_blob(shape, values):
+  """A .caffemodel of one layer with one blob that claims to have a shape, given in one byte a size."""
+  field = lambda number, content: bytes([number << 3 | 2, len(content)]) + content
+  blob = field(7, field(1, bytes(shape))) + field(5, values.tobytes())
+  layer = field(1, b"a") + bytes([7 << 3 | 2, 0x80 | len(blob) & 0x7F, len(blob) >> 7]) + blob
+  return b"\xa2\x06" + bytes([0x80 | len(layer) & 0x7F, len(layer) >> 7]) + layer
+
+
+@pytest.mark.parametrize(
+  "write, read, shape, words",
+  [
+    (mxnet_array, mxnet_file.read, (-2, -3), r"has the shape \(-2, -3\)"),
+    (mxnet_array, mxnet_file.read, (0, 6), r"has the shape \(0, 6\)"),
+    (mxnet_array, mxnet_file.read, (6, *[1] * 64), "has 65 axes"),
+    (caffe_blob, caffe_file.read, (5,), r"blob a:0 of shape \(5,\) has 24 bytes"),
+    (caffe_blob, caffe_file.read, (6, *[1] * 64), "has 65 axes"),
+  ],
+)
+def test_a_shape_that_the_values_cannot_have_is_one_sentence(write, read, shape, words):
+  """Neither is found by the end of the file: the sizes multiply to that of the values, or what is read ends before."""
+  values = np.arange(6, dtype=np.float32)
+  (sound,) = read(write((2, 3), values)).values()
+  assert_same_bits(sound, values.reshape(2, 3))
+  with pytest.raises(release.ReleaseError, match=words):
+    read(write(shape, values))
+
+
+def test_a_number_in_the_place_of_a_layer_is_one_sentence():
+  with pytest.raises(release.ReleaseError, match="a number stands where a message belongs"):
+    caffe_file.read(b"\x0a\x01a" + b"\xa0\x06\x07")
+
+
+def test_tensorflow_values_that_are_no_numbers_or_too_many_are_one_sentence(tmp_path, monkeypatch):
+  from bn_inception.data.host_tf import tf
+
+  def write(name, value):
+    tf.raw_ops.Save(filename=str(tmp_path / name), tensor_names=["a"], data=[tf.constant(value)])
+    return tensorflow_file.read(tmp_path / name, (tmp_path / name).read_bytes())
+
+  with pytest.raises(release.ReleaseError, match="values that are no numbers"):
+    write("text", ["a", "b"])
+  assert write("numbers", np.zeros(25, np.float32))["a"].shape == (25,)
+  monkeypatch.setattr(source_file, "MAX_BYTES", 99)
+  with pytest.raises(release.ReleaseError, match="its variables have 100 bytes, and more than 99 are not read"):
+    write("numbers", np.zeros(25, np.float32))

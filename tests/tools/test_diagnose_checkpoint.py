@@ -38,6 +38,26 @@ def test_a_release_folder_is_diagnosed(folder, digits_dir, tmp_path, caplog):
   assert min(np.asarray(Image.open(tmp_path / "picture.png")).shape[:2]) > 300
 
 
+def test_a_batch_that_is_padded_is_left_out(folder, digits_dir, caplog):
+  """Of the 1,000 digits 40 are left after 16 batches of 60."""
+  with caplog.at_level(logging.INFO, "bn_inception"):
+    diagnose_checkpoint.diagnose_checkpoint(str(folder), data_dir=digits_dir, batches=17)
+  assert "17 training batches of 60 examples of digits:1.0.0, 16 of test." in caplog.text
+
+
+def test_training_batches_have_the_distortions_of_training_and_evaluation_batches_have_none(
+  folder, digits_dir, tmp_path
+):
+  plain, distorted = [], []
+  for strength, losses in ((0.0, plain), (1.0, distorted)):
+    one = release.read(folder)
+    one.config.data.binary, one.config.data.photometric_strength = False, strength
+    release.write(one, tmp_path / str(strength))
+    found = diagnose_checkpoint.diagnose_checkpoint(str(tmp_path / str(strength)), data_dir=digits_dir, batches=2)
+    losses += [found.metrics[name]["running"]["loss"] for name in ("training", "evaluation")]
+  assert abs(plain[0] - distorted[0]) > 1e-4 and plain[1] == distorted[1]
+
+
 def test_outputs_are_matched_with_classes_by_name(folder, digits_dir):
   """The labels of the release stand in reverse order: with its outputs reversed it has the same accuracy."""
   accuracy = lambda path: diagnose_checkpoint.diagnose_checkpoint(str(path), data_dir=digits_dir, batches=2).metrics[
