@@ -14,13 +14,15 @@ def make_release(config):
   image = (1, config.data.image_size, config.data.image_size, len(config.data.mean))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), np.zeros(image), train=False))
   rng = np.random.default_rng(0)
-  draw = lambda leaf: (
-    rng.uniform(0.5, 1.5, leaf.shape)
-    if len(leaf.shape) == 1
-    else rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape)
-  )
+
+  def draw(path, leaf):
+    if path[-1].key == "kernel":
+      return rng.normal(0, np.sqrt(2 / np.prod(leaf.shape[:-1])), leaf.shape).astype(np.float32)
+    # A variance must be positive; BN per activation has variances in three dimensions.
+    return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+
   config.release = {"source": "test", "classes": "none", "published": "none", "statistics": "running"}
-  return release.Release(config, jax.tree.map(lambda leaf: draw(leaf).astype(np.float32), shapes))
+  return release.Release(config, jax.tree_util.tree_map_with_path(draw, shapes))
 
 
 @pytest.fixture(scope="module")
