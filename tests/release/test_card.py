@@ -2,6 +2,7 @@
 
 import fnmatch
 import hashlib
+import importlib
 import re
 import sys
 import types
@@ -162,8 +163,9 @@ def test_the_hubs_own_package_finds_a_snapshot_in_its_cache(own, tmp_path, monke
   (repository / "refs" / "main").write_text(commit)
   (repository / "snapshots").mkdir()
   (repository / "snapshots" / commit).symlink_to(own)
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  constants = importlib.import_module("huggingface_hub.constants")  # The package has it only once it is imported.
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
   assert hub.local_path("hf://user/net").samefile(own)
   card = huggingface_hub.ModelCard((own / "README.md").read_text())
   assert card.data.library_name == "bn-inception" and card.data.eval_results[0].metric_value == 0.905
