@@ -221,7 +221,7 @@ def _explain(root: pathlib.Path, name: str, described: list[pathlib.Path]) -> No
         f"tfds.features.FeaturesDict({{...}}).save_config('{folder}'), with the features that the records were "
         "written with."
       )
-    # Without a version: TFDS of today refuses those that it no longer supports, and the records are the same.
+    # Without a version, since TFDS refuses those that it no longer makes; features seldom change between versions.
     builder = "/".join([name, *folder.relative_to(root).parts[1:-1]])
     command = f"import tensorflow_datasets as tfds; tfds.builder('{builder}').info.features.save_config('{folder}')"
     raise DataError(f'{problem}, write the file with `python -c "{command}"`.')
