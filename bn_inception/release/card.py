@@ -23,7 +23,11 @@ def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | 
   data, release = config.data, config.release
   rows = {"source": release.source}
   if "step" in release:
-    rows |= {"step": f"{release.step:,}", "revision of the code": release.revision}
+    rows |= {
+      "trained on": f"{data.name} {data.train_split}: {release.step:,} steps of {config.batch_size:,} images, learning "
+      f"rate {config.learning_rate:g}, seed {config.seed}",
+      "revision of the code": release.revision,
+    }
   if config.ema_decay and "step" in release:
     rows["weights"] = f"their moving average over steps, decay {config.ema_decay:g}"
   rows["image"] = f"shorter side resized to {data.eval_resize}, centre crop {data.image_size}x{data.image_size} pixels"
@@ -55,6 +59,8 @@ number: they have 11.18 to 11.30 million, and why is not known.
     else ""
   )
   title = models.MODELS[config.model.name].title
+  if not config.batch_norm.enabled:
+    title = title.removesuffix("-BN")
   training = (
     ""
     if "step" in release
@@ -130,7 +136,7 @@ def _metadata(config: ConfigDict, title: str, metrics: dict[str, Any] | None) ->
     "tags:",
     "- jax",
     "- flax",
-    "- batch-normalization",
+    *["- batch-normalization"] * config.batch_norm.enabled,
     "datasets:",
     f"- {json.dumps(dataset)}",
     "metrics:",
@@ -171,7 +177,7 @@ def _measured(metrics: dict[str, Any] | None) -> str:
     return "none"
   return (
     f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%} on all {metrics['count']:,} examples of "
-    f"{metrics['data']}: `{metrics['command']}`"
+    f"{metrics['data']}: `{metrics['command']}`" + ", with this FOLDER" * ("FOLDER" in metrics["command"])
   )
 
 

@@ -14,6 +14,8 @@ def figure_of(experiment: str) -> str:
   """The figure whose folder an experiment is kept in; several figures may use it."""
   if experiment.startswith("sweep/"):
     return "sweep"
+  if experiment.startswith("precision/"):
+    return "precision"
   if experiment.startswith("mnist_"):
     return "figure1"
   if experiment in plans.VARIANTS + plans.FAILING or experiment.startswith(speedup.CONTROLS):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from bn_inception import run_directory
 
-SCALES = ("imagenet", "cifar10", "cifar10_full", "cifar10_long", "mnist", "quickstart")
+SCALES = ("imagenet", "cifar10", "cifar10_full", "mnist", "quickstart")
 
 
 class Result(NamedTuple):

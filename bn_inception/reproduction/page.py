@@ -26,7 +26,7 @@ except ImportError as error:
   raise UserError("The report needs jinja2, the extra 'report' of this project: pip install -e '.[report]'.") from error
 
 # Scales of §4.2 in the order of what they can tell; the first is always shown.
-_SCALES = ("cifar10_full", "cifar10", "cifar10_long", "imagenet", "quickstart")
+_SCALES = ("cifar10_full", "cifar10", "imagenet", "quickstart")
 _HEADLINES = ("speedup", "bn_alone", "x5_higher", "x30_higher", "sigmoid_trains")
 _LEVELS = (0.8, 0.9, 0.95, 1.0)  # Of Inception's plateau, in the table beside the curve.
 
@@ -228,9 +228,7 @@ def _missing(results: measured.Results) -> list[str]:
   """What the first scale still lacks: ['of BN-x5, BN-x30 there are 1 of 3 seeds']."""
   scale, seeds = _SCALES[0], plans.FIGURES["figure3"][2]
   steps = plans.Run("", "inception", scale, {}).config().num_steps
-  controls = [
-    f"{speedup.CONTROLS}{round(fraction * steps)}" for fraction in plans.FULL_SWEEPS["inception"] if fraction < 1
-  ]
+  controls = [f"{speedup.CONTROLS}{round(fraction * steps)}" for fraction in plans.CONTROL_RATES]
   finished = measured.finished(results.get(scale, {}))
   lacking: dict[int, list[str]] = {}
   for name in (*plans.VARIANTS, *plans.FAILING, *controls):

@@ -33,7 +33,6 @@ GROUP_SIZES, GROUP_BATCH = (4, 8, 16, 32, 64), 64  # The same batch for all, so 
 SWEEP_RATES = {
   "mnist": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
   "cifar10": (0.0025, 0.005, 0.01, 0.02, 0.04),
-  "cifar10_long": (0.005, 0.01, 0.02),
   "quickstart": (0.01, 0.02, 0.04, 0.08, 0.16),
   "imagenet": (0.00075, 0.0015, 0.003),
 }
@@ -46,6 +45,11 @@ FULL_SWEEPS = {
   "bn_x5": {1.0: (0.05, 0.1, 0.2, 0.4)},
   "bn_baseline": {0.2: (0.05, 0.1, 0.2)},
 }
+# Figure 2 at that scale has two more baselines: Inception annealed over shorter runs, {fraction of its length: the best
+# rate of the sweep}.
+CONTROL_RATES = {0.2: 0.01, 0.5: 0.01}
+# There a run without BN that fails is cut after a tenth of its steps, as long as half of BN-x5's.
+FAILING_FRACTION = 0.1
 # Rates are chosen on examples held out of training; the test split has no part in it.
 HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
 
@@ -53,10 +57,20 @@ HELD_OUT = {"data.train_split": "train[:90%]", "data.eval_split": "train[90%:]"}
 # averages alone.
 _CURVES = {"cifar10": {"data.eval_split": "test[:20%]", "eval.statistics": ("running",)}}
 # The members of the ensemble are few: they are evaluated seldom, and with all statistics.
-_MEMBERS = {"cifar10": {"data.eval_split": "test[:20%]", "eval_every": 250, "checkpoint_every": 250}}
-# The same for longer: {scale: (that of the configs, factor on the steps)}. It tells what is owed to short runs.
-LONGER = {"cifar10_long": ("cifar10", 6)}
-CROPS = {"imagenet": 144, "cifar10": 10, "quickstart": 10}  # §4.2.3: 144; small images gain little from so many.
+_MEMBERS = {
+  "cifar10": {"data.eval_split": "test[:20%]", "eval_every": 250, "checkpoint_every": 250},
+  "cifar10_full": {
+    "eval.statistics": ("running", "population", "batch"),
+    "eval_every": 4_000,
+    "checkpoint_every": 1_000,
+  },
+}
+CROPS = {
+  "imagenet": 144,
+  "cifar10": 10,
+  "cifar10_full": 10,
+  "quickstart": 10,
+}  # §4.2.3: 144; small images gain little from so many.
 
 
 class Run(NamedTuple):
@@ -132,31 +146,12 @@ def _run(scale: str, experiment: str, seed: int, config_file: str, argument: str
     f"{scale}/{experiment}/seed{seed}",
     config_file,
     argument,
-    {"seed": seed, **_CURVES.get(_config_scale(scale), {}), **overrides, **extra},
+    {"seed": seed, **_CURVES.get(scale, {}), **overrides, **extra},
   )
 
 
-def _config_scale(scale: str) -> str:
-  return LONGER[scale][0] if scale in LONGER else scale
-
-
-def _length(scale: str, config: ConfigDict) -> dict[str, Any]:
-  """What differs from `config` at the greater length of a scale of LONGER."""
-  if scale not in LONGER:
-    return {}
-  factor = LONGER[scale][1]
-  return {
-    "num_steps": factor * config.num_steps,
-    "eval_every": 2 * config.eval_every,
-    "checkpoint_every": 2 * config.checkpoint_every,
-    # Stretched with the run, so that the rate falls as far.
-    "learning_rate_decay_epochs": factor * config.learning_rate_decay_epochs,
-  }
-
-
 def _variant(scale: str, name: str, seed: int) -> Run:
-  run = _run(scale, name, seed, name, _config_scale(scale))
-  return run._replace(overrides=run.overrides | _length(scale, run.config()))
+  return _run(scale, name, seed, name, scale)
 
 
 def _annealed(config: ConfigDict, fraction: float) -> dict[str, Any]:
@@ -184,13 +179,30 @@ def figure1(scale: str, seeds: int) -> Plan:
 
 
 def figure2(scale: str, seeds: int) -> Plan:
-  """§4.2.2: validation accuracy against steps."""
-  return Plan([_variant(scale, name, seed) for seed in range(seeds) for name in VARIANTS])
+  """§4.2.2: validation accuracy against steps; at cifar10_full also Inception annealed over shorter runs."""
+  runs = [_variant(scale, name, seed) for seed in range(seeds) for name in VARIANTS]
+  if scale != "cifar10_full":
+    return Plan(runs)
+  runs.sort(key=lambda run: experiment_of(run) not in ("inception", "bn_x5"))  # The headline comes first.
+  config = Run("", "inception", scale, {}).config()
+  for fraction, rate in CONTROL_RATES.items():
+    length = _annealed(config, fraction)
+    every = max(500, length["num_steps"] // 20)  # Two evaluations in the last tenth.
+    length |= {"eval_every": every, "checkpoint_every": every}
+    name = f"controls/inception_{length['num_steps']}"
+    runs += [_run(scale, name, seed, "inception", scale, learning_rate=rate, extra=length) for seed in range(seeds)]
+  return Plan(runs)
 
 
 def figure3(scale: str, seeds: int) -> Plan:
   """§4.2.2: the table, and the two networks that fail."""
-  return Plan(figure2(scale, seeds).runs + [_variant(scale, name, seed) for seed in range(seeds) for name in FAILING])
+  failing = [_variant(scale, name, seed) for seed in range(seeds) for name in FAILING]
+  if scale == "cifar10_full":
+    failing = [
+      run._replace(overrides=run.overrides | {"num_steps": round(FAILING_FRACTION * run.config().num_steps)})
+      for run in failing
+    ]
+  return Plan(figure2(scale, seeds).runs + failing)
 
 
 def changes(scale: str) -> dict[str, dict[str, Any]]:
@@ -207,10 +219,22 @@ def changes(scale: str) -> dict[str, dict[str, Any]]:
 
 
 def ablation(scale: str, seeds: int) -> Plan:
-  """§4.2.1: each change alone, all up to each in the paper's order, and the size of the BN groups."""
+  """§4.2.1: each change alone, all up to each in the paper's order, and the size of the BN groups.
+
+  At cifar10_full it is each change alone, for half the steps of BN-x5.
+  """
   steps = Run("", "bn_x5", scale, {}).config().num_steps
   by_change = changes(scale)
   runs = []
+  if scale == "cifar10_full":
+    return Plan(
+      [_variant(scale, "bn_baseline", seed) for seed in range(seeds)]
+      + [
+        _run(scale, f"alone/{name}", seed, "bn_baseline", scale, extra=values | {"num_steps": steps // 2})
+        for name, values in by_change.items()
+        for seed in range(seeds)
+      ]
+    )
   for seed in range(seeds):
     runs.append(_variant(scale, "bn_baseline", seed))
     runs += [
@@ -252,6 +276,18 @@ def figure4(scale: str, seeds: int) -> Plan:
   return Plan(runs, evaluations)
 
 
+def precision(scale: str, seeds: int) -> Plan:
+  """BN-x5, annealed over a quarter of its length, in both types that a config may compute in; not of the paper."""
+  length = _annealed(Run("", "bn_x5", scale, {}).config(), 0.25)
+  return Plan(
+    [
+      _run(scale, f"precision/{dtype}", seed, "bn_x5", scale, extra=length | {"dtype": dtype})
+      for seed in range(seeds)
+      for dtype in ("float32", "bfloat16")
+    ]
+  )
+
+
 def sweep(scale: str, seeds: int) -> Plan:
   """The learning rates that the configs' own were chosen from, and the length, on held-out training examples."""
   if scale == "cifar10_full":
@@ -260,19 +296,18 @@ def sweep(scale: str, seeds: int) -> Plan:
   if scale == "mnist":
     networks = [(f"mnist_{network}", "mnist", f"{network},mnist") for network in MNIST_NETWORKS]
   else:
-    networks = [("inception", "inception", _config_scale(scale))]
+    networks = [("inception", "inception", scale)]
   for seed in range(seeds):
     for experiment, config_file, argument in networks:
       config = Run("", config_file, argument, {}).config()
-      length = _length(scale, config)
-      steps = length.get("num_steps", config.num_steps)
+      steps = config.num_steps
       # A few evaluations, of a tenth of the training set, are enough to find the best of a few.
-      extra = HELD_OUT | length | {"eval_every": steps // (10 if scale == "mnist" else 5)}
+      extra = HELD_OUT | {"eval_every": steps // (10 if scale == "mnist" else 5)}
       runs += [
         _run(scale, f"sweep/{experiment}/rate_{rate:g}", seed, config_file, argument, learning_rate=rate, extra=extra)
         for rate in SWEEP_RATES[scale]
       ]
-      if scale != "mnist" and scale not in LONGER:  # Figure 1 says how many steps.
+      if scale != "mnist":  # Figure 1 says how many steps.
         runs += [
           _run(
             scale,
@@ -308,9 +343,10 @@ def _full_sweep(scale: str, seeds: int) -> Plan:
 # Name on the command line: (plan, its scales, the default first; default number of seeds).
 FIGURES: dict[str, tuple[Callable[[str, int], Plan], tuple[str, ...], int]] = {
   "figure1": (figure1, ("mnist", "quickstart"), 3),
-  "figure2": (figure2, ("cifar10", "cifar10_full", "cifar10_long", "imagenet", "quickstart"), 3),
-  "figure3": (figure3, ("cifar10", "cifar10_full", "cifar10_long", "imagenet", "quickstart"), 3),
-  "figure4": (figure4, ("cifar10", "imagenet", "quickstart"), 1),
-  "ablation": (ablation, ("cifar10", "imagenet", "quickstart"), 1),
-  "sweep": (sweep, ("cifar10", "cifar10_full", "cifar10_long", "mnist", "imagenet", "quickstart"), 1),
+  "figure2": (figure2, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 3),
+  "figure3": (figure3, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 3),
+  "figure4": (figure4, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 1),
+  "ablation": (ablation, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 1),
+  "precision": (precision, ("cifar10_full",), 3),
+  "sweep": (sweep, ("cifar10", "cifar10_full", "mnist", "imagenet", "quickstart"), 1),
 }

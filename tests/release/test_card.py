@@ -12,7 +12,7 @@ import yaml
 
 from bn_inception import release
 from bn_inception.configs import mnist
-from bn_inception.release import hub, loading
+from bn_inception.release import card, hub, loading
 from tests.release.test_features import make_release
 
 METRICS = {"top1": 0.905, "top5": 0.995, "loss": 0.4, "count": 1000, "data": "digits test", "command": "none"}
@@ -51,6 +51,14 @@ def test_metadata_of_own_networks(own):
   assert result["task"]["type"] == "image-classification" and result["dataset"]["split"] == "test"
   assert [metric["value"] for metric in result["metrics"]] == [0.905, 0.995]
   assert all("1000 examples of digits test" in metric["name"] for metric in result["metrics"])
+
+
+@pytest.mark.parametrize("network,title,tagged", [("bn_x5", "Inception-BN", True), ("inception", "Inception", False)])
+def test_a_network_without_bn_is_not_called_one_with(network, title, tagged):
+  config = importlib.import_module(f"bn_inception.configs.{network}").get_config("quickstart")
+  text = card.card(make_release(config.copy_and_resolve_references()).config, (), None)
+  assert f"\n# {title}: " in text
+  assert ("- batch-normalization\n" in text) == tagged
 
 
 def test_the_license_of_an_own_network_is_its_maker_s_to_state(own, tmp_path):

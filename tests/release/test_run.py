@@ -115,7 +115,19 @@ def test_metrics_are_those_of_these_weights(workdir, statistics):
   assert exported.metrics["count"] == seen == 1000
   assert exported.metrics["top1"] == pytest.approx(right / seen, abs=0.0011)
   assert exported.metrics["loss"] == pytest.approx(loss / seen, rel=1e-5)
-  assert exported.metrics["command"].endswith(f"evaluate.py --workdir={workdir} --step={STEPS}")
+
+
+def test_a_folder_of_a_run_says_how_it_was_trained_and_nothing_of_the_machine(workdir, tmp_path):
+  release.write(release.from_run(workdir), tmp_path / "net")
+  card = (tmp_path / "net" / "README.md").read_text()
+  config = run_directory.read_config(workdir)
+  assert (
+    f"| trained on | digits train: {STEPS} steps of {config.batch_size} images, learning rate "
+    f"{config.learning_rate:g}, seed {config.seed} |" in card
+  )
+  assert "`python scripts/evaluate.py --checkpoint=FOLDER`, with this FOLDER" in card
+  texts = [file.read_text() for file in (tmp_path / "net").iterdir() if file.suffix != ".safetensors"]
+  assert len(texts) == 5 and not any(str(workdir) in text or str(workdir.parent) in text for text in texts)
 
 
 def test_a_step_without_evaluation_has_no_metrics(workdir):

@@ -345,6 +345,15 @@ def test_best_published_and_human_raters_by_the_binomial_error(top5_error, verdi
   assert all("144 crops on 50,000 images" in finding.measured for finding in findings)
 
 
+def test_what_the_paper_says_nothing_of_is_shown_with_its_interval(write_seeds):
+  """Deviation 0.01 on each side: the error is 0.00816, the interval 2.776 times as much."""
+  write_seeds("precision/float32", (0.50, 0.51, 0.52))
+  finding = judge(write_seeds("precision/bfloat16", (0.49, 0.50, 0.51)), "precision")
+  assert finding.verdict == "shown" and not finding.power
+  assert finding.measured.endswith("difference -1.0 points, 95% interval -3.3 to +1.3")
+  assert judge(write_seeds("bn_x5", (0.5,)), "precision", scale="mnist").verdict == "not measured"
+
+
 def test_what_the_paper_does_not_claim_is_shown(write_run):
   write_run("cifar10/bn_x5/seed0", [0.1, 0.5], population=0.504)
   root = write_run("cifar10/bn_x30/seed0", [0.1, 0.5], population=0.52)

@@ -207,13 +207,13 @@ def test_single_crops_are_not_shown_as_many(write_evaluation, write_run, tmp_pat
   assert "BN-Inception multicrop 144 1 21.99% 5.82% BN-Inception ensemble 144 6 20.10% 4.90% At full scale" in text
 
 
-def test_a_long_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
-  write_run("cifar10_long/inception/seed0", [0.1, 0.3])
-  root = write_run("cifar10_long/bn_x5/seed0", [0.3, 0.4])
+def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
+  write_run("cifar10_full/inception/seed0", [0.1, 0.3])
+  root = write_run("cifar10_full/bn_x5/seed0", [0.3, 0.4])
   text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
-  assert "reproduce.py figure3 --scale=cifar10_long --seeds=1 --workdir" in text
+  assert "reproduce.py figure3 --scale=cifar10_full --seeds=1 --workdir" in text
   assert "BN-x5 took 200 (one seed) to 30.0%" in text and "one seed a side" in text
-  assert "ablation --scale=cifar10_long" not in text and "figure4 --scale=cifar10_long" not in text
+  assert "ablation --scale=cifar10_full" not in text and "figure4 --scale=cifar10_full" not in text
 
 
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):

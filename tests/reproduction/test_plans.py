@@ -57,6 +57,25 @@ def test_ablation_changes_one_thing_at_a_time_and_ends_at_bn_x5():
   assert set(differences(before, end)) <= set(list(plans.CHANGES.values())[-1])
 
 
+def test_at_full_lengths_the_ablation_is_each_change_alone_with_seeds():
+  by_name = {plans.experiment_of(run): run.config() for run in runs_of("ablation", "cifar10_full", 1)}
+  assert list(by_name) == ["bn_baseline", *(f"alone/{name}" for name in plans.CHANGES)]
+  start = by_name.pop("bn_baseline")
+  for name, config in by_name.items():
+    changed = {*plans.CHANGES[name.removeprefix("alone/")], "num_steps"}
+    assert set(differences(start, config)) <= changed and config.num_steps == 4_000
+
+
+def test_precisions_differ_in_the_type_alone_and_anneal_as_far_as_bn_x5():
+  runs = {plans.experiment_of(run): run.config() for run in runs_of("precision", "cifar10_full", 1)}
+  assert list(differences(*runs.values())) == ["dtype"]
+  ends = [
+    float(optim.learning_rate_schedule(config, 50_000)(config.num_steps))
+    for config in (bn_x5.get_config("cifar10_full"), *runs.values())
+  ]
+  assert ends == pytest.approx([ends[0]] * 3) and [config.num_steps for config in runs.values()] == [2_000, 2_000]
+
+
 def test_groups_differ_in_their_size_alone():
   configs = [run.config() for run in runs_of("ablation", "cifar10", 1) if "/group/" in run.name]
   assert [config.batch_norm.group_size for config in configs] == [4, 8, 16, 32, 64]
@@ -70,34 +89,21 @@ def test_seeds_differ_in_the_seed_alone():
   assert list(differences(one.config(), two.config())) == ["seed"]
 
 
-def test_long_runs_differ_in_their_length_alone_and_end_at_the_same_rate():
-  short, long = (
-    {plans.experiment_of(run): run.config() for run in runs_of("figure3", scale, 1)}
-    for scale in ("cifar10", "cifar10_long")
-  )
-  assert list(short) == list(long)
-  for name, config in long.items():
-    assert set(differences(short[name], config)) == {
-      "num_steps",
-      "eval_every",
-      "checkpoint_every",
-      "learning_rate_decay_epochs",
-    }
-    assert config.num_steps == 6 * short[name].num_steps == 6_000
-    last_rates = [float(optim.learning_rate_schedule(c, 50_000)(c.num_steps)) for c in (short[name], config)]
-    assert last_rates[0] == pytest.approx(last_rates[1], rel=1e-3)
-
-
 def test_full_lengths_are_those_of_the_paper_and_every_rate_falls_as_far_as_there():
   """§4.2: 31e6 steps at 0.96 every 8 of 775 epochs, or 6e6 at 0.96 every 8/6 of 150, are 0.019 and 0.010 in the end."""
   runs = {plans.experiment_of(run): run.config() for run in runs_of("figure2", "cifar10_full", 1)}
   for name, config in runs.items():
-    slow = name in ("inception", "bn_baseline")
-    assert config.num_steps == (5 * 8_000 if slow else 8_000)
+    slow = name in ("inception", "bn_baseline") or name.startswith("controls/")
+    length = int(name.rpartition("_")[2]) if name.startswith("controls/") else 5 * 8_000 if slow else 8_000
+    assert config.num_steps == length
     epochs, period = (31e6 * 32 / 1_281_167, 8) if slow else (6e6 * 32 / 1_281_167, 8 / 6)
     fall = optim.learning_rate_schedule(config, 50_000)(config.num_steps) / config.learning_rate
     # In stairs, and the paper's ratio of lengths is 5.2, ours 5.
     assert math.log(fall) == pytest.approx(epochs / period * math.log(0.96), rel=0.05)
+  assert {name for name in runs if name.startswith("controls/")} == {
+    "controls/inception_8000",
+    "controls/inception_20000",
+  }
   falls = {}
   for run in runs_of("sweep", "cifar10_full", 1):
     config = run.config()
@@ -106,8 +112,20 @@ def test_full_lengths_are_those_of_the_paper_and_every_rate_falls_as_far_as_ther
   assert {len(seen) for seen in falls.values()} == {1}  # Whatever the length that a network is annealed over.
 
 
+def test_controls_differ_from_inception_in_length_and_rate_alone_and_failing_runs_in_where_they_end():
+  """A failing run keeps the schedule of its whole length."""
+  runs = {plans.experiment_of(run): run.config() for run in runs_of("figure3", "cifar10_full", 1)}
+  for name in ("controls/inception_8000", "controls/inception_20000"):
+    changed = {"num_steps", "learning_rate", "learning_rate_decay_epochs", "eval_every", "checkpoint_every"}
+    assert set(differences(runs["inception"], runs[name])) <= changed
+    assert runs[name].learning_rate in plans.FULL_SWEEPS["inception"][runs[name].num_steps / 40_000]
+  for name in plans.FAILING:
+    whole = plans.Run("", name, "cifar10_full", {}).config()
+    assert list(differences(whole, runs[name])) == ["num_steps"] and runs[name].num_steps == 4_000
+
+
 def test_rates_are_swept_without_the_test_split():
-  for scale in ("mnist", "cifar10", "cifar10_full", "cifar10_long", "imagenet"):
+  for scale in ("mnist", "cifar10", "cifar10_full", "imagenet"):
     for run in runs_of("sweep", scale):
       config = run.config()
       assert (config.data.train_split, config.data.eval_split) == ("train[:90%]", "train[90%:]")
@@ -150,5 +168,12 @@ def test_a_field_that_no_config_has_is_an_error():
 
 def test_every_experiment_has_a_folder():
   names = {run.name.split("/", 1)[1].rpartition("/")[0] for figure, scale in EVERY for run in runs_of(figure, scale)}
-  assert {archive.figure_of(name) for name in names} == {"figure1", "figure3", "figure4", "ablation", "sweep"}
+  assert {archive.figure_of(name) for name in names} == {
+    "figure1",
+    "figure3",
+    "figure4",
+    "ablation",
+    "precision",
+    "sweep",
+  }
   assert archive.figure_of("alone/shuffling") == "ablation" and archive.figure_of("bn_x30") == "figure3"
