@@ -18,7 +18,7 @@ def figure_of(experiment: str) -> str:
     return "precision"
   if experiment.startswith("mnist_"):
     return "figure1"
-  if experiment in plans.VARIANTS + plans.FAILING or experiment.startswith(speedup.CONTROLS):
+  if experiment in plans.VARIANTS + plans.FAILING or experiment.startswith((speedup.CONTROLS, speedup.LONGER)):
     return "figure3"
   return "figure4" if experiment == "ensemble" else "ablation"
 

@@ -446,6 +446,8 @@ def name_of(experiment: str) -> str:
     return f"BN-Baseline with {experiment.removeprefix('alone/').replace('_', ' ')}"
   if experiment.startswith(speedup.CONTROLS):
     return f"Inception over {int(experiment.removeprefix(speedup.CONTROLS)):,} steps"
+  if experiment.startswith(speedup.LONGER):
+    return f"BN-x5 over {int(experiment.removeprefix(speedup.LONGER)):,} steps"
   if experiment.startswith("precision/"):
     return f"BN-x5 in {experiment.removeprefix('precision/')}"
   if experiment in paper.FIGURE_3:

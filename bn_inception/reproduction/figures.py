@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bn_inception import curves, paper
-from bn_inception.reproduction import measured, speedup
+from bn_inception.reproduction import claims, measured, speedup
 from bn_inception.reproduction.measured import Result
 
 Experiments = dict[str, list[Result]]
@@ -210,8 +210,8 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
 
   Bands are 95% intervals over seeds. At the right are the paper's own, which are of its Inception's maximum.
   """
-  names = [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments]
-  curves_by_network = {name: speedup.curve(measured.finished(experiments), name) for name in names}
+  finished = measured.finished(experiments)
+  curves_by_network = {name: speedup.curve(finished, name) for name in speedup.networks(finished)}
   if not any(point.ratio for points in curves_by_network.values() for point in points):
     return None
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.2)
@@ -219,18 +219,27 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   for name, points in curves_by_network.items():
     points = [point for point in points if point.ratio]
     percents = [100 * point.fraction for point in points]
-    axes.plot(percents, [point.ratio for point in points], color=_COLOURS[name], linewidth=1.5, label=_NAMES[name])
+    longer = name.startswith(speedup.LONGER)
+    colour = _COLOURS["bn_x5" if longer else name]
+    axes.plot(
+      percents,
+      [point.ratio for point in points],
+      "--" if longer else "-",
+      color=colour,
+      linewidth=1.5,
+      label=claims.name_of(name),
+    )
     if points and all(point.interval for point in points):
-      axes.fill_between(
-        percents, *zip(*(point.interval for point in points)), color=_COLOURS[name], alpha=0.15, linewidth=0
-      )
+      axes.fill_between(percents, *zip(*(point.interval for point in points)), color=colour, alpha=0.15, linewidth=0)
+    if longer:
+      continue
     axes.plot(
       101,
       inception / paper.FIGURE_3[name].steps,
       "D",
       markerfacecolor="none",
       markeredgewidth=1.6,
-      color=_COLOURS[name],
+      color=colour,
       markersize=9,
     )
   axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper, to 72.2%")

@@ -278,7 +278,7 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
     ],
   )
   rows = []
-  for name in ("bn_baseline", "bn_x5", "bn_x30"):
+  for name in speedup.networks(experiments):
     for point in speedup.curve(experiments, name, _LEVELS):
       rows.append(
         [
@@ -291,7 +291,9 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
           f"{len(point.baseline_steps.values)}, {len(experiments[name])}",
           f"{point.ratio:.1f}" if point.ratio else "",
           "{:.1f} to {:.1f}".format(*point.interval) if point.interval else "",
-          f"{paper.FIGURE_3['inception'].steps / paper.FIGURE_3[name].steps:.1f}" if point.fraction == 1 else "",
+          f"{paper.FIGURE_3['inception'].steps / paper.FIGURE_3[name].steps:.1f}"
+          if point.fraction == 1 and name in paper.FIGURE_3
+          else "",
         ]
       )
   levels = Table(

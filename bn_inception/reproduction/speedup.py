@@ -17,6 +17,7 @@ from bn_inception.reproduction.measured import Result, Spread
 
 FRACTIONS = tuple(percent / 100 for percent in range(80, 101))  # Of Inception's plateau.
 CONTROLS = "controls/inception_"
+LONGER = "longer/bn_x5_"  # BN-x5 annealed over more than its own steps.
 
 Experiments = dict[str, list[Result]]
 
@@ -64,6 +65,12 @@ class Length(NamedTuple):
   times: float | None
   gain: float | None
   plateau: bool | None
+
+
+def networks(experiments: Experiments) -> list[str]:
+  """Those of `experiments` whose ratio is asked for, in the order of the legend."""
+  longer = sorted(name for name in experiments if name.startswith(LONGER))
+  return [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments] + longer
 
 
 def baselines(experiments: Experiments) -> Experiments:

@@ -79,10 +79,13 @@ def test_the_papers_five_points_stand_in_the_same_axes(write_run):
 
 
 def test_the_ratio_is_drawn_as_it_is_computed(write_run):
-  experiments = write_five(write_run)
+  write_five(write_run)
+  experiments = measured.collect(write_run("cifar10/longer/bn_x5_20000/seed0", [0.2, 0.35, 0.45]))["cifar10"]
   figure = figures.ratio(experiments)
   curve = speedup.curve(experiments, "bn_x5")
   assert line(figure, "BN-x5") == [point.ratio for point in curve]
+  longer = speedup.curve(experiments, "longer/bn_x5_20000")
+  assert line(figure, "BN-x5 over 20,000 steps") == [point.ratio for point in longer] and len(longer) == len(curve)
   assert set(value.expected for value in line(figure, f"the paper: {paper.SPEEDUP} times fewer")) == {14}
   assert figures.ratio({"inception": experiments["inception"]}) is None
 

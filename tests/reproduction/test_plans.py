@@ -94,7 +94,8 @@ def test_full_lengths_are_those_of_the_paper_and_every_rate_falls_as_far_as_ther
   runs = {plans.experiment_of(run): run.config() for run in runs_of("figure2", "cifar10_full", 1)}
   for name, config in runs.items():
     slow = name in ("inception", "bn_baseline") or name.startswith("controls/")
-    length = int(name.rpartition("_")[2]) if name.startswith("controls/") else 5 * 8_000 if slow else 8_000
+    other = name.startswith(("controls/", "longer/"))
+    length = int(name.rpartition("_")[2]) if other else 5 * 8_000 if slow else 8_000
     assert config.num_steps == length
     epochs, period = (31e6 * 32 / 1_281_167, 8) if slow else (6e6 * 32 / 1_281_167, 8 / 6)
     fall = optim.learning_rate_schedule(config, 50_000)(config.num_steps) / config.learning_rate
@@ -119,6 +120,8 @@ def test_controls_differ_from_inception_in_length_and_rate_alone_and_failing_run
     changed = {"num_steps", "learning_rate", "learning_rate_decay_epochs", "eval_every", "checkpoint_every"}
     assert set(differences(runs["inception"], runs[name])) <= changed
     assert runs[name].learning_rate in plans.FULL_SWEEPS["inception"][runs[name].num_steps / 40_000]
+  changed = {"num_steps", "learning_rate_decay_epochs", "eval_every", "checkpoint_every"}
+  assert set(differences(runs["bn_x5"], runs["longer/bn_x5_20000"])) == changed
   for name in plans.FAILING:
     whole = plans.Run("", name, "cifar10_full", {}).config()
     assert list(differences(whole, runs[name])) == ["num_steps"] and runs[name].num_steps == 4_000
