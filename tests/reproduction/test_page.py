@@ -213,13 +213,13 @@ def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
   assert "reproduce.py figure3 --scale=cifar10_full --seeds=1 --workdir" in text
   assert "BN-x5 took 200 (one seed) to 30.0%" in text and "one seed a side" in text
-  assert "ablation --scale=cifar10_full" not in text and "figure4 --scale=cifar10_full" not in text
+  assert "ablation --scale=cifar10_full" in text and "precision --scale=quickstart" not in text
 
 
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
   root = write_run("mnist/mnist_bn/seed0", [0.5])
   text = text_of(page.write(str(root), str(tmp_path)).read_text())
-  assert "cifar10_full : 24 not measured. mnist : 6 not measured. imagenet : 2 not measured." in text
+  assert "cifar10_full : 25 not measured. mnist : 6 not measured. imagenet : 2 not measured." in text
   assert "No run here states when it ended." in text
   with pytest.raises(FileNotFoundError, match="holds no runs"):
     (tmp_path / "empty").mkdir()
