@@ -169,7 +169,7 @@ def test_release_of_a_run_can_be_read_again_and_tells_nothing_of_the_machine(wor
   assert all(
     fact in text
     for fact in (
-      "step | 8 |",
+      ": 8 steps of ",
       "population",
       "on all 1,000 examples of digits test",
       f"{exported.metrics['top1']:.2%}",
