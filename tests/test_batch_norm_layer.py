@@ -134,6 +134,7 @@ def test_meshes_of_every_kind(shape, names, kind, split, group_size):
       out_specs=PartitionSpec(None, None, None, "model"),
       axis_names={"model"},
     ),
+    # Training loops of older Flax examples call pmap: whoever puts the layer into one must not get other averages.
     lambda f, mesh: lambda x: jax.pmap(f)(x.reshape(8, 2, *x.shape[1:])).reshape(x.shape),
   ],
   ids=["data", "model", "pmap"],

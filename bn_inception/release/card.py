@@ -177,7 +177,7 @@ def _measured(metrics: dict[str, Any] | None) -> str:
     return "none"
   return (
     f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%} on all {metrics['count']:,} examples of "
-    f"{metrics['data']}: `{metrics['command']}`" + ", with this FOLDER" * ("FOLDER" in metrics["command"])
+    f"{metrics['data']}: `{metrics['command']}`"
   )
 
 

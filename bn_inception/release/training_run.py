@@ -140,5 +140,5 @@ def _metrics(workdir: pathlib.Path, config: ConfigDict, step: int, statistics: s
   return {name: value for name, value in values.items() if math.isfinite(value)} | {
     "count": evaluation["eval/count"],
     "data": f"{config.data.name} {config.data.eval_split}",
-    "command": "python scripts/evaluate.py --checkpoint=FOLDER",  # The folder goes to others, the run does not.
+    "command": "python scripts/evaluate.py --checkpoint='this folder'",  # It goes to others, and the run does not.
   }

@@ -227,11 +227,9 @@ def _headlines(groups: Sequence[Group]) -> list[tuple[Claim, str, Finding]]:
 def _missing(results: measured.Results) -> list[str]:
   """What the first scale still lacks: ['of BN-x5, BN-x30 there are 1 of 3 seeds']."""
   scale, seeds = _SCALES[0], plans.FIGURES["figure3"][2]
-  steps = plans.Run("", "inception", scale, {}).config().num_steps
-  controls = [f"{speedup.CONTROLS}{round(fraction * steps)}" for fraction in plans.CONTROL_RATES]
   finished = measured.finished(results.get(scale, {}))
   lacking: dict[int, list[str]] = {}
-  for name in (*plans.VARIANTS, *plans.FAILING, *controls):
+  for name in dict.fromkeys(map(plans.experiment_of, plans.figure3(scale, 1).runs)):
     if (count := len(finished.get(name, []))) < seeds:
       lacking.setdefault(count, []).append(claims.name_of(name))
   return [f"of {', '.join(names)} there are {count} of {seeds} seeds" for count, names in sorted(lacking.items())]

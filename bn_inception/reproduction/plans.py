@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from bn_inception.reproduction import speedup
+
 VARIANTS = ("inception", "bn_baseline", "bn_x5", "bn_x30", "bn_x5_sigmoid")  # Figures 2 and 3
 FAILING = ("inception_x5", "inception_sigmoid")  # §4.2.2: they diverge or stay at chance.
 MNIST_NETWORKS = ("bn", "plain")  # Figure 1
@@ -45,12 +47,12 @@ FULL_SWEEPS = {
   "bn_x5": {1.0: (0.05, 0.1, 0.2, 0.4)},
   "bn_baseline": {0.2: (0.05, 0.1, 0.2)},
 }
-# Figure 2 at that scale has two more baselines: Inception annealed over shorter runs, {fraction of its length: the best
-# rate of the sweep}.
+# Figure 2 at that scale has two more baselines: Inception annealed over shorter runs, {fraction of its length: rate}.
+# Rates are the best of the sweeps; a length that has not been swept yet takes that of the whole length.
 CONTROL_RATES = {0.2: 0.01, 0.5: 0.01}
 # And BN-x5 annealed over more steps than its own, by these factors: whether it comes in them to a plateau that is above
 # what it ends with in its own.
-LONGER = (2.5,)
+BN_X5_LENGTHS = (2.5,)
 # There a run without BN that fails is cut after a tenth of its steps, as long as half of BN-x5's.
 FAILING_FRACTION = 0.1
 # Rates are chosen on examples held out of training; the test split has no part in it.
@@ -188,17 +190,17 @@ def figure2(scale: str, seeds: int) -> Plan:
     return Plan(runs)
   runs.sort(key=lambda run: experiment_of(run) not in ("inception", "bn_x5"))  # The headline comes first.
 
-  def annealed(folder: str, config_file: str, fraction: float, **overrides: Any) -> list[Run]:
+  def annealed(prefix: str, config_file: str, fraction: float, **overrides: Any) -> list[Run]:
     length = _annealed(Run("", config_file, scale, {}).config(), fraction)
     every = max(500, length["num_steps"] // 20)  # Two evaluations in the last tenth.
     length |= {"eval_every": every, "checkpoint_every": every}
-    name = f"{folder}/{config_file}_{length['num_steps']}"
+    name = f"{prefix}{length['num_steps']}"
     return [_run(scale, name, seed, config_file, scale, extra=length, **overrides) for seed in range(seeds)]
 
   for fraction, rate in CONTROL_RATES.items():
-    runs += annealed("controls", "inception", fraction, learning_rate=rate)
-  for fraction in LONGER:
-    runs += annealed("longer", "bn_x5", fraction)
+    runs += annealed(speedup.CONTROLS, "inception", fraction, learning_rate=rate)
+  for fraction in BN_X5_LENGTHS:
+    runs += annealed(speedup.LONGER, "bn_x5", fraction)
   return Plan(runs)
 
 

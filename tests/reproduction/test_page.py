@@ -130,7 +130,8 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
   assert "The newest run is of 2026-11-27." in head
   assert "confirmed at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
   assert "Missing at the scale of full lengths, cifar10_full : of BN-x30, BN-x5-Sigmoid" in head
-  assert "Inception over 20,000 steps there are 0 of 3 seeds" in head and "of Inception," not in head
+  assert "Inception over 20,000 steps, BN-x5 over 20,000 steps, " in head and "there are 0 of 3 seeds" in head
+  assert "of Inception," not in head
   order = [
     content.index(f'id="{anchor}"') for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")
   ]
@@ -209,11 +210,12 @@ def test_single_crops_are_not_shown_as_many(write_evaluation, write_run, tmp_pat
 
 def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   write_run("cifar10_full/inception/seed0", [0.1, 0.3])
+  write_run("cifar10/bn_x5/seed0", [0.3, 0.4])
   root = write_run("cifar10_full/bn_x5/seed0", [0.3, 0.4])
   text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
   assert "reproduce.py figure3 --scale=cifar10_full --seeds=1 --workdir" in text
   assert "BN-x5 took 200 (one seed) to 30.0%" in text and "one seed a side" in text
-  assert "ablation --scale=cifar10_full" in text and "precision --scale=quickstart" not in text
+  assert "ablation --scale=cifar10_full" in text and "precision --scale=cifar10" not in text
 
 
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
