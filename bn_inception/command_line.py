@@ -63,7 +63,7 @@ class _PathParser(flags.ArgumentParser):
     return [self._local(path.strip(), f"A path of {self._name}") for path in given]
 
   def _local(self, path: str, name: str) -> str:
-    return path if self._hub and path.startswith("hf://") else paths.local(path, name)
+    return (paths.local_or_hub if self._hub else paths.local)(path, name)
 
   def flag_type(self) -> str:
     return "comma separated list of paths" if self._several else "path"

@@ -29,6 +29,7 @@ from bn_inception.configs import versions
 from bn_inception.data import annotations, datasets, pipeline
 from bn_inception.evaluators import classification, prediction, predictions_file
 from bn_inception.evaluators.predictions_file import EvaluationError
+from bn_inception.release import hub
 
 _PROGRESS_SECONDS = 10
 
@@ -109,7 +110,7 @@ def evaluate_checkpoints(
   stopped, when it is called again with the same arguments.
 
   Args:
-    paths: of each network a run directory, a release folder or the file of a peer.
+    paths: of each network a run directory, a release folder, "hf://user/name" or the file of a peer.
     output: the folder of the evaluation; None: evaluations/ and what it is of.
     data_dir: TFDS data_dir; None: that of the first network's config.
     dataset: 'NAME[/CONFIG][:VERSION]'; None: the one that the networks were made for.
@@ -130,7 +131,7 @@ def evaluate_checkpoints(
   """
   if not paths or not all(paths):
     raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
-  paths = [path_checks.local(path, "--checkpoint") for path in paths]
+  paths = [path_checks.local_or_hub(path, "--checkpoint") for path in paths]
   mesh = sharding.make_mesh(devices)
   releases = [_read(path, statistics, data_dir) for path in paths]
   data = _common_data(paths, releases, data_dir, dataset)
@@ -209,9 +210,10 @@ def evaluate_checkpoints(
 
 
 def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:
-  if release.is_run(path):
-    return release.from_run(path, statistics=statistics, data_dir=data_dir)
-  return release.read(path)
+  here = hub.local_path(path)
+  if release.is_run(here):
+    return release.from_run(here, statistics=statistics, data_dir=data_dir)
+  return release.read(here)
 
 
 def _common_data(

@@ -5,6 +5,8 @@ import re
 
 from bn_inception.errors import UserError
 
+HUB = "hf://"  # How an address on the Hugging Face Hub begins.
+
 
 class PathError(UserError, ValueError):
   """A value is no path on this machine. The text is one sentence that says what to give instead."""
@@ -34,3 +36,15 @@ def local(path: str | os.PathLike, name: str) -> str:
   if expanded.startswith("~") and not os.path.exists(expanded):
     raise PathError(f"{name} '{path}' is of a user that this machine does not know: write the path out.")
   return expanded
+
+
+def local_or_hub(path: str | os.PathLike, name: str) -> str:
+  """A path as of `local`; an address on the Hugging Face Hub, "hf://user/name", as it is.
+
+  `release.hub.local_path` finds where the address lies here.
+
+  Raises:
+    PathError: as `local`.
+  """
+  path = os.fspath(path)
+  return path if path.startswith(HUB) else local(path, name)

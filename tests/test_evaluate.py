@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -170,6 +171,24 @@ def test_outputs_are_found_by_their_names(paths, digits_dir, tmp_path):
   both = evaluate_checkpoints([paths[0], other], str(tmp_path / "three"), **arguments)
   assert both["loss"] == pytest.approx(expected["loss"], rel=1e-6)
   assert both["top1_error"] == expected["top1_error"]
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_an_address_on_the_hub_is_evaluated_as_its_snapshot(paths, digits_dir, tmp_path, monkeypatch, others):
+  monkeypatch.chdir(tmp_path)  # Where the default --output is.
+  hub = types.SimpleNamespace(snapshot_download=lambda *_, **__: paths[0])
+  monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+  arguments = {"data_dir": digits_dir, "split": "test[:50]"}
+  others = paths[1 : 1 + others]
+  expected = evaluate_checkpoints([paths[0], *others], "here", **arguments)
+  assert evaluate_checkpoints(["hf://user/net", *others], **arguments) == expected
+  (folder,) = (tmp_path / "evaluations").iterdir()
+  assert others or folder.name.startswith("net-digits-")
+  networks = json.loads((folder / "request.json").read_text())["networks"]
+  assert networks[0]["path"] == "hf://user/net"
+  assert [network["sha256"] for network in networks] == [
+    network["sha256"] for network in json.loads((tmp_path / "here" / "request.json").read_text())["networks"]
+  ]
 
 
 def test_folded_networks_predict_the_same(paths, digits_dir, tmp_path):

@@ -7,8 +7,6 @@ import re
 from bn_inception import paths
 from bn_inception.release.errors import ReleaseError
 
-_PREFIX = "hf://"
-
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:
   """The path of a release on this machine.
@@ -22,9 +20,9 @@ def local_path(path: str | os.PathLike) -> pathlib.Path:
     ReleaseError: if it cannot be downloaded, or huggingface_hub is not installed.
   """
   text = os.fspath(path)
-  if not text.startswith(_PREFIX):
+  if not text.startswith(paths.HUB):
     return pathlib.Path(paths.local(path, "A checkpoint"))
-  named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text.removeprefix(_PREFIX))
+  named = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text.removeprefix(paths.HUB))
   if not named:
     raise ReleaseError(f"{text} names no repository: give hf://user/name or hf://user/name@revision.")
   try:
