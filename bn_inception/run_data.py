@@ -19,7 +19,7 @@ def held(data: Data, workdir: pathlib.Path) -> Data:
 
   The result is `data` itself if there is no such run, or if the run asked for another name.
   """
-  record = _read(workdir)
+  record = read(workdir)
   if record.get("asked") != data.name or data.name == "fake":  # Fake data have no versions.
     return data
   return dataclasses.replace(data, name=record["train_split"]["name"])
@@ -36,7 +36,7 @@ def check(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
   Raises:
     DataError: if the opened splits are other data.
   """
-  record = _read(workdir)
+  record = read(workdir)
   for field, split in splits.items():
     before = record.get(field, {})
     same_request = (record.get("asked"), before.get("split")) == (data.name, split.split)
@@ -62,7 +62,7 @@ def _path(workdir: pathlib.Path) -> pathlib.Path:
   return workdir / "data.json"
 
 
-def _read(workdir: pathlib.Path) -> dict[str, Any]:
+def read(workdir: pathlib.Path) -> dict[str, Any]:
   """What `write` recorded; {} of a run that has no record.
 
   Raises:

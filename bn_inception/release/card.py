@@ -28,6 +28,13 @@ def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | 
       f"rate {config.learning_rate:g}, seed {config.seed}",
       "revision of the code": release.revision,
     }
+    if "train_split_digest" in release:
+      rows["SHA-256 of the data"] = (
+        f"{data.train_split} {release.train_split_digest[:12]}, {data.eval_split} {release.eval_split_digest[:12]} "
+        "(`data_digest` in request.json of an evaluation)"
+      )
+    if config.model.name == "inception":
+      rows["network"] = f"{config.model.width:g} of the channels of Figure 5, stem: {config.model.stem}"
   if config.ema_decay and "step" in release:
     rows["weights"] = f"their moving average over steps, decay {config.ema_decay:g}"
   rows["image"] = f"shorter side resized to {data.eval_resize}, centre crop {data.image_size}x{data.image_size} pixels"

@@ -84,6 +84,7 @@ def from_run(
       "published": "none",
       "statistics": statistics if config.batch_norm.enabled else "none",
     }
+    | _digests(workdir)
   )
   return Release(config, jax.tree.map(np.asarray, jax.device_get(collections)), labels, metrics)
 
@@ -116,6 +117,14 @@ def _labels(config: Config, needed: bool) -> tuple[tuple[str, ...], str]:
     return (), f"those of {config.data.name}, whose names were not at hand"
   config_checks.check_data(config, split)
   return split.label_names, f"those of {split.name}"
+
+
+def _digests(workdir: pathlib.Path) -> dict[str, str]:
+  """What tells others whether their data are those of the run; {} of a run that has no record of its data."""
+  from bn_inception import run_data
+
+  record = run_data.read(workdir)
+  return {f"{field}_digest": record[field]["digest"] for field in ("train_split", "eval_split") if field in record}
 
 
 def _population_statistics(workdir: pathlib.Path, params: Any, batch_stats: Any, config: Config, mesh: Mesh) -> Any:

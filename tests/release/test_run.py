@@ -153,12 +153,14 @@ def test_release_of_a_run_can_be_read_again_and_tells_nothing_of_the_machine(wor
   assert (again.labels, again.metrics, again.torch_layout) == (exported.labels, exported.metrics, ())
   assert exported.config.data.dir and again.config.data.dir == ""
   config = run_directory.read_config(workdir)
+  digests = [datasets.open_split(config.data, split).digest for split in ("train", "test")]
   text = (tmp_path / "net" / "README.md").read_text()
   assert all(
     fact in text
     for fact in (
       f"| trained on | digits train: 8 steps of {config.batch_size} images, "
       f"learning rate {config.learning_rate:g}, seed {config.seed} |",
+      f"| SHA-256 of the data | train {digests[0][:12]}, test {digests[1][:12]} (",
       "population",
       "on all 1,000 examples of digits test",
       f"{exported.metrics['top1']:.2%}",
