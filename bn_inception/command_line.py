@@ -293,6 +293,7 @@ def _use_huge_pages() -> None:
 
 def _on_stop(name: str) -> None:
   """SIGTERM or SIGINT; before there is anything to end in order, the program just ends."""
+  # `hosts` imports jax; until it is imported, or while it is, there is nothing to end.
   hosts = sys.modules.get("bn_inception.hosts")
   if on_stop := getattr(hosts, "on_stop", None):
     on_stop(name)

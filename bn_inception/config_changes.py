@@ -18,7 +18,8 @@ FREE = (
   "stall_minutes",
   "stall_limit_minutes",
 )
-# These keys change the run from the resumed step on: its rate, length, evaluations and how often it writes.
+# The names begin so of keys that change the run from the resumed step on: its rate and the schedule of the rate, L2,
+# length, evaluations, how often it logs, and what it does with a damaged record.
 _ALLOWED = (
   "learning_rate",
   "num_steps",

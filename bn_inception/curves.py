@@ -46,12 +46,14 @@ def _plot(axes: Axes, lines: Lines, key: str, colour: str, label: str) -> None:
 
 
 def finish_axes(axes: Axes, label: str) -> None:
+  """The look that all axes share: steps along x, `label` along y, a grid."""
   axes.set(xlabel="steps of 32 examples", ylabel=label)
   axes.grid(alpha=0.3)
   axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Figure, path: pathlib.Path) -> pathlib.Path:
+  """Writes a PNG file, whole or not at all; returns its path."""
   temporary = path.with_suffix(".partial.png")
   figure.savefig(temporary, dpi=130)
   temporary.replace(path)

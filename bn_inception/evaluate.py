@@ -45,7 +45,7 @@ def evaluate_run(
   population_batches: int | None = None,
   devices: list[jax.Device] | None = None,
 ) -> dict[str, float]:
-  """Evaluates a checkpoint with running, population and batch statistics; writes nothing.
+  """Evaluates a checkpoint with the statistics of its `eval.statistics`; writes nothing.
 
   Args:
     workdir: a run directory.
@@ -55,11 +55,12 @@ def evaluate_run(
     devices: what to run on; None: all devices of all processes.
 
   Returns:
-    {"step", "eval/KIND/top1", "eval/KIND/top5", "eval/KIND/loss", "eval/count"}, as a line of metrics.jsonl.
+    {"step", "eval/KIND/top1", "eval/KIND/top5", "eval/KIND/loss", "eval/count"}, as a line of metrics.jsonl; with
+    "eval/skipped_examples" if records were skipped.
 
   Raises:
-    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError: one sentence on what
-      cannot be used.
+    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError, EvaluationError: one
+      sentence on what cannot be used.
   """
   workdir = pathlib.Path(path_checks.local(workdir, "--workdir"))
   stored = run_directory.read_config(workdir)
@@ -72,6 +73,10 @@ def evaluate_run(
   mesh = sharding.make_mesh(devices)
   with jax.set_mesh(mesh):
     config = config_checks.check_config(stored, mesh.size)
+    if population_batches is not None and "population" not in classification.statistics_of(config):
+      raise EvaluationError(
+        f"{workdir} is not evaluated with population statistics, so --population_batches has no use: leave it out."
+      )
     data = run_data.held(config.data, workdir)
     eval_source = pipeline.open_source(data, config.data.eval_split)
     run_data.check(config.data, workdir, eval_split=eval_source.split)

@@ -55,10 +55,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def config_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Where the config of a run is."""
   return workdir / "config.json"
 
 
 def metrics_path(workdir: pathlib.Path) -> pathlib.Path:
+  """Where the metrics of a run are."""
   return workdir / "metrics.jsonl"
 
 
@@ -117,8 +119,7 @@ def read_config_tree(path: pathlib.Path) -> dict[str, Any]:
   """
   try:
     tree = read_json(path)
-    if isinstance(tree, dict):
-      tree.pop(_HISTORY, None)
+    tree.pop(_HISTORY, None)
     return versions.upgrade(tree, str(path))
   except DamagedFileError:
     raise

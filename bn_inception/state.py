@@ -89,7 +89,14 @@ class TrainState:
 def create(
   model: nn.Module, optimizer: optax.GradientTransformation, config: Config, image_shape: tuple[int, int, int]
 ) -> TrainState:
-  """The state before the first step; depends on `config.seed` alone."""
+  """The state before the first step; its values depend on the model and `config.seed` alone.
+
+  Args:
+    model: of `models.build`.
+    optimizer: of `optim`.
+    config: of the run.
+    image_shape: (height, width, channels) of an example.
+  """
   # XLA's CPU compiler takes seconds for the default generator at each shape of parameter, and no time for "rbg".
   variables = model.init(jax.random.key(config.seed, impl="rbg"), jnp.zeros((1, *image_shape)), train=False)
   params = variables["params"]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
 import pathlib
 import statistics
 import time
@@ -46,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 def train_and_evaluate(
   config: ConfigDict,
-  workdir: str,
+  workdir: str | os.PathLike,
   devices: list[jax.Device] | None = None,
   *,
   allow_config_change: bool = False,
@@ -58,8 +59,8 @@ def train_and_evaluate(
     config: from a file in configs/.
     workdir: run directory; made if missing, continued if it has a checkpoint. All hosts must see the same.
     devices: what to run on; None: all devices of all processes.
-    allow_config_change: go on with another learning rate, length or evaluation than the run so far, see
-      `config_changes`.
+    allow_config_change: go on with another learning rate, length or evaluation than the run so far; `config_changes`
+      has all such keys.
     parameter_table: logs every parameter with its shape.
 
   Returns:
@@ -67,8 +68,8 @@ def train_and_evaluate(
     last evaluation or {}}.
 
   Raises:
-    PathError, ConfigError, VersionError, DataError, CheckpointError, FolderInUseError, DamagedFileError, ReleaseError:
-      one sentence on what cannot be used, before anything is compiled.
+    PathError, ConfigError, VersionError, DataError, CheckpointError, FolderInUseError, DamagedFileError, ReleaseError,
+      HostsDifferError: one sentence on what cannot be used, before anything is compiled.
     StorageError: if something cannot be written; what was saved goes on.
     Stopped: if the program was asked to stop before a step was made.
   """
@@ -139,6 +140,7 @@ def _check(given: ConfigDict, workdir: pathlib.Path, mesh: jax.sharding.Mesh, al
     run_directory.fingerprint(given) | {"data of training": train_split.digest, "data of evaluation": eval_split.digest}
   )
   run_data.check(config.data, workdir, train_split=train_split, eval_split=eval_split)
+  # Only process 0 reads; what the other processes hand over does not count.
   before, changed = hosts.of_first(
     _writes() and (run_directory.read_status(workdir), run_directory.changed_fields(workdir, given))
   )
@@ -446,7 +448,7 @@ def _evaluates_at(config: Config, step: int) -> bool:
 def _poll(run: _Run) -> hosts.Due:
   """What is due, after every step and every batch of an evaluation; now and then status.json says that the run lives.
 
-  The status is as far as the last line of the log.
+  The status is as far as the last call of the compiled program that has ended.
   """
   now = time.monotonic()
   if now - run.status_time > _HEARTBEAT_SECONDS:

@@ -204,9 +204,9 @@ def set_length(config: ConfigDict, scale: str, paper_steps: int) -> None:
     "quickstart": (_SMALL_STEPS["quickstart"], 20, 200),
   }["imagenet" if scale in LARGE_BATCHES else scale]
   batch_size = config.get_ref("batch_size")
+  config.log_every = log_every  # Steps between two lines of the log.
   # These follow batch_size, rounded up.
   config.num_steps = (steps * 32 - 1) // batch_size + 1  # Length of the run; with another batch_size as many examples.
-  config.log_every = log_every  # Steps between two lines of the log.
   config.eval_every = (eval_every * 32 - 1) // batch_size + 1  # Steps between two evaluations.
   config.checkpoint_every = (eval_every * 32 - 1) // batch_size + 1  # Steps between two checkpoints.
 

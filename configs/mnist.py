@@ -14,8 +14,8 @@ def get_config(argument: str = "bn"):
   config.batch_size = 60
   config.momentum = 0.0  # §4.1 names no momentum [choice].
   config.weight_decay = 0.0
-  # Not in the paper [choice]: the best of 0.03, 0.1, 0.3, 1, 3, 10 after the whole length, on held-out training data
-  # (results/sweep). The best rate is the same for both networks.
+  # Not in the paper [choice]: of 0.03, 0.1, 0.3, 1, 3, 10 the best without BN after the whole length, on held-out
+  # training data (results/sweep). With BN 1 is better by 0.1 points, less than the error.
   config.learning_rate = 3.0
   config.learning_rate_decay = 1.0  # Constant.
   config.model = ConfigDict()

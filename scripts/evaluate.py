@@ -1,6 +1,6 @@
 """Evaluates a run as its training does, or any network or ensemble of networks on any data set.
 
-With --workdir the run's own evaluation is made again, with running, population and batch statistics on the run's own
+With --workdir the run's own evaluation is made again, with the statistics of its eval.statistics on the run's own
 data. Nothing is written.
 
 With --checkpoint=PATH[,PATH...] class probabilities are averaged over crops and networks. The prediction of each

@@ -28,7 +28,7 @@ _FORMAT = flags.DEFINE_enum(
 _LICENSE = flags.DEFINE_string(
   "license", None, "Of a network of your own, as the Hugging Face Hub names it (cc-by-4.0), for the card of a release."
 )
-_OUTPUT = command_line.define_path("output", None, "Folder or .pth file to write.", required=True)
+_OUTPUT = command_line.define_path("output", None, "Folder, or .pth, .onnx or .stablehlo file.", required=True)
 flags.register_multi_flags_validator(
   ["license", "format"],
   lambda values: values["license"] is None or values["format"] == "release",

@@ -12,7 +12,7 @@ from bn_inception import command_line, status
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and its scale: configs/bn_x5.py:imagenet.")
 _WORKDIR = command_line.define_path("workdir", None, "Run directory; the same one resumes a run.")
 _ALLOW_CONFIG_CHANGE = flags.DEFINE_bool(
-  "allow_config_change", False, "Resume with another learning rate, length or evaluation than the run so far."
+  "allow_config_change", False, "Resume with another learning rate (schedule), L2, length or evaluation."
 )
 _PARAMETER_TABLE = flags.DEFINE_bool("parameter_table", False, "Print every parameter with its shape.")
 flags.mark_flags_as_required(["config", "workdir"])

@@ -21,7 +21,7 @@ from PIL import Image
 from bn_inception import models, release
 from bn_inception.configs import bn_x5, mnist
 from bn_inception.data import datasets
-from bn_inception.evaluate import evaluate_checkpoints
+from bn_inception.evaluate import evaluate_checkpoints, evaluate_run
 from bn_inception.evaluators import prediction
 from bn_inception.evaluators.predictions_file import EvaluationError
 from tests.data.conftest import prepare_pictures  # noqa: F401
@@ -327,6 +327,13 @@ def test_any_number_of_labels(tmp_path, prepare_pictures):  # noqa: F811
   right = [by_id[f"val_{row:04}.JPEG"]["top5"][0] in labels[row] for row in range(8) if labels[row]]
   assert metrics["top1_error"] == pytest.approx(1 - np.mean(right))
   assert (metrics["count"], metrics["without_label"]) == (6, 2) and "loss" not in metrics
+
+
+def test_batches_for_statistics_that_are_not_evaluated_are_refused(tmp_path):
+  """Before the data or a checkpoint is looked for."""
+  (tmp_path / "config.json").write_text(mnist.get_config("plain,quickstart").to_json())
+  with pytest.raises(EvaluationError, match="--population_batches has no use: leave it out"):
+    evaluate_run(str(tmp_path), population_batches=4)
 
 
 def script(repository, *arguments, **kwargs):

@@ -173,6 +173,11 @@ def read(path: pathlib.Path) -> Release:
 
 
 def read_config(path: pathlib.Path) -> ConfigDict:
+  """The config of a release folder, checked.
+
+  Raises:
+    ReleaseError: if it is none.
+  """
   try:
     config = run_directory.read_config(path)
     config_checks.check_config(config, devices=1)

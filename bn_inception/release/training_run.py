@@ -90,6 +90,12 @@ def from_run(
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """The config of a run, checked.
+
+  Raises:
+    FileNotFoundError, ConfigError, VersionError: as `run_directory.read_config` and `config_checks.check_config`.
+    ReleaseError: if it is no config of a run.
+  """
   try:
     config = run_directory.read_config(workdir)
     if "model" not in config:

@@ -75,10 +75,10 @@ def _draw(
 def figure1(experiments: Experiments, narrow: bool = False) -> Figure | None:
   """(a) test accuracy with and without BN; (b, c) the percentiles of a typical sigmoid's input, without and with BN.
 
-  The first row has each network at its best rate, the second both at a low one.
+  The first row has both networks at the best rate without BN, the second both at a low one.
   """
   rows = {}
-  for suffix, text in (("", "best rate of each"), ("_low_rate", "low rate")):
+  for suffix, text in (("", "best rate without BN"), ("_low_rate", "low rate")):
     both = [experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain")]
     both = [[run for run in runs if run.accuracy] for runs in both]
     if all(both):

@@ -4,6 +4,7 @@ Validation accuracy is that with running averages, which the paper tracks during
 of 32, `paper_steps`; for the MNIST network (§4.1) the steps as made.
 """
 
+import collections
 import json
 import math
 import pathlib
@@ -106,13 +107,20 @@ def collect(root: pathlib.Path) -> Results:
 def finished(experiments: dict[str, list[Result]]) -> dict[str, list[Result]]:
   """The runs that came to their end or diverged, and the experiments that have any.
 
-  Seeds of different lengths are not compared: of an experiment only those of the greatest length count.
+  Seeds of different lengths are not compared: of an experiment those of the most frequent length count, of the greater
+  one where two are equally frequent.
   """
   kept = {}
   for name, runs in experiments.items():
-    length = max(run.config["num_steps"] for run in runs)
+    lengths = collections.Counter(run.config["num_steps"] for run in runs if run.finished)
+    length = max(lengths, key=lambda steps: (lengths[steps], steps), default=None)
     kept[name] = [run for run in runs if run.finished and run.config["num_steps"] == length]
   return {name: runs for name, runs in kept.items() if runs}
+
+
+def up_to(run: Result, steps: int) -> Result:
+  """The run as it stood after so many steps."""
+  return run._replace(lines=[line for line in run.lines if line["step"] <= steps])
 
 
 def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]]:
@@ -131,10 +139,7 @@ def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]
   )
   if steps is None or "bn_baseline" not in experiments:
     return experiments
-  cut = [
-    run._replace(lines=[line for line in run.lines if line["step"] <= steps]) for run in experiments["bn_baseline"]
-  ]
-  return experiments | {"bn_baseline": cut}
+  return experiments | {"bn_baseline": [up_to(run, steps) for run in experiments["bn_baseline"]]}
 
 
 def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
@@ -241,6 +246,12 @@ def widening(series: Sequence[tuple[float, tuple[float, float, float]]]) -> floa
   """The greatest distance between 15th and 85th percentile over training by the least."""
   distances = [high - low for _, (low, _, high) in series]
   return max(distances) / min(distances)
+
+
+def has_spread(units: dict[int, list[tuple[float, tuple[float, float, float]]]]) -> bool:
+  """Whether there are units, and each has a finite distance between its percentiles that is not zero."""
+  percentiles = [values for series in units.values() for _, values in series]
+  return bool(percentiles) and all(0 < high - low < math.inf for low, _, high in percentiles)
 
 
 def typical_unit(result: Result) -> int:

@@ -81,6 +81,18 @@ def test_only_seeds_of_the_same_length_are_compared(write_run):
   assert {name: [run.seed for run in runs] for name, runs in kept.items()} == {"bn_x5": ["seed0"]}
 
 
+def test_a_run_under_way_or_a_single_long_one_leaves_the_others_in(write_run):
+  for seed in range(2):
+    write_run(f"cifar10/bn_x5/seed{seed}", [0.1, 0.2])
+    write_run(f"cifar10/bn_x30/seed{seed}", [0.1, 0.2])
+  write_run("cifar10/bn_x5/seed2", [0.1] * 9, status="running")
+  root = write_run("cifar10/bn_x30/seed2", [0.1] * 9)
+  kept = measured.finished(measured.collect(root)["cifar10"])
+  assert {name: [run.seed for run in runs] for name, runs in kept.items()} == dict.fromkeys(
+    ("bn_x30", "bn_x5"), ["seed0", "seed1"]
+  )
+
+
 def test_the_end_of_equal_evaluations_is_reached(write_run):
   """The mean of three times 0.1 is rounded to more than 0.1."""
   root = write_run("cifar10/bn_x5/seed0", [0.05] * 27 + [0.1] * 3, data={"name": "", "num_classes": 100})
