@@ -333,7 +333,7 @@ def test_batches_for_statistics_that_are_not_evaluated_are_refused(tmp_path):
   """Before the data or a checkpoint is looked for."""
   (tmp_path / "config.json").write_text(mnist.get_config("plain,quickstart").to_json())
   with pytest.raises(EvaluationError, match="--population_batches has no use: leave it out"):
-    evaluate_run(str(tmp_path), population_batches=4)
+    evaluate_run(str(tmp_path), population_batches=4, devices=jax.devices()[:1])
 
 
 def script(repository, *arguments, **kwargs):

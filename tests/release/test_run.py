@@ -153,7 +153,7 @@ def test_release_of_a_run_can_be_read_again_and_tells_nothing_of_the_machine(wor
   assert (again.labels, again.metrics, again.torch_layout) == (exported.labels, exported.metrics, ())
   assert exported.config.data.dir and again.config.data.dir == ""
   config = run_directory.read_config(workdir)
-  digests = [datasets.open_split(config.data, split).digest for split in ("train", "test")]
+  digests = [pipeline.open_source(config.data, split).split.digest for split in ("train", "test")]
   text = (tmp_path / "net" / "README.md").read_text()
   assert all(
     fact in text
