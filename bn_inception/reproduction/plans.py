@@ -43,13 +43,13 @@ SWEEP_LENGTHS = (0.5, 2.0)  # And the config's own rate at these multiples of th
 # {fraction of the config's length: rates}}. A range is widened when the best rate lies at its edge. BN-Baseline takes
 # part at a fifth of its length, that of BN-x5: its whole length would take a third of the machine time of all sweeps.
 FULL_SWEEPS = {
-  "inception": {0.2: (0.005, 0.01, 0.02, 0.04), 0.5: (0.005, 0.01, 0.02, 0.04), 1.0: (0.005, 0.01, 0.02)},
+  "inception": {0.2: (0.005, 0.01, 0.02, 0.04), 0.5: (0.01, 0.02, 0.04, 0.08), 1.0: (0.005, 0.01, 0.02)},
   "bn_x5": {1.0: (0.05, 0.1, 0.2, 0.4)},
   "bn_baseline": {0.2: (0.05, 0.1, 0.2)},
 }
 # Figure 2 at that scale has two more baselines: Inception annealed over shorter runs, {fraction of its length: rate}.
-# Rates are the best of the sweeps; a length that has not been swept yet takes that of the whole length.
-CONTROL_RATES = {0.2: 0.01, 0.5: 0.02}
+# Rates are the best of the sweeps.
+CONTROL_RATES = {0.2: 0.01, 0.5: 0.04}
 # And BN-x5 annealed over more steps than its own, by these factors: whether it comes in them to a plateau that is above
 # what it ends with in its own.
 BN_X5_LENGTHS = (2.5,)
