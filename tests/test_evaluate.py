@@ -373,6 +373,7 @@ def test_script_says_in_one_sentence_what_is_wrong(repository, arguments, senten
   assert sentence in result.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow  # Resumption within a process is tested above.
 def test_killed_script_resumes(repository, paths, digits_dir, tmp_path):
   """SIGKILL while it predicts; then the same command ends with every example once."""
   command, options = script(

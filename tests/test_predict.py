@@ -124,6 +124,7 @@ def test_what_cannot_be_predicted_is_said(checkpoint, photographs, tmp_path, ima
   assert (tmp_path / "there.csv").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_2_after_images_that_cannot_be_read(repository, checkpoint, photographs, tmp_path):
   (tmp_path / "bad.jpg").write_bytes(b"no image")
   for images, code in ((f"{photographs / 'a.jpg'},{tmp_path / 'bad.jpg'}", 2), (str(photographs / "a.jpg"), 0)):

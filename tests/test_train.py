@@ -186,7 +186,9 @@ def test_devices_do_not_change_the_losses(finished, digits_dir, tmp_path, device
   np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-4)
 
 
-@pytest.mark.parametrize("micro_batches, logged, stopped", [(1, "train/loss", 10), (2, "eval/count", 15)])
+@pytest.mark.parametrize(
+  "micro_batches, logged, stopped", [pytest.param(1, "train/loss", 10, marks=pytest.mark.slow), (2, "eval/count", 15)]
+)
 def test_many_steps_a_call_are_the_same_steps(digits_dir, tmp_path, monkeypatch, micro_batches, logged, stopped):
   """State and evaluations are those of single steps, bit for bit, also when the run is stopped and resumes."""
   single, many, cut = tmp_path / "single", tmp_path / "many", tmp_path / "cut"
