@@ -52,8 +52,8 @@ def from_run(
     that is not prepared here, which population statistics do need.
 
   Raises:
-    FileNotFoundError, ConfigError, VersionError, DataError, CheckpointError, ReleaseError: one sentence on what cannot
-      be used.
+    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError, ReleaseError: one
+      sentence on what cannot be used.
   """
   from bn_inception import restore  # Orbax is for runs, and a release is read without.
 
