@@ -55,7 +55,7 @@ class Length(NamedTuple):
     times, gain: how many times as long it is as the longest of at most half its length, and what its accuracy gains
       over that one's; None where there is none.
     plateau: whether that gain is less than the deviation over seeds, the pooled one of the two; None where one of them
-      has a single seed.
+      has a single seed, or the gain is greater and of more than three times the length: doubling may gain nothing then.
   """
 
   name: str
@@ -100,6 +100,8 @@ def lengths(experiments: Experiments) -> list[Length]:
       times, gain = steps / half.steps, accuracy.mean - half.accuracy.mean
       if None not in (accuracy.deviation, half.accuracy.deviation):
         plateau = gain < math.hypot(accuracy.deviation, half.accuracy.deviation) / math.sqrt(2)
+        if not plateau and times > 3:
+          plateau = None
     rows.append(Length(name, steps, runs[0].config["learning_rate"], accuracy, times, gain, plateau))
   return rows
 

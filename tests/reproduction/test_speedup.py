@@ -120,3 +120,12 @@ def test_steps_are_interpolated_between_evaluations(write_run):
   assert [measured.steps_to(run, target) for target in (0.2, 0.3, 0.35, 0.45, 0.5, 0.51, 0.05)] == [
     pytest.approx(value) if value is not None else None for value in (100, 200, 300, 600 + 200 * 2 / 3, 800, None, 0)
   ]
+
+
+def test_a_gain_over_five_times_the_length_does_not_deny_the_plateau(write_run):
+  """The longer run may have been at its plateau for long."""
+  for seed, end in enumerate((0.40, 0.41)):
+    write_run(f"cifar10/controls/inception_2000/seed{seed}", [0.1] * 9 + [end])
+    root = write_run(f"cifar10/inception/seed{seed}", [0.1] * 45 + [end + 0.2] * 5)
+  _, longest = speedup.lengths(measured.finished(measured.collect(root)["cifar10"]))
+  assert (longest.times, longest.plateau) == (5, None) and longest.gain == pytest.approx(0.2)
