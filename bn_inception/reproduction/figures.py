@@ -80,7 +80,9 @@ def figure1(experiments: Experiments, narrow: bool = False) -> Figure | None:
   rows = {}
   for suffix, text in (("", "best rate without BN"), ("_low_rate", "low rate")):
     both = [experiments.get(f"mnist_{network}{suffix}", []) for network in ("bn", "plain")]
-    both = [[run for run in runs if run.accuracy] for runs in both]
+    both = [
+      [run for run in runs if run.accuracy and measured.has_spread(measured.sigmoid_inputs(run))] for runs in both
+    ]
     if all(both):
       rows[text] = both
   if not rows:
@@ -130,13 +132,8 @@ def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
   for name in names:
     _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], _STYLES.get(name, "-"))
   finished = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
-  if (plateau := speedup.reference(finished)) is not None:
-    axes.axhline(
-      measured.over_seeds(finished[plateau], measured.level).mean,
-      color="#999999",
-      linewidth=0.8,
-      label="plateau of Inception",
-    )
+  if (plateau := speedup.plateau(finished)) is not None:
+    axes.axhline(plateau.level.mean, color="#999999", linewidth=0.8, label="plateau of Inception")
   curves.finish_axes(axes, "validation top-1 accuracy")
   _steps_axis(axes)
   _legend(figure, axes, narrow)
@@ -147,14 +144,14 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
   """Figure 2 with the paper's five points in the same axes: accuracy and steps relative to Inception's.
 
   A filled mark is at a network's steps to Inception's plateau and at its accuracy in the end, with the deviations over
-  seeds; a hollow one is the paper's. A network that never comes to the plateau stands at the right.
+  seeds; a hollow one is the paper's. A network that does not come to the plateau with all seeds stands at the right.
   """
   finished = measured.finished(experiments)
-  plateau = speedup.reference(finished)
+  plateau = speedup.plateau(finished)
   if plateau is None:
     return None
-  steps = speedup.geometric_mean(speedup.own_steps(finished[plateau]))
-  accuracy = measured.over_seeds(finished[plateau], measured.level).mean
+  steps = speedup.geometric_mean(plateau.steps(plateau.name, finished[plateau.name]))
+  accuracy = plateau.level.mean
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.8)
   never, lowest = 2.2, 0.6
   for name, row in list(paper.FIGURE_3.items())[:5]:
@@ -162,7 +159,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
     colour = _COLOURS[name]
     if runs:
       _draw(axes, runs, row.name, colour, _STYLES.get(name, "-"), (steps, accuracy))
-      to_plateau = speedup.own_steps(runs) if name == plateau else speedup.steps_of(runs, accuracy)
+      to_plateau = plateau.steps(name, runs)
       end = measured.over_seeds(runs, lambda run: measured.level(run) / accuracy)
       lowest = min(lowest, end.mean - (end.deviation or 0) - 0.05)
       reached = measured.Spread(tuple(value / steps for value in to_plateau)) if None not in to_plateau else None
@@ -199,7 +196,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
     ylim=(lowest, max(1.08, axes.get_ylim()[1])),
   )
   ticks = (0.02, 1 / 14, 0.2, 0.5, 1)
-  axes.set_xticks((*ticks, never), ("1/50", "1/14", "1/5", "1/2", "1", "never"))
+  axes.set_xticks((*ticks, never), ("1/50", "1/14", "1/5", "1/2", "1", "not all\nseeds"))
   axes.minorticks_off()
   _legend(figure, axes, True)
   return figure

@@ -249,7 +249,8 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
         folder / "relative" / f"{scale}.png",
         f"At the scale {scale}. Lines are means over seeds, bands their range. A mark is at the steps to Inception's "
         "plateau and at the accuracy in the end, with standard deviations. The paper's, on ImageNet, are at the steps "
-        "to 72.2% and at the maximum; its BN-x5-Sigmoid never came to 72.2%.",
+        "to 72.2% and at the maximum; its BN-x5-Sigmoid never came to 72.2%. A "
+        "network of which not all seeds came to the plateau stands at the right.",
         command,
       ),
     )
@@ -318,8 +319,9 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
         (experiments,),
         "Times fewer steps than the fastest Inception, by level of accuracy",
         folder / "ratio" / f"{scale}.png",
-        "Bands are 95% intervals (Welch, on the logarithms of the steps); without "
-        "a band a network or its baseline has a single seed. A curve ends at the last level that all seeds reach.",
+        "Bands are 95% intervals (on the logarithms of the steps: Welch's, widened by the error of the plateau); "
+        "without a band a network or its baseline has a single seed. A curve ends at the last level that all seeds "
+        "reach.",
         command,
       ),
       [table for table in (levels, baselines) if table.rows],
@@ -499,16 +501,14 @@ def _command(figure: str, scale: str, experiments: dict[str, list[Result]]) -> C
 
 def _figure3(scale: str, experiments: dict[str, list[Result]]) -> Table:
   """The table of Figure 3, and the runs that §4.2.2 tells of."""
-  plateau = speedup.reference(experiments)
-  accuracy = plateau and measured.over_seeds(experiments[plateau], measured.level).mean
+  plateau = speedup.plateau(experiments)
   rows = []
   for name, row in paper.FIGURE_3.items():
     runs = experiments.get(name, [])
     end = measured.over_seeds(runs, measured.level)
     steps = ""
     if plateau and end is not None:
-      to_plateau = speedup.own_steps(runs) if name == plateau else speedup.steps_of(runs, accuracy)
-      reached = [steps_of_run for steps_of_run in to_plateau if steps_of_run is not None]
+      reached = [steps_of_run for steps_of_run in plateau.steps(name, runs) if steps_of_run is not None]
       if len(reached) == len(runs):
         steps = claims.describe(measured.Spread(tuple(reached)), claims.steps_text)
       else:
@@ -527,7 +527,7 @@ def _figure3(scale: str, experiments: dict[str, list[Result]]) -> Table:
         row.remark,
       ]
     )
-  heading = "steps to the plateau of Inception" + (f", {claims.percent(accuracy)}" if plateau else "")
+  heading = "steps to the plateau of Inception" + (f", {claims.percent(plateau.level.mean)}" if plateau else "")
   return Table(
     [
       "",

@@ -168,16 +168,12 @@ def _annealed(config: ConfigDict, fraction: float) -> dict[str, Any]:
 
 
 def figure1(scale: str, seeds: int) -> Plan:
-  """§4.1: the MNIST network with and without BN, at the best rate without BN, and once at a low one."""
-  best = [
-    _run(scale, f"mnist_{network}", seed, "mnist", f"{network},{scale}")
-    for seed in range(seeds)
-    for network in MNIST_NETWORKS
-  ]
+  """§4.1: the MNIST network with and without BN, at the best rate without BN, and at a low one."""
   return Plan(
-    best
-    + [
-      _run(scale, f"mnist_{network}_low_rate", 0, "mnist", f"{network},{scale}", learning_rate=MNIST_LOW_RATE)
+    [
+      _run(scale, f"mnist_{network}{suffix}", seed, "mnist", f"{network},{scale}", **overrides)
+      for suffix, overrides in (("", {}), ("_low_rate", {"learning_rate": MNIST_LOW_RATE}))
+      for seed in range(seeds)
       for network in MNIST_NETWORKS
     ]
   )

@@ -4,7 +4,8 @@ A run whose rate is annealed comes to its best near its end, so a longer baselin
 baselines are Inception annealed over several lengths (the runs `inception` and the controls), and a network is compared
 with the one of them that is fastest at each level. Levels are fractions of Inception's plateau, the greatest mean of
 `measured.level` over a baseline's seeds; steps to a level are interpolated on each run's accuracy curve. The steps of
-seeds are averaged by their logarithms, whose difference is the logarithm of the ratio.
+seeds are averaged by their logarithms, whose difference is the logarithm of the ratio. How well that is known follows
+from the spread of the steps over the seeds of both sides, and from that of the plateau, which sets the levels.
 """
 
 import math
@@ -20,6 +21,7 @@ CONTROLS = "controls/inception_"
 LONGER = "longer/bn_x5_"  # BN-x5 annealed over more than its own steps.
 
 Experiments = dict[str, list[Result]]
+Steps = tuple[float | None, ...]  # Of every seed; None where it does not come to the level.
 
 
 class Point(NamedTuple):
@@ -32,7 +34,7 @@ class Point(NamedTuple):
     baseline_steps, steps: over seeds, of the baseline and of the network; None where a seed of the network does not
       come to the level.
     ratio: of the geometric means; None as `steps`.
-    interval: its 95% confidence interval by Welch's t-test on the logarithms; None with less than two seeds a side.
+    interval: its 95% confidence interval, see `log_ratio`; None with less than two seeds a side.
   """
 
   fraction: float
@@ -67,6 +69,33 @@ class Length(NamedTuple):
   plateau: bool | None
 
 
+class Plateau(NamedTuple):
+  """What steps are counted to.
+
+  Attributes:
+    name: the experiment that sets it.
+    level: `measured.level` of its seeds.
+  """
+
+  name: str
+  level: Spread
+
+  @property
+  def error(self) -> float:
+    """The standard error of the mean level; 0 for one seed, of which it is not known."""
+    return (self.level.deviation or 0.0) / math.sqrt(len(self.level.values))
+
+  def steps(self, name: str, runs: Sequence[Result], fraction: float = 1.0, shift: float = 0.0) -> Steps:
+    """Steps of each of the `runs` of experiment `name` to a fraction of the plateau; None where it does not come there.
+
+    Of the experiment that sets the plateau each seed goes to that fraction of its own level, which it always reaches:
+    seeds end at slightly different levels. `shift` is added to the mean level, and does nothing to own levels.
+    """
+    if name == self.name:
+      return tuple(measured.steps_to(run, fraction * measured.level(run)) for run in runs)
+    return tuple(measured.steps_to(run, fraction * (self.level.mean + shift)) for run in runs)
+
+
 def networks(experiments: Experiments) -> list[str]:
   """Those of `experiments` whose ratio is asked for, in the order of the legend."""
   longer = sorted(name for name in experiments if name.startswith(LONGER))
@@ -82,10 +111,15 @@ def baselines(experiments: Experiments) -> Experiments:
   }
 
 
-def reference(experiments: Experiments) -> str | None:
-  """The baseline with the greatest mean level, the plateau; None without any."""
-  networks = baselines(experiments)
-  return max(networks, key=lambda name: _level(networks[name]).mean, default=None)
+def plateau_of(name: str, runs: Sequence[Result]) -> Plateau:
+  """The plateau that an experiment sets."""
+  return Plateau(name, _level(runs))
+
+
+def plateau(experiments: Experiments) -> Plateau | None:
+  """That of the baseline with the greatest mean level; None without any."""
+  plateaus = [plateau_of(name, runs) for name, runs in baselines(experiments).items()]
+  return max(plateaus, key=lambda of: of.level.mean, default=None)
 
 
 def lengths(experiments: Experiments) -> list[Length]:
@@ -106,33 +140,10 @@ def lengths(experiments: Experiments) -> list[Length]:
   return rows
 
 
-def steps_of(runs: Sequence[Result], target: float) -> tuple[float | None, ...]:
-  """Of each run to an accuracy; None where it does not come to it."""
-  return tuple(measured.steps_to(run, target) for run in runs)
-
-
-def own_steps(runs: Sequence[Result], fraction: float = 1.0) -> tuple[float, ...]:
-  """Of each run to a fraction of its own level, which it always reaches: seeds end at slightly different levels."""
-  return tuple(measured.steps_to(run, fraction * measured.level(run)) for run in runs)
-
-
-def fastest(experiments: Experiments, fraction: float) -> tuple[str, float, tuple[float, ...]] | None:
-  """(experiment, accuracy, steps of its seeds) of the baseline that is fastest to a fraction of the plateau.
-
-  The baseline that sets the plateau goes to that fraction of each seed's own; the others count if all their seeds come
-  to the fraction of the plateau.
-  """
-  plateau = reference(experiments)
-  if plateau is None:
-    return None
-  networks = baselines(experiments)
-  accuracy = fraction * _level(networks[plateau]).mean
-  steps = {name: steps_of(runs, accuracy) for name, runs in networks.items()} | {
-    plateau: own_steps(networks[plateau], fraction)
-  }
-  steps = {name: values for name, values in steps.items() if None not in values}
-  name = min(steps, key=lambda name: geometric_mean(steps[name]))
-  return name, accuracy, steps[name]
+def fastest(experiments: Experiments, highest: Plateau, fraction: float) -> str:
+  """The baseline all of whose seeds come to a fraction of the `highest` plateau, and in the fewest steps."""
+  steps = {name: highest.steps(name, runs, fraction) for name, runs in baselines(experiments).items()}
+  return min((name for name in steps if None not in steps[name]), key=lambda name: geometric_mean(steps[name]))
 
 
 def curve(experiments: Experiments, network: str, fractions: Sequence[float] = FRACTIONS) -> list[Point]:
@@ -140,50 +151,68 @@ def curve(experiments: Experiments, network: str, fractions: Sequence[float] = F
   runs = experiments.get(network, [])
   if network == "bn_baseline":  # It differs from Inception by BN alone: only the run of its own length is beside it.
     experiments = {name: of for name, of in experiments.items() if not name.startswith(CONTROLS)}
-  if not runs or any(run.diverged or not run.accuracy for run in runs) or reference(experiments) is None:
+  highest = plateau(experiments)
+  if not runs or any(run.diverged or not run.accuracy for run in runs) or highest is None:
     return []
   points = []
   for fraction in fractions:
-    name, accuracy, baseline_steps = fastest(experiments, fraction)
-    steps = steps_of(runs, accuracy)
-    if None in steps:
-      points.append(Point(fraction, accuracy, name, Spread(baseline_steps), None, None, None))
-      continue
-    estimate = log_ratio(baseline_steps, experiments[name], steps, runs)
-    limits = tuple(map(math.exp, estimate.interval)) if estimate else None
-    points.append(
-      Point(
-        fraction,
-        accuracy,
-        name,
-        Spread(baseline_steps),
-        Spread(steps),
-        geometric_mean(baseline_steps) / geometric_mean(steps),
-        limits,
+    baseline = fastest(experiments, highest, fraction)
+    baseline_steps = highest.steps(baseline, experiments[baseline], fraction)
+    point = Point(fraction, fraction * highest.level.mean, baseline, Spread(baseline_steps), None, None, None)
+    steps = highest.steps(network, runs, fraction)
+    if None not in steps:
+      estimate = log_ratio(highest, (baseline, experiments[baseline]), (network, runs), fraction)
+      point = point._replace(
+        steps=Spread(steps),
+        ratio=geometric_mean(baseline_steps) / geometric_mean(steps),
+        interval=tuple(map(math.exp, estimate.interval)) if estimate else None,
       )
-    )
+    points.append(point)
   return points
 
 
-def fastest_length(experiments: Experiments, network: str, accuracy: float) -> str:
-  """The experiment that is fastest to an accuracy: `network`, or BN-x5 annealed over more steps.
+def fastest_length(experiments: Experiments, network: str, level: Plateau) -> str:
+  """The experiment that is fastest to a plateau: `network`, or BN-x5 annealed over more steps.
 
   It is `network` itself where no other one comes there with all its seeds.
   """
-  lengths = [network] + [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
-  steps = {name: steps_of(experiments[name], accuracy) for name in lengths}
+  names = [network] + [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
+  steps = {name: level.steps(name, experiments[name]) for name in names}
   arrived = {name: geometric_mean(values) for name, values in steps.items() if None not in values}
   return min(arrived, key=arrived.__getitem__, default=network)
 
 
 def log_ratio(
-  steps: Sequence[float], runs: Sequence[Result], others: Sequence[float], other_runs: Sequence[Result]
+  level: Plateau, beside: tuple[str, Sequence[Result]], of: tuple[str, Sequence[Result]], fraction: float = 1.0
 ) -> verdicts.Estimate | None:
-  """The logarithm of the ratio of `steps` (of `runs`) to `others` (of `other_runs`); steps are known to an interval."""
-  resolution = tuple(
-    measured.interval(of_side[0]) / geometric_mean(values) for values, of_side in ((steps, runs), (others, other_runs))
+  """The logarithm of the ratio of the steps of `beside` to those of `of`, both to a fraction of a plateau.
+
+  A run that does not come there counts with its length, which is less than the steps that it would take.
+
+  Args:
+    level: the plateau.
+    beside, of: names of experiments and their runs.
+    fraction: of the plateau.
+
+  Returns:
+    The difference of the mean logarithms. Its variance has three parts: the steps of the seeds of each side (Welch),
+    no less than by rounding to the interval between evaluations; and the plateau, by as much as the difference changes
+    when the plateau's mean changes by its standard error. None with less than two seeds in one of the three.
+  """
+
+  def logs(side: tuple[str, Sequence[Result]], shift: float = 0.0) -> list[float]:
+    name, runs = side
+    steps = level.steps(name, runs, fraction, shift)
+    return [_log(run.accuracy[-1][0] if value is None else value) for run, value in zip(runs, steps)]
+
+  resolution = tuple(measured.interval(side[1][0]) / math.exp(statistics.fmean(logs(side))) for side in (beside, of))
+  estimate = verdicts.welch(logs(beside), logs(of), resolution)
+  if estimate is None or len(level.level.values) < 2:
+    return None
+  higher, lower = (
+    statistics.fmean(logs(beside, shift)) - statistics.fmean(logs(of, shift)) for shift in (level.error, -level.error)
   )
-  return verdicts.welch(tuple(map(_log, steps)), tuple(map(_log, others)), resolution)
+  return estimate._replace(parts=(*estimate.parts, (((higher - lower) / 2) ** 2, len(level.level.values) - 1)))
 
 
 def geometric_mean(steps: Sequence[float]) -> float:

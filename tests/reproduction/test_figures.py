@@ -45,6 +45,12 @@ def test_figure_1_is_drawn_of_the_seeds_that_are_there(write_run):
   assert figures.figure1({"mnist_bn": []}) is None
 
 
+def test_figure_1_needs_the_inputs_of_sigmoids(write_run):
+  write_run("mnist/mnist_bn/seed0", [0.8, 0.9])
+  root = write_run("mnist/mnist_plain/seed0", [0.6, 0.7])
+  assert figures.figure1(measured.collect(root)["mnist"]) is None
+
+
 def points(figure):
   """[(x, y)] of the marks in a figure of one panel: lines of a single point."""
   data = [(line.get_xdata(), line.get_ydata()) for line in figure.axes[0].get_lines()]

@@ -27,7 +27,7 @@ def text_of(text: str) -> str:
 
 def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   curve = [0.2, 0.5, 0.7, 0.9]
-  units = {0: [(-1, 0, 1)] * 4, 5: [(-1, 0, 2)] * 4}
+  units = {0: [(-1, 0, 1), (-1, 0.5, 1)] * 2, 5: [(-1, 0, 2), (-1, 1, 2)] * 2}
   for name in ("mnist_bn", "mnist_plain"):
     write_run(f"mnist/{name}/seed0", curve, units=units)
   write_run("mnist/sweep/mnist_bn/rate_0.1/seed0", curve)
@@ -221,7 +221,7 @@ def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
   root = write_run("mnist/mnist_bn/seed0", [0.5])
   text = text_of(page.write(str(root), str(tmp_path)).read_text())
-  assert "cifar10_full : 25 not measured. mnist : 6 not measured. imagenet : 2 not measured." in text
+  assert "cifar10_full : 25 not measured. mnist : 8 not measured. imagenet : 2 not measured." in text
   assert "No run here states when it ended." in text
   with pytest.raises(FileNotFoundError, match="holds no runs"):
     (tmp_path / "empty").mkdir()

@@ -44,7 +44,7 @@ def time_to(level, plateau, scale):
 
 def test_the_curve_is_that_of_the_closed_form(write_networks):
   experiments = write_networks()
-  assert speedup.reference(experiments) == "inception"
+  assert speedup.plateau(experiments).name == "inception"
   plateau = measured.over_seeds(experiments["inception"], measured.level).mean
   assert plateau == pytest.approx(0.7 - 0.6 * math.exp(-38_000 / 8_000), abs=1e-3)
   points = speedup.curve(experiments, "bn_x5", (0.8, 0.9, 0.95, 1.0))
@@ -74,6 +74,22 @@ def test_the_spread_is_that_of_the_logarithms(write_networks):
   width = 2.776 * error  # Student's t, four degrees of freedom.
   # Slower seeds end a little lower.
   assert math.log(point.interval[1] / point.interval[0]) == pytest.approx(2 * width, rel=0.1)
+
+
+def test_the_spread_of_the_plateau_widens_the_interval(write_run):
+  """Seeds of Inception come to all fractions of their ends at the same steps, and end at 0.49, 0.50 and 0.51.
+
+  BN-x5 goes straight from chance, all seeds alike: d log(steps) / d level is 1 / (level - chance).
+  """
+  for seed, end in enumerate((0.49, 0.50, 0.51)):
+    write_run(f"cifar10_full/inception/seed{seed}", [0.1] * 800 + [end] * 200, batch_size=32)
+    root = write_run(
+      f"cifar10_full/bn_x5/seed{seed}", [0.1 + 0.5 * step / 1000 for step in range(1, 1001)], batch_size=32
+    )
+  (point,) = speedup.curve(measured.collect(root)["cifar10_full"], "bn_x5", (0.9,))
+  error = 0.9 * 0.01 / math.sqrt(3) / (0.45 - 0.1)
+  # Student's t, two degrees of freedom; evaluations are so many that rounding to their interval adds little.
+  assert math.log(point.interval[1] / point.interval[0]) == pytest.approx(2 * 4.303 * error, rel=0.02)
 
 
 def test_one_seed_has_a_ratio_but_no_interval(write_networks):
