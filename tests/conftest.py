@@ -1,11 +1,20 @@
-"""Eight virtual devices for every test, and where data is."""
+"""Eight virtual devices for every test, programs that are compiled once, and where data is."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before jax is imported anywhere.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests make the same few networks again and again, in this process, in the other worker and in programs that they
+# start. The folder is of this call alone, so no test meets a program of another revision.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+  atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
 

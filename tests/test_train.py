@@ -255,7 +255,8 @@ import jax, json
 digits_dir, workdir, group_size, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
   hosts.join(lambda: jax.distributed.initialize(f"127.0.0.1:{port}", int(processes), int(process)), 60)
-summary = train.train_and_evaluate(make_config(digits_dir, int(group_size)), workdir)
+devices = None if int(processes) > 1 else jax.devices()[:1]
+summary = train.train_and_evaluate(make_config(digits_dir, int(group_size)), workdir, devices)
 print("SUMMARY", json.dumps(summary["status"]))
 """
 
@@ -271,10 +272,12 @@ def start(
   port: int = 0,
   devices: int = 1,
 ) -> subprocess.Popen:
-  environment = os.environ | {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "PYTHONPATH": str(repository),
-  }
+  """A run in a process of its own, on all its `devices` where there are several `processes`."""
+  environment = os.environ | {"PYTHONPATH": str(repository)}
+  if processes > 1:
+    # A run alone is compared bit for bit with a run of this process. It has the same virtual devices, because XLA's
+    # threads are as many as these on a machine with few cores, and a norm is summed in as many parts.
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
   arguments = [digits_dir, workdir, group_size, process, processes, port]
   return subprocess.Popen(
     [sys.executable, "-c", _RUN, *map(str, arguments)],
