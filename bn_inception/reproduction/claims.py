@@ -561,9 +561,15 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
 
 
 def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
-  """Accuracy at the end."""
+  """Accuracy at the end. Beside Inception each network counts at the length at which it ends highest."""
   del evaluations
-  return _compare(claim, experiments, measured.level, "")
+  what = ""
+  if claim.beside == "inception" and claim.of in experiments and speedup.plateau(experiments):
+    of, beside = speedup.highest_length(experiments, claim.of), speedup.plateau(experiments).name
+    if (of, beside) != (claim.of, claim.beside):
+      what = f"{name_of(of)} against {name_of(beside)}: "
+      claim = claim._replace(of=of, beside=beside)
+  return _compare(claim, experiments, measured.level, what)
 
 
 def _shown_level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:

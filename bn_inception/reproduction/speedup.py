@@ -171,15 +171,25 @@ def curve(experiments: Experiments, network: str, fractions: Sequence[float] = F
   return points
 
 
+def _lengths_of(experiments: Experiments, network: str) -> list[str]:
+  """The experiments of a network: `network` itself, and BN-x5 annealed over more steps."""
+  return [network] + [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
+
+
 def fastest_length(experiments: Experiments, network: str, level: Plateau) -> str:
-  """The experiment that is fastest to a plateau: `network`, or BN-x5 annealed over more steps.
+  """The experiment of a network that is fastest to a plateau.
 
   It is `network` itself where no other one comes there with all its seeds.
   """
-  names = [network] + [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
-  steps = {name: level.steps(name, experiments[name]) for name in names}
+  steps = {name: level.steps(name, experiments[name]) for name in _lengths_of(experiments, network)}
   arrived = {name: geometric_mean(values) for name, values in steps.items() if None not in values}
   return min(arrived, key=arrived.__getitem__, default=network)
+
+
+def highest_length(experiments: Experiments, network: str) -> str:
+  """The experiment of a network with the greatest mean level; `network` itself where one of its seeds has none."""
+  levels = {name: _level(experiments[name]) for name in _lengths_of(experiments, network)}
+  return network if None in levels.values() else max(levels, key=lambda name: levels[name].mean)
 
 
 def log_ratio(

@@ -49,6 +49,23 @@ def test_a_higher_end_is_judged_by_welch(write_seeds, a, b, verdict):
   assert bool(finding.power) == (verdict == "undecided")
 
 
+def test_a_higher_end_is_that_of_the_length_that_ends_highest(write_seeds):
+  """BN-x5 ends lower than Inception, and higher over more steps; Inception may end highest over fewer."""
+  write_seeds("inception", (0.39, 0.40, 0.41))
+  write_seeds("bn_x5", (0.34, 0.35, 0.36), steps=5)
+  root = write_seeds("bn_x30", (0.44, 0.45, 0.46), steps=5)
+  assert judge(root, "x5_higher").verdict == "refuted"
+  write_seeds("longer/bn_x5_1600", (0.49, 0.50, 0.51), steps=8)
+  finding = judge(root, "x5_higher")
+  assert finding.verdict == "confirmed" and finding.experiments == ("longer/bn_x5_1600", "inception")
+  assert finding.measured.startswith("BN-x5 over 1,600 steps against Inception: 50.0% ± 1.0% (3 seeds) against 40.0%")
+  # BN-x30 against BN-x5: both over as many steps.
+  assert judge(root, "x30_higher").verdict == "confirmed"
+  write_seeds("controls/inception_1200", (0.59, 0.60, 0.61), steps=6)
+  finding = judge(root, "x5_higher")
+  assert finding.verdict == "refuted" and finding.experiments == ("longer/bn_x5_1600", "controls/inception_1200")
+
+
 def test_a_verdict_names_its_seeds_and_what_they_could_have_shown(write_seeds):
   """Deviation 0.01 on each side: the error is 0.00816, the interval 2.776 times as much."""
   write_seeds("inception", (0.39, 0.40, 0.41))
