@@ -145,6 +145,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
 
   A filled mark is at a network's steps to Inception's plateau and at its accuracy in the end, with the deviations over
   seeds; a hollow one is the paper's. A network that does not come to the plateau with all seeds stands at the right.
+  Inception is that of the length that sets the plateau; BN-x5 annealed over more steps is dashed.
   """
   finished = measured.finished(experiments)
   plateau = speedup.plateau(finished)
@@ -155,11 +156,14 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.8)
   never, lowest = 2.2, 0.6
   for name, row in list(paper.FIGURE_3.items())[:5]:
-    runs = [run for run in finished.get(name, []) if run.accuracy]
     colour = _COLOURS[name]
-    if runs:
-      _draw(axes, runs, row.name, colour, _STYLES.get(name, "-"), (steps, accuracy))
-      to_plateau = plateau.steps(name, runs)
+    longer = sorted(other for other in finished if name == "bn_x5" and other.startswith(speedup.LONGER))
+    shown = {plateau.name if name == "inception" else name: _STYLES.get(name, "-"), **dict.fromkeys(longer, "--")}
+    shown = {of: style for of, style in shown.items() if any(run.accuracy for run in finished.get(of, []))}
+    for of, style in shown.items():
+      runs = [run for run in finished[of] if run.accuracy]
+      _draw(axes, runs, claims.name_of(of), colour, style, (steps, accuracy))
+      to_plateau = plateau.steps(of, runs)
       end = measured.over_seeds(runs, lambda run: measured.level(run) / accuracy)
       lowest = min(lowest, end.mean - (end.deviation or 0) - 0.05)
       reached = measured.Spread(tuple(value / steps for value in to_plateau)) if None not in to_plateau else None
@@ -182,7 +186,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
       markeredgewidth=1.6,
       color=colour,
       markersize=9,
-      label=None if runs else row.name,
+      label=None if shown else row.name,
     )
   axes.plot([], [], "o", color="#999999", label="measured")
   axes.plot([], [], "D", color="#999999", markerfacecolor="none", label="the paper")
@@ -205,7 +209,8 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
 def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   """How many times fewer steps than the fastest Inception each BN network needs, over levels of accuracy.
 
-  Bands are 95% intervals over seeds. At the right are the paper's own, which are of its Inception's maximum.
+  Bands are 95% intervals over seeds, where both sides have several. At the right are the paper's own, which are of its
+  Inception's maximum.
   """
   finished = measured.finished(experiments)
   curves_by_network = {name: speedup.curve(finished, name) for name in speedup.networks(finished)}
@@ -226,8 +231,9 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
       linewidth=1.5,
       label=claims.name_of(name),
     )
-    if points and all(point.interval for point in points):
-      axes.fill_between(percents, *zip(*(point.interval for point in points)), color=colour, alpha=0.15, linewidth=0)
+    if points:
+      limits = zip(*(point.interval or (math.nan, math.nan) for point in points))
+      axes.fill_between(percents, *limits, color=colour, alpha=0.15, linewidth=0)
     if longer:
       continue
     axes.plot(

@@ -84,6 +84,17 @@ def test_the_papers_five_points_stand_in_the_same_axes(write_run):
   assert figures.relative({}) is None
 
 
+def test_inception_is_that_which_sets_the_plateau_and_bn_x5_has_its_longer_runs(write_run):
+  write_five(write_run)
+  write_run("cifar10/controls/inception_4000/seed0", [0.1] * 17 + [0.5] * 3)
+  root = write_run("cifar10/longer/bn_x5_1000/seed0", [0.1, 0.1, 0.1, 0.5, 0.55])
+  figure = figures.relative(measured.collect(root)["cifar10"])
+  labels = [line.get_label() for line in figure.axes[0].get_lines()]
+  assert "Inception over 4,000 steps" in labels and "Inception" not in labels
+  assert line(figure, "BN-x5 over 1,000 steps") == [top1 / 0.5 for top1 in (0.1, 0.1, 0.1, 0.5, 0.55)]
+  assert any(mark == pytest.approx((800 / 3600, 1.1)) for mark in points(figure))
+
+
 def test_the_ratio_is_drawn_as_it_is_computed(write_run):
   write_five(write_run)
   experiments = measured.collect(write_run("cifar10/longer/bn_x5_20000/seed0", [0.2, 0.35, 0.45]))["cifar10"]
