@@ -46,9 +46,10 @@ _OF_WORKDIR = ("step", "population_batches")
 
 
 def main() -> None:
+  command_line.one_of("workdir", _OF_WORKDIR, "checkpoint", _OF_CHECKPOINT)  # Before what takes seconds to import.
+
   from bn_inception import evaluate
 
-  command_line.one_of("workdir", _OF_WORKDIR, "checkpoint", _OF_CHECKPOINT)
   if _CHECKPOINT.value is None:
     evaluate.evaluate_run(
       _WORKDIR.value,

@@ -104,6 +104,7 @@ def test_full_lengths_are_those_of_the_paper_and_every_rate_falls_as_far_as_ther
   assert {name for name in runs if name.startswith("controls/")} == {
     "controls/inception_8000",
     "controls/inception_20000",
+    "controls/inception_80000",
   }
   falls = {}
   for run in runs_of("sweep", "cifar10_full", 1):
@@ -116,10 +117,11 @@ def test_full_lengths_are_those_of_the_paper_and_every_rate_falls_as_far_as_ther
 def test_controls_differ_from_inception_in_length_and_rate_alone_and_failing_runs_in_where_they_end():
   """A failing run keeps the schedule of its whole length."""
   runs = {plans.experiment_of(run): run.config() for run in runs_of("figure3", "cifar10_full", 1)}
-  for name in ("controls/inception_8000", "controls/inception_20000"):
+  for name, swept in (("inception_8000", 0.2), ("inception_20000", 0.5), ("inception_80000", 1.0)):
+    name = f"controls/{name}"
     changed = {"num_steps", "learning_rate", "learning_rate_decay_epochs", "eval_every", "checkpoint_every"}
     assert set(differences(runs["inception"], runs[name])) <= changed
-    assert runs[name].learning_rate in plans.FULL_SWEEPS["inception"][runs[name].num_steps / 40_000]
+    assert runs[name].learning_rate in plans.FULL_SWEEPS["inception"][swept]
   changed = {"num_steps", "learning_rate_decay_epochs", "eval_every", "checkpoint_every"}
   assert set(differences(runs["bn_x5"], runs["longer/bn_x5_20000"])) == changed
   for name in plans.FAILING:
