@@ -16,13 +16,14 @@ from bn_inception.data import pipeline
 from bn_inception.release import folder as release_folder
 from bn_inception.reproduction import archive, execution, measured, page, plans
 
-ARCHIVED = "mnist/mnist_bn/seed0"  # Of 2026-11-22; its config has neither a version nor the four keys that came with 1.
+# Of 2026-11-22; its config has neither a version nor the four keys that came with 1.
+ARCHIVED = "mnist/sweep/mnist_bn/rate_3/seed0"
 NEW = Added(versions.VERSION + 1, "model.fictitious", (3, 4), model="mnist_mlp")
 
 
 @pytest.fixture(name="archived")
 def fixture_archived(repository: pathlib.Path) -> pathlib.Path:
-  return repository / "results" / "figure1" / ARCHIVED
+  return repository / "results" / "sweep" / ARCHIVED
 
 
 def with_field(part: type, name: str, kind: type) -> type:
@@ -48,7 +49,7 @@ def fixture_new_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(name: str = ARCHIVED):
-  return next(run for run in plans.figure1("mnist", 1).runs if run.name == name).config()
+  return next(run for run in plans.sweep("mnist", 1).runs if run.name == name).config()
 
 
 def small(digits_dir: str):
@@ -87,9 +88,9 @@ def test_all_archived_runs_of_a_plan_are_runs_of_it(repository):
       lacking += "on_error" not in json.loads(path.read_text())["data"]
       assert run_directory.changed_fields(path.parent, configs[name]) == [], name
       execution._check_unchanged(path.parent, configs[name])  # pylint: disable=protected-access
-  assert compared >= 87 and lacking >= 20
-  text = str(page._runs(measured.collect(repository / "results" / "figure1")))  # pylint: disable=protected-access
-  assert "mnist/mnist_bn/seed0" in text and "made with another config" not in text
+  assert compared >= 100 and lacking >= 12
+  text = str(page._runs(measured.collect(repository / "results" / "sweep")))  # pylint: disable=protected-access
+  assert "mnist/sweep/mnist_bn/rate_3" in text and "made with another config" not in text
 
 
 def test_an_archived_run_is_the_same_plan_after_a_key_is_added(archived, new_key):

@@ -130,7 +130,8 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
   assert "The newest run is of 2026-11-27." in head
   assert "confirmed at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
   assert "Missing at the scale of full lengths, cifar10_full : of BN-x30, BN-x5-Sigmoid" in head
-  assert "Inception over 20,000 steps, BN-x5 over 20,000 steps, " in head and "there are 0 of 3 seeds" in head
+  assert "Inception over 20,000 steps, Inception over 80,000 steps, BN-x5 over 20,000 steps, " in head
+  assert "there are 0 of 3 seeds" in head
   assert "of Inception," not in head
   order = [
     content.index(f'id="{anchor}"') for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")
