@@ -618,7 +618,7 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     else:
       texts.append(
         f"{name_of(name)} took {describe(Spread(its_steps), steps_text)} to "
-        + ("its own plateau" if name == plateau.name else level)
+        + ("its own end" if name == plateau.name else level)
       )
   estimate = speedup.log_ratio(plateau, (beside, other_runs), (of, runs))
   threshold = math.log(claim.threshold)

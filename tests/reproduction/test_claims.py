@@ -121,7 +121,7 @@ def test_many_times_fewer_steps(write_run):
   write_speed(write_run)
   finding = judge(write_half(write_run), "speedup")
   assert finding.verdict == "confirmed" and finding.seeds == "seeds 0, 1, 2 against 0, 1, 2"
-  assert "Inception took 4,200 ± 200 (3 seeds) to its own plateau" in finding.measured
+  assert "Inception took 4,200 ± 200 (3 seeds) to its own end" in finding.measured
   assert "(more than 2)" in finding.measured and "is at its plateau" not in finding.measured
 
 
@@ -372,7 +372,7 @@ def test_without_dropout_the_steps_are_those_to_the_plateau_of_bn_baseline(write
     root = write_run(f"cifar10/alone/no_dropout/seed{seed}", [0.1] * (4 + seed) + [0.6] * 25, num_steps=3000)
   finding = judge(root, "dropout_faster")
   assert finding.verdict == "confirmed"
-  assert "BN-Baseline took 5,600 ± 0 (2 seeds) to its own plateau" in finding.measured
+  assert "BN-Baseline took 5,600 ± 0 (2 seeds) to its own end" in finding.measured
 
 
 def test_larger_initial_weights(write_run):
