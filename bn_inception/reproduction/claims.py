@@ -188,6 +188,7 @@ CLAIMS = (
     "level",
     "bn_baseline",
     "inception",
+    plateau="inception",
   ),
   Claim(
     "changes_faster",
@@ -561,15 +562,31 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
 
 
 def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
-  """Accuracy at the end. Beside Inception each network counts at the length at which it ends highest."""
+  """Accuracy at the end. Beside Inception's plateau each network counts at the length at which it ends highest."""
   del evaluations
-  what = ""
-  if claim.beside == "inception" and claim.of in experiments and speedup.plateau(experiments):
-    of, beside = speedup.highest_length(experiments, claim.of), speedup.plateau(experiments).name
-    if (of, beside) != (claim.of, claim.beside):
-      what = f"{name_of(of)} against {name_of(beside)}: "
-      claim = claim._replace(of=of, beside=beside)
-  return _compare(claim, experiments, measured.level, what)
+  plateau = speedup.plateau(experiments)
+  if claim.plateau or claim.beside != "inception" or claim.of not in experiments or not plateau:
+    return _compare(claim, experiments, measured.level, "")
+  of = speedup.highest_length(experiments, claim.of)
+  what = "" if (of, plateau.name) == (claim.of, "inception") else f"{name_of(of)} against {name_of(plateau.name)}: "
+  finding = _compare(claim._replace(of=of, beside=plateau.name), experiments, measured.level, what)
+  return _until_the_plateau(finding, experiments) if finding.verdict == CONFIRMED else finding
+
+
+def _until_the_plateau(finding: Finding, experiments: Experiments) -> Finding:
+  """The finding, undecided while Inception is not known to be at its plateau: over more steps it may end higher."""
+  reached = speedup.plateau_reached(experiments)
+  if reached:
+    return finding
+  text = "it is not known that Inception is at its plateau" if reached is None else "Inception still gains by length"
+  power = (
+    ""
+    if finding.verdict == UNDECIDED
+    else f"it is {finding.verdict} of where Inception ends here, and over more steps Inception may end higher"
+  )
+  return finding._replace(
+    verdict=UNDECIDED, measured=f"{finding.measured}; {text}", power="; ".join(filter(None, (finding.power, power)))
+  )
 
 
 def _shown_level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -637,25 +654,9 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
       texts[-1] += f" (more than {claim.threshold:g})"
   elif verdict == UNDECIDED:
     power = "of a run that did not come to the level it is known only that it would take longer than it ran"
-  if plateau.name in speedup.baselines(experiments):
-    reached = next(row for row in speedup.lengths(experiments) if row.name == plateau.name).plateau
-    if not reached:
-      texts.append(
-        "it is not known that Inception is at its plateau there"
-        if reached is None
-        else "Inception still gains by length there"
-      )
-      if against_the_fastest and verdict != UNDECIDED:  # To where Inception ends at last the ratio may be another.
-        verdict = UNDECIDED
-        power = f"only to {level}, where Inception's plateau may be higher, is it {_surely(estimate, threshold)}"
-  return Finding(
-    verdict, "; ".join(texts), seeds_text(runs, other_runs), power, tuple(dict.fromkeys((of, beside, plateau.name)))
-  )
-
-
-def _surely(estimate: verdicts.Estimate, threshold: float) -> str:
-  low, _ = estimate.interval
-  return f"certain: {'more' if low > threshold else 'less'} than {math.exp(threshold):g} times fewer"
+  names = tuple(dict.fromkeys((of, beside, plateau.name)))
+  finding = Finding(verdict, "; ".join(texts), seeds_text(runs, other_runs), power, names)
+  return _until_the_plateau(finding, experiments) if against_the_fastest else finding
 
 
 def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -893,8 +894,9 @@ def _stability(claim: Claim, experiments: Experiments, function: Callable, text:
     return Finding(NOT_MEASURED, "a run without evaluations")
   if not all(measured.has_spread(measured.sigmoid_inputs(run)) for runs in sides for run in runs):
     return Finding(NOT_MEASURED, "a run whose sigmoid inputs were not recorded, or have no spread")
-  if not all(function(series) for runs in sides for run in runs for series in measured.sigmoid_inputs(run).values()):
-    return Finding(NOT_MEASURED, "a unit that never moved, as where its input was recorded once")
+  records = [series for runs in sides for run in runs for series in measured.sigmoid_inputs(run).values()]
+  if any(len(series) < 2 or not function(series) for series in records):
+    return Finding(NOT_MEASURED, "a unit that never moved, or whose input was recorded once")
 
   def over_units(run: Result) -> float:
     return statistics.geometric_mean(map(function, measured.sigmoid_inputs(run).values()))

@@ -163,7 +163,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
     for of, style in shown.items():
       runs = [run for run in finished[of] if run.accuracy]
       _draw(axes, runs, claims.name_of(of), colour, style, (steps, accuracy))
-      to_plateau = plateau.steps(of, runs)
+      to_plateau = plateau.steps(of, runs) if len(runs) == len(finished[of]) else (None,)
       end = measured.over_seeds(runs, lambda run: measured.level(run) / accuracy)
       lowest = min(lowest, end.mean - (end.deviation or 0) - 0.05)
       reached = measured.Spread(tuple(value / steps for value in to_plateau)) if None not in to_plateau else None

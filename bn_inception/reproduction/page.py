@@ -319,7 +319,7 @@ def _first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Pat
         (experiments,),
         "Times fewer steps than the fastest Inception, by level of accuracy",
         folder / "ratio" / f"{scale}.png",
-        "Bands are 95% intervals (on the logarithms of the steps: Welch's, widened by the error of the plateau); "
+        "Bands are 95% intervals (on the logarithms of the steps: Welch's, with the error of the plateau); "
         "without a band a network or its baseline has a single seed. A curve ends at the last level that all seeds "
         "reach.",
         command,

@@ -117,9 +117,25 @@ def plateau_of(name: str, runs: Sequence[Result]) -> Plateau:
 
 
 def plateau(experiments: Experiments) -> Plateau | None:
-  """That of the baseline with the greatest mean level; None without any."""
+  """That of the baseline with the greatest mean level; None without any.
+
+  A baseline of one seed sets the plateau only if there is none of several: its spread is not known.
+  """
   plateaus = [plateau_of(name, runs) for name, runs in baselines(experiments).items()]
-  return max(plateaus, key=lambda of: of.level.mean, default=None)
+  several = [of for of in plateaus if len(of.level.values) > 1]
+  return max(several or plateaus, key=lambda of: of.level.mean, default=None)
+
+
+def plateau_reached(experiments: Experiments) -> bool | None:
+  """Whether doubling the length of the baseline that sets the plateau gains less than the deviation over seeds.
+
+  As its own row of `lengths` says of it and a shorter one; or a baseline at least twice as long has ended no higher.
+  """
+  highest, rows = plateau(experiments), lengths(experiments)
+  own = next(row for row in rows if row.name == highest.name)
+  if any(row.steps >= 2 * own.steps and len(row.accuracy.values) > 1 for row in rows):
+    return True  # It would set the plateau if it had ended higher.
+  return own.plateau
 
 
 def lengths(experiments: Experiments) -> list[Length]:
@@ -172,8 +188,9 @@ def curve(experiments: Experiments, network: str, fractions: Sequence[float] = F
 
 
 def _lengths_of(experiments: Experiments, network: str) -> list[str]:
-  """The experiments of a network: `network` itself, and BN-x5 annealed over more steps."""
-  return [network] + [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
+  """The experiments of a network: `network` itself, and BN-x5 annealed over more steps where no seed diverged."""
+  longer = [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
+  return [network] + [name for name in longer if all(run.accuracy and not run.diverged for run in experiments[name])]
 
 
 def fastest_length(experiments: Experiments, network: str, level: Plateau) -> str:
@@ -205,24 +222,38 @@ def log_ratio(
     fraction: of the plateau.
 
   Returns:
-    The difference of the mean logarithms. Its variance has three parts: the steps of the seeds of each side (Welch),
-    no less than by rounding to the interval between evaluations; and the plateau, by as much as the difference changes
-    when the plateau's mean changes by its standard error. None with less than two seeds in one of the three.
+    The difference of the mean logarithms, with the variances of the seeds of each side (Welch), no less than by
+    rounding to the interval between evaluations, and with that of the plateau. The plateau moves the steps of each side
+    by `slope` for a change of its level. If `beside` sets it, seed i counts with log(steps_i) less what its level moves
+    the steps of `of` by: the two are of the same runs. If a third experiment sets it, it is a third part. None with
+    less than two seeds in one of these.
   """
+  (name, runs), (_, other_runs) = beside, of
+  if min(len(runs), len(other_runs), len(level.level.values)) < 2:
+    return None
 
   def logs(side: tuple[str, Sequence[Result]], shift: float = 0.0) -> list[float]:
-    name, runs = side
-    steps = level.steps(name, runs, fraction, shift)
-    return [_log(run.accuracy[-1][0] if value is None else value) for run, value in zip(runs, steps)]
+    steps = level.steps(*side, fraction, shift)
+    return [_log(run.accuracy[-1][0] if value is None else value) for run, value in zip(side[1], steps)]
 
-  resolution = tuple(measured.interval(side[1][0]) / math.exp(statistics.fmean(logs(side))) for side in (beside, of))
-  estimate = verdicts.welch(logs(beside), logs(of), resolution)
-  if estimate is None or len(level.level.values) < 2:
-    return None
-  higher, lower = (
-    statistics.fmean(logs(beside, shift)) - statistics.fmean(logs(of, shift)) for shift in (level.error, -level.error)
+  def slope(side: tuple[str, Sequence[Result]]) -> float:
+    """Of the mean logarithm over the plateau's level; from below alone where a seed does not come to more."""
+    if not level.error:
+      return 0.0
+    above = 0.0 if None in level.steps(*side, fraction, level.error) else level.error
+    return (statistics.fmean(logs(side, above)) - statistics.fmean(logs(side, -level.error))) / (above + level.error)
+
+  resolution = tuple(
+    measured.interval(its_runs[0]) / math.exp(statistics.fmean(logs((its_name, its_runs))))
+    for its_name, its_runs in (beside, of)
   )
-  return estimate._replace(parts=(*estimate.parts, (((higher - lower) / 2) ** 2, len(level.level.values) - 1)))
+  if name == level.name:
+    by_level = slope(of)
+    seeds = [log - by_level * (own - level.level.mean) for log, own in zip(logs(beside), level.level.values)]
+    return verdicts.welch(seeds, logs(of), resolution)
+  estimate = verdicts.welch(logs(beside), logs(of), resolution)
+  variance = ((slope(beside) - slope(of)) * level.error) ** 2
+  return estimate._replace(parts=(*estimate.parts, (variance, len(level.level.values) - 1)))
 
 
 def geometric_mean(steps: Sequence[float]) -> float:

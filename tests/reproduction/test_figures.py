@@ -86,7 +86,8 @@ def test_the_papers_five_points_stand_in_the_same_axes(write_run):
 
 def test_inception_is_that_which_sets_the_plateau_and_bn_x5_has_its_longer_runs(write_run):
   write_five(write_run)
-  write_run("cifar10/controls/inception_4000/seed0", [0.1] * 17 + [0.5] * 3)
+  for seed in range(2):
+    write_run(f"cifar10/controls/inception_4000/seed{seed}", [0.1] * 17 + [0.5] * 3)
   root = write_run("cifar10/longer/bn_x5_1000/seed0", [0.1, 0.1, 0.1, 0.5, 0.55])
   figure = figures.relative(measured.collect(root)["cifar10"])
   labels = [line.get_label() for line in figure.axes[0].get_lines()]

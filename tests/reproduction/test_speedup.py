@@ -145,3 +145,34 @@ def test_a_gain_over_five_times_the_length_does_not_deny_the_plateau(write_run):
     root = write_run(f"cifar10/inception/seed{seed}", [0.1] * 45 + [end + 0.2] * 5)
   _, longest = speedup.lengths(measured.finished(measured.collect(root)["cifar10"]))
   assert (longest.times, longest.plateau) == (5, None) and longest.gain == pytest.approx(0.2)
+
+
+def test_a_longer_run_that_ends_no_higher_shows_the_plateau(write_run):
+  """And one seed of a longer run sets none."""
+  for name, steps, base in (("controls/inception_2000", 10, 0.50), ("inception", 20, 0.60)):
+    for seed, shift in enumerate((-0.01, 0, 0.01)):
+      root = write_run(f"cifar10/{name}/seed{seed}", [base + shift] * steps)
+  experiments = lambda: measured.finished(measured.collect(root)["cifar10"])
+  assert speedup.plateau_reached(experiments()) is False
+  write_run("cifar10/controls/inception_8000/seed0", [0.65] * 40)
+  assert speedup.plateau(experiments()).name == "inception" and speedup.plateau_reached(experiments()) is False
+  for seed in range(2):
+    write_run(f"cifar10/controls/inception_9000/seed{seed}", [0.598] * 45)
+  assert speedup.plateau(experiments()).name == "inception" and speedup.plateau_reached(experiments())
+
+
+def test_seeds_that_end_higher_later_and_set_higher_levels_have_no_spread_of_the_ratio(write_run):
+  """All seeds of Inception go straight up alike and stop at 0.45, 0.50 and 0.55; so does BN-x5, twice as fast.
+
+  Seed i takes (level_i - chance) / rate. What a higher level adds to one side of the ratio it adds to the other, so
+  hardly any spread is left.
+  """
+  for seed, end in enumerate((0.45, 0.50, 0.55)):
+    rising = [min(0.1 + 0.5 * step / 1000, end) for step in range(1, 1201)]
+    write_run(f"cifar10_full/inception/seed{seed}", rising, batch_size=32)
+    root = write_run(
+      f"cifar10_full/bn_x5/seed{seed}", [0.1 + 0.5 * step / 500 for step in range(1, 501)], batch_size=32
+    )
+  (point,) = speedup.curve(measured.collect(root)["cifar10_full"], "bn_x5", (1.0,))
+  assert point.ratio == pytest.approx(2, rel=0.01)
+  assert math.log(point.interval[1] / point.interval[0]) < 0.1  # Of 0.9, if the two were independent.
