@@ -11,7 +11,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests make the same few networks again and again, in this process, in the other worker and in programs that they
 # start. The folder is of this call alone, so no test meets a program of another revision.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+if "PYTEST_XDIST_WORKER" not in os.environ:  # The workers have it of the process that starts them.
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled")
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
   atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
