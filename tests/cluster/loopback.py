@@ -115,7 +115,8 @@ def slurm(folder: pathlib.Path) -> Iterator[Slurm]:
   key = folder / "munge.key"
   key.write_bytes(os.urandom(128))
   key.chmod(0o600)
-  environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+  # Jobs have a cluster's environment: no folder of compiled programs but that of slurm.sh.
+  environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "JAX_COMPIL"))}
   environment |= {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": _SEARCHED}
   with contextlib.ExitStack() as daemons:
 
