@@ -223,4 +223,4 @@ def test_the_archive_keeps_configs_as_they_ran(archived, tmp_path):
   shutil.copytree(archived, tmp_path / "runs" / ARCHIVED)
   archive.archive(str(tmp_path / "runs"), str(tmp_path / "kept"))
   for name in ("config.json", "status.json", "metrics.jsonl"):
-    assert (tmp_path / "kept" / "figure1" / ARCHIVED / name).read_bytes() == (archived / name).read_bytes()
+    assert (tmp_path / "kept" / "sweep" / ARCHIVED / name).read_bytes() == (archived / name).read_bytes()

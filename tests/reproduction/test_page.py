@@ -128,7 +128,7 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
   head = text_of(content[content.index("<h1") : content.index("<nav>")])
   assert content[content.index("<ol") : content.index("</ol>")].count("<li>") == 5
   assert "The newest run is of 2026-11-27." in head
-  assert "confirmed at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
+  assert "undecided at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
   assert "Missing at the scale of full lengths, cifar10_full : of BN-x30, BN-x5-Sigmoid" in head
   assert "Inception over 20,000 steps, Inception over 80,000 steps, BN-x5 over 20,000 steps, " in head
   assert "there are 0 of 3 seeds" in head
