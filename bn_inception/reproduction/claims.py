@@ -6,6 +6,7 @@ every scale, and older than the runs of cifar10_full (those of other scales are 
 paper does not claim has none and is shown.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -33,8 +34,9 @@ class Claim(NamedTuple):
     statistic: of STATISTICS.
     of, beside: the experiments compared; `beside` may be empty.
     threshold: that the statistic must exceed, in its own unit.
-    plateau: of which experiment steps are counted to; empty: the best of Inception's, and Inception itself stands for
-      the fastest of its lengths. (BN-Baseline differs from Inception by BN alone, its length is Inception's.)
+    own_plateau: whether steps are counted to the plateau of `beside`, and `beside` is of its own length. If not, it is
+      the best of Inception's, and Inception itself stands for the fastest of its lengths, or for the highest where
+      accuracies are compared. (BN-Baseline differs from Inception by BN alone, its length is Inception's.)
   """
 
   key: str
@@ -46,7 +48,7 @@ class Claim(NamedTuple):
   of: str
   beside: str = ""
   threshold: float = 0.0
-  plateau: str = ""
+  own_plateau: bool = False
 
 
 class Finding(NamedTuple):
@@ -92,7 +94,7 @@ CLAIMS = (
     "mnist_bn",
     "mnist_plain",
     1.0,
-    "mnist_plain",
+    own_plateau=True,
   ),
   Claim(
     "mnist_mean",
@@ -134,7 +136,7 @@ CLAIMS = (
     "mnist_bn_low_rate",
     "mnist_plain_low_rate",
     1.0,
-    "mnist_plain_low_rate",
+    own_plateau=True,
   ),
   Claim(
     "mnist_low_mean",
@@ -177,7 +179,7 @@ CLAIMS = (
     "bn_baseline",
     "inception",
     1.0,
-    "inception",
+    own_plateau=True,
   ),
   Claim(
     "baseline_higher",
@@ -188,7 +190,7 @@ CLAIMS = (
     "level",
     "bn_baseline",
     "inception",
-    plateau="inception",
+    own_plateau=True,
   ),
   Claim(
     "changes_faster",
@@ -314,7 +316,7 @@ CLAIMS = (
     "alone/no_dropout",
     "bn_baseline",
     1.0,
-    "bn_baseline",
+    own_plateau=True,
   ),
   Claim(
     "dropout",
@@ -565,11 +567,12 @@ def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   """Accuracy at the end. Beside Inception's plateau each network counts at the length at which it ends highest."""
   del evaluations
   plateau = speedup.plateau(experiments)
-  if claim.plateau or claim.beside != "inception" or claim.of not in experiments or not plateau:
+  if claim.own_plateau or claim.beside != "inception" or claim.of not in experiments or not plateau:
     return _compare(claim, experiments, measured.level, "")
   of = speedup.highest_length(experiments, claim.of)
   what = "" if (of, plateau.name) == (claim.of, "inception") else f"{name_of(of)} against {name_of(plateau.name)}: "
   finding = _compare(claim._replace(of=of, beside=plateau.name), experiments, measured.level, what)
+  # What ends below Inception so far ends below its plateau.
   return _until_the_plateau(finding, experiments) if finding.verdict == CONFIRMED else finding
 
 
@@ -611,14 +614,11 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   del evaluations
   if finding := _absent(claim, experiments) or _diverged(claim, experiments):
     return finding
-  if claim.plateau:
-    plateau = claim.plateau in experiments and speedup.plateau_of(claim.plateau, experiments[claim.plateau])
-  else:
-    plateau = speedup.plateau(experiments)
-  if not plateau:
-    return _missing(claim.plateau or "inception")
   beside = claim.beside
-  against_the_fastest = not claim.plateau and beside == "inception"
+  plateau = speedup.plateau_of(beside, experiments[beside]) if claim.own_plateau else speedup.plateau(experiments)
+  if not plateau:
+    return _missing("inception")
+  against_the_fastest = not claim.own_plateau and beside == "inception"
   if against_the_fastest:
     beside = speedup.fastest(experiments, plateau, 1.0)
   of = speedup.fastest_length(experiments, claim.of, plateau)
@@ -863,30 +863,14 @@ def _below(claim: Claim, evaluations: Evaluations, limit: float, limit_count: in
   )
 
 
-def _movement(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
-  """How far the median input of a sigmoid wanders over training; stable is what wanders less."""
+def _stability(
+  claim: Claim, experiments: Experiments, evaluations: Evaluations, function: Callable, text: str
+) -> Finding:
+  """`function` of the percentiles of a sigmoid's input over training, by the ratio; stable is what has less of it.
+
+  Of each run the geometric mean over the recorded units counts. `text` has places for the network with BN and without.
+  """
   del evaluations
-  return _stability(
-    claim,
-    experiments,
-    measured.movement,
-    "the median wanders over the distance between the 15th and 85th percentile times {}, without BN times {}",
-  )
-
-
-def _widening(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
-  """How many-fold the distance between percentiles of a sigmoid's input changes; stable is what changes less."""
-  del evaluations
-  return _stability(
-    claim,
-    experiments,
-    measured.widening,
-    "the distance between the 15th and 85th percentile changes by a factor of {}, without BN of {}",
-  )
-
-
-def _stability(claim: Claim, experiments: Experiments, function: Callable, text: str) -> Finding:
-  """`function` of the percentiles of each recorded unit, by the ratio: the mean logarithm over units."""
   if finding := _absent(claim, experiments):
     return finding
   sides = [experiments[name] for name in (claim.of, claim.beside)]
@@ -931,8 +915,16 @@ STATISTICS: dict[str, Callable[[Claim, Experiments, Evaluations], Finding]] = {
   "early": _early,
   "trains": _trains,
   "fails": _fails,
-  "movement": _movement,
-  "widening": _widening,
+  "movement": functools.partial(
+    _stability,
+    function=measured.movement,
+    text="the median wanders over the distance between the 15th and 85th percentile times {}, without BN times {}",
+  ),
+  "widening": functools.partial(
+    _stability,
+    function=measured.widening,
+    text="the distance between the 15th and 85th percentile changes by a factor of {}, without BN of {}",
+  ),
   "initialization": _initialization,
   "crops": _crops,
   "together": _together,

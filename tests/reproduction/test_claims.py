@@ -72,9 +72,10 @@ def test_a_higher_end_is_that_of_the_length_that_ends_highest(write_run, write_s
   assert finding.verdict == "refuted" and finding.experiments == ("longer/bn_x5_1600", "controls/inception_1200")
 
 
-def test_bn_baseline_stands_beside_the_inception_of_its_length(write_seeds):
+def test_bn_baseline_stands_beside_the_inception_of_its_length(write_run, write_seeds):
   write_seeds("inception", (0.39, 0.40, 0.41))
-  write_seeds("controls/inception_4000", (0.59, 0.60, 0.61), steps=20)
+  for seed in range(3):
+    write_run(f"cifar10/controls/inception_4000/seed{seed}", [0.1] * 17 + [0.6] * 3)
   finding = judge(write_seeds("bn_baseline", (0.49, 0.50, 0.51)), "baseline_higher")
   assert finding.verdict == "confirmed" and finding.experiments == ("bn_baseline", "inception")
 

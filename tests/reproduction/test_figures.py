@@ -96,6 +96,13 @@ def test_inception_is_that_which_sets_the_plateau_and_bn_x5_has_its_longer_runs(
   assert any(mark == pytest.approx((800 / 3600, 1.1)) for mark in points(figure))
 
 
+def test_a_network_with_a_seed_that_diverged_at_once_stands_where_not_all_seeds_came(write_run):
+  write_five(write_run)
+  root = write_run("cifar10/bn_x5/seed2", [], status="diverged", num_steps=1000)
+  marks = points(figures.relative(measured.collect(root)["cifar10"]))
+  assert any(mark == pytest.approx((max(x for x, _ in marks), 0.505 / 0.405)) for mark in marks)
+
+
 def test_the_ratio_is_drawn_as_it_is_computed(write_run):
   write_five(write_run)
   experiments = measured.collect(write_run("cifar10/longer/bn_x5_20000/seed0", [0.2, 0.35, 0.45]))["cifar10"]

@@ -92,6 +92,35 @@ def test_the_spread_of_the_plateau_widens_the_interval(write_run):
   assert math.log(point.interval[1] / point.interval[0]) == pytest.approx(2 * 4.303 * error, rel=0.02)
 
 
+def test_the_plateau_of_a_third_network_is_a_third_part(write_run):
+  """BN-Baseline comes to all levels at one step, BN-x5 goes straight from chance: the level moves one side."""
+  for seed, end in enumerate((0.49, 0.50, 0.51)):
+    write_run(f"cifar10_full/inception/seed{seed}", [end] * 1000, batch_size=32)
+    write_run(f"cifar10_full/bn_baseline/seed{seed}", [0.1] * 700 + [0.9] * 300, batch_size=32)
+    root = write_run(
+      f"cifar10_full/bn_x5/seed{seed}", [0.1 + 0.5 * step / 1000 for step in range(1, 1001)], batch_size=32
+    )
+  runs = measured.collect(root)["cifar10_full"]
+  sides = [(name, runs[name]) for name in ("bn_baseline", "bn_x5")]
+  low, high = speedup.log_ratio(speedup.plateau(runs), *sides, fraction=0.9).interval
+  assert high - low == pytest.approx(2 * 4.303 * 0.9 * 0.01 / math.sqrt(3) / (0.45 - 0.1), rel=0.02)
+  one_level = speedup.plateau_of("inception", runs["inception"][:1])
+  assert speedup.log_ratio(one_level, *sides) is None  # Its spread is not known.
+
+
+def test_a_run_that_ends_just_above_the_level_knows_it_no_better(write_run):
+  """BN-x5 goes straight from chance and ends above the plateau by less than the plateau's error, or far above."""
+  widths = []
+  for scale, steps in (("cifar10_full", 810), ("cifar10", 1000)):
+    for seed, end in enumerate((0.45, 0.50, 0.55)):
+      write_run(f"{scale}/inception/seed{seed}", [0.1] * 800 + [end] * 200, batch_size=32)
+      rising = [0.1 + 0.5 * step / 1000 for step in range(1, steps + 1)]
+      root = write_run(f"{scale}/bn_x5/seed{seed}", rising, batch_size=32)
+    (point,) = speedup.curve(measured.collect(root)[scale], "bn_x5", (1.0,))
+    widths.append(math.log(point.interval[1] / point.interval[0]))
+  assert widths[0] == pytest.approx(widths[1], rel=0.1)
+
+
 def test_one_seed_has_a_ratio_but_no_interval(write_networks):
   (point,) = speedup.curve(write_networks((1.0,)), "bn_x5", (0.9,))
   assert point.ratio == pytest.approx(time_to(point.accuracy, 0.7, 8_000) / time_to(point.accuracy, 0.7, 600), rel=0.02)
