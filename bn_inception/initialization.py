@@ -33,18 +33,18 @@ _DATA = ("image_size", "eval_resize", "mean", "std", "channel_order", "binary")
 _log = logging.getLogger(__name__)
 
 
-class Start(NamedTuple):
-  """The variables from which a run starts.
+class Trained(NamedTuple):
+  """The trained network from which a run starts.
 
   Attributes:
     variables: {"params", "batch_stats"}, nested, of the checkpoint.
     skip: patterns of the parameters that begin anew.
-    record: for the run's status: the `checkpoint` as the config names it, the `sha256` of its variables, `skip`.
+    origin: for the run's status: the `checkpoint` as the config names it, the `sha256` of its variables, `skip`.
   """
 
   variables: dict[str, Any]
   skip: tuple[str, ...]
-  record: dict[str, Any]
+  origin: dict[str, Any]
 
 
 def fields(config: Config) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def fields(config: Config) -> dict[str, Any]:
   }
 
 
-def read(config: Config, params: Any, split: "Split") -> Start:
+def read(config: Config, params: Any, split: "Split") -> Trained:
   """Reads `init.checkpoint` and checks the config against the checkpoint.
 
   Args:
@@ -90,19 +90,19 @@ def read(config: Config, params: Any, split: "Split") -> Start:
       f"init.freeze keeps {frozen[0]} at its value, but this parameter begins anew, and would stay random: take the "
       "parameter out of init.freeze or of init.skip."
     )
-  record = {"checkpoint": config.init.checkpoint, "sha256": _digest(source.variables), "skip": list(skip)}
-  return Start(source.variables, skip, record)
+  origin = {"checkpoint": config.init.checkpoint, "sha256": _digest(source.variables), "skip": list(skip)}
+  return Trained(source.variables, skip, origin)
 
 
-def apply(start: Start, state: TrainState) -> TrainState:
+def apply(trained: Trained, state: TrainState) -> TrainState:
   """The state before the first step, with the values of the checkpoint."""
 
   def loaded(collection: str, tree: Any) -> Any:
-    flat = flax.traverse_util.flatten_dict(start.variables.get(collection, {}), sep="/")
+    flat = flax.traverse_util.flatten_dict(trained.variables.get(collection, {}), sep="/")
     # The loaded values are placed like the values that they replace: on every device.
 
     def value(name: str, leaf: jax.Array) -> jax.Array:
-      return jax.device_put(flat[name], leaf.sharding) if parameter_names.is_loaded(name, start.skip) else leaf
+      return jax.device_put(flat[name], leaf.sharding) if parameter_names.is_loaded(name, trained.skip) else leaf
 
     return parameter_names.map_named(value, tree)
 

@@ -177,7 +177,7 @@ class Status:
   ):
     """The status of a run that is at `step` and has saved step `saved`. The code revision is that of this process.
 
-    `init` describes the checkpoint from which the run started, see `initialization.Start`.
+    `init` describes the checkpoint from which the run started, see `initialization.Trained`.
     """
     devices = jax.devices()
     self.workdir, self._config = workdir, config

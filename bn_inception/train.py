@@ -209,7 +209,7 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
     trained = initialization.read(config, like.params, train_split) if config.init.checkpoint else None
     state = program.initial_state()
     if trained:
-      init = trained.record
+      init = trained.origin
       hosts.check_alike({"the content of init.checkpoint": init["sha256"]})
       state = initialization.apply(trained, state)
   step = int(state.step)

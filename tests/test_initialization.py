@@ -138,13 +138,13 @@ def test_a_release_and_its_run_are_one_source(source, digits_dir, tmp_path):
   release.write(release.read(source), tmp_path / "release")
   config.init.checkpoint = str(tmp_path / "release")
   of_release = initialization.read(config_keys.parse(config), {}, split)
-  assert of_run.record["sha256"] == of_release.record["sha256"] and of_run.skip == ()
+  assert of_run.origin["sha256"] == of_release.origin["sha256"] and of_run.skip == ()
   changed = release.read(source)
   changed.variables["params"]["bn1"]["beta"] = changed.variables["params"]["bn1"]["beta"] + np.float32(1)
   release.write(changed._replace(labels=changed.labels[::-1]), tmp_path / "changed")
   config.init.checkpoint = str(tmp_path / "changed")
   of_changed = initialization.read(config_keys.parse(config), {}, split)
-  assert of_changed.record["sha256"] != of_run.record["sha256"]
+  assert of_changed.origin["sha256"] != of_run.origin["sha256"]
   assert of_changed.skip == ("logits",)  # As many classes, but others.
 
 
@@ -282,7 +282,7 @@ def test_auxiliary_heads_begin_anew_and_the_rest_as_the_checkpoint():
   state = TrainState(
     step=0, params=new["params"], batch_stats=new["batch_stats"], opt_state=(), ema_params=None, sums=None
   )
-  state = initialization.apply(initialization.Start(loaded, (), {}), state)
+  state = initialization.apply(initialization.Trained(loaded, (), {}), state)
   for collection in ("params", "batch_stats"):
     old, values = flat(loaded[collection]), flat(getattr(state, collection))
     heads = {name for name in values if name.startswith("auxiliary_4a/")}

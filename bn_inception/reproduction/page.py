@@ -670,7 +670,7 @@ def _percent(value: float | None) -> str:
 
 
 def _sweep(scale: str, experiments: dict[str, list[Result]]) -> list[Table]:
-  """The best rate of each network, and every rate and length that was tried."""
+  """The best rate of each network, and every rate, length and other change that was tried."""
   best = []
   for network, points in figures.sweep_points(experiments).items():
     if len(points) == 1:
@@ -690,15 +690,16 @@ def _sweep(scale: str, experiments: dict[str, list[Result]]) -> list[Table]:
     end = measured.over_seeds(runs, measured.level)
     if name.startswith("sweep/") and end is not None:
       config = runs[0].config
-      rows.append([name.split("/")[1], config["learning_rate"], config["num_steps"], end, name])
-  rows.sort(key=lambda row: row[:3])
+      _, network, point = name.split("/")
+      rows.append([network, config["learning_rate"], config["num_steps"], point.replace("_", " "), end, name])
+  rows.sort(key=lambda row: row[:4])
   return [
     Table(["network", "best rate", "tried", "inside the range", "held-out top-1 at the end"], best),
     Table(
-      ["network", "learning rate", "steps", "held-out top-1 at the end"],
+      ["network", "tried", "learning rate", "steps", "held-out top-1 at the end"],
       [
-        [Link(network, _runs_anchor(scale, name)), f"{rate:g}", f"{steps:,}", claims.describe(end, _percent)]
-        for network, rate, steps, end, name in rows
+        [Link(network, _runs_anchor(scale, name)), tried, f"{rate:g}", f"{steps:,}", claims.describe(end, _percent)]
+        for network, rate, steps, tried, end, name in rows
       ],
     ),
   ]

@@ -30,7 +30,8 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   units = {0: [(-1, 0, 1), (-1, 0.5, 1)] * 2, 5: [(-1, 0, 2), (-1, 1, 2)] * 2}
   for name in ("mnist_bn", "mnist_plain"):
     write_run(f"mnist/{name}/seed0", curve, units=units)
-  write_run("mnist/sweep/mnist_bn/rate_0.1/seed0", curve)
+  for point in ("rate_0.1", "width_0.25"):
+    write_run(f"mnist/sweep/mnist_bn/{point}/seed0", curve)
   for seed in range(2):
     for name in plans.VARIANTS:
       write_run(
@@ -73,6 +74,7 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   # Of the runs only this one has the config of the plan.
   assert "--config.seed=1" not in text and text.count("made with another config") > 10
   # 1e12 FLOP x steps, three evaluations of 50,000 images every 20,000 steps, and 1,024 for the population.
+  assert "mnist_bn rate 0.1 0.1 400 90.00% (one seed) mnist_bn width 0.25 0.1 400 90.00% (one seed)" in text
   assert "--scale=imagenet" in text and "A100 80 GB hours" in text
 
 

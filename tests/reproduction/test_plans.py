@@ -138,6 +138,16 @@ def test_rates_are_swept_without_the_test_split():
         assert f"/rate_{config.learning_rate:g}/" in run.name
 
 
+def test_factors_differ_from_bn_x5_at_its_own_rate_in_what_they_name_alone():
+  runs = {plans.experiment_of(run): run.config() for run in runs_of("sweep", "cifar10_full", 1)}
+  own = runs["sweep/bn_x5_8000/rate_0.05"]
+  wide = runs["sweep/bn_x5_8000/width_0.25"]
+  assert list(differences(own, wide)) == ["model.width"] and wide.model.width == 2 * own.model.width
+  plain = runs["sweep/bn_x5_8000/no_distortions"]
+  assert set(differences(own, plain)) == {"data.crop_area", "data.crop_aspect", "data.photometric_strength"}
+  assert (plain.data.crop_area, plain.data.crop_aspect, plain.data.photometric_strength) == ((1, 1), (1, 1), 0)
+
+
 def test_figure4_averages_the_six_members():
   plan = plans.figure4("imagenet", 1)
   assert [run.config().seed for run in plan.runs] == list(range(6))
