@@ -217,7 +217,7 @@ def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   root = write_run("cifar10_full/bn_x5/seed0", [0.3, 0.4])
   text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
   assert "reproduce.py figure3 --scale=cifar10_full --seeds=1 --workdir" in text
-  assert "BN-x5 took 200 (one seed) to 30.0%" in text and "one seed a side" in text
+  assert "BN-x5 took 200 (one seed) to 30.0%" in text and "One seed a side" in text
   assert "ablation --scale=cifar10_full" in text and "precision --scale=cifar10" not in text
 
 
