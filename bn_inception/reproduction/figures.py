@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bn_inception import curves, paper
-from bn_inception.reproduction import claims, measured, speedup
+from bn_inception.reproduction import measured, speedup, wording
 from bn_inception.reproduction.measured import Result
 
 Experiments = dict[str, list[Result]]
@@ -162,7 +162,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
     shown = {of: style for of, style in shown.items() if any(run.accuracy for run in finished.get(of, []))}
     for of, style in shown.items():
       runs = [run for run in finished[of] if run.accuracy]
-      _draw(axes, runs, claims.name_of(of), colour, style, (steps, accuracy))
+      _draw(axes, runs, wording.name_of(of), colour, style, (steps, accuracy))
       to_plateau = plateau.steps(of, runs) if len(runs) == len(finished[of]) else (None,)
       end = measured.over_seeds(runs, lambda run: measured.level(run) / accuracy)
       lowest = min(lowest, end.mean - (end.deviation or 0) - 0.05)
@@ -229,7 +229,7 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
       "--" if longer else "-",
       color=colour,
       linewidth=1.5,
-      label=claims.name_of(name),
+      label=wording.name_of(name),
     )
     if points:
       limits = zip(*(point.interval or (math.nan, math.nan) for point in points))

@@ -2,15 +2,16 @@
 
 import pytest
 
-from bn_inception.reproduction import claims, measured
-from bn_inception.reproduction.claims import CLAIMS, STATISTICS
+from bn_inception.reproduction import claims, judging, measured
+from bn_inception.reproduction.claims import CLAIMS
+from bn_inception.reproduction.judging import STATISTICS
 
 BY_KEY = {claim.key: claim for claim in CLAIMS}
 
 
 def judge(root, key, scale="cifar10", evaluations=None):
   experiments = measured.collect(root).get(scale, {}) if root else {}
-  return claims.judge(BY_KEY[key], experiments, evaluations or {})
+  return judging.judge(BY_KEY[key], experiments, evaluations or {})
 
 
 @pytest.fixture
