@@ -124,7 +124,10 @@ def _figure1_row(row: Sequence[Axes], text: str, with_bn: Sequence[Result], with
 
 
 def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
-  """Validation accuracy of the variants against steps; the runs that fail are dotted."""
+  """Validation accuracy of the variants against steps; the runs that fail are dotted.
+
+  Inception of the length that sets the plateau and BN-x5 over more steps are dash-dotted.
+  """
   names = [name for name in paper.FIGURE_3 if any(run.accuracy for run in experiments.get(name, []))]
   if not names:
     return None
@@ -132,7 +135,14 @@ def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
   for name in names:
     _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], _STYLES.get(name, "-"))
   finished = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
-  if (plateau := speedup.plateau(finished)) is not None:
+  plateau = speedup.plateau(finished)
+  others = {name: "bn_x5" for name in sorted(finished) if name.startswith(speedup.LONGER)}
+  if plateau is not None and plateau.name not in names:
+    others[plateau.name] = "inception"
+  for name, like in others.items():
+    if runs := [run for run in finished[name] if run.accuracy]:
+      _draw(axes, runs, wording.name_of(name), _COLOURS[like], "-.")
+  if plateau is not None:
     axes.axhline(plateau.level.mean, color="#999999", linewidth=0.8, label="plateau of Inception")
   curves.finish_axes(axes, "validation top-1 accuracy")
   _steps_axis(axes)

@@ -1,7 +1,8 @@
 """What was measured of each claim, and the verdict on it: the statistics that `claims.CLAIMS` name.
 
 A verdict is that of `verdicts.decide`: confirmed or refuted if the 95% confidence interval lies wholly beyond the
-claim's threshold, undecided if it does not, or if a side has a single seed.
+claim's threshold, undecided if it does not, or if a side has a single seed. What is said of Inception's plateau is
+undecided too while the plateau is not known to be reached, but for ends below where Inception ends so far.
 """
 
 import functools
@@ -127,14 +128,26 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
 def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Accuracy at the end. Beside Inception's plateau each network counts at the length at which it ends highest."""
   del evaluations
-  plateau = speedup.plateau(experiments)
-  if claim.own_plateau or claim.beside != "inception" or claim.of not in experiments or not plateau:
+  if claim.own_plateau or claim.beside != "inception":
     return _compare(claim, experiments, measured.level, "")
+  if finding := _absent(claim, experiments) or _diverged(claim, experiments):
+    return finding
+  highest = speedup.plateau(experiments)
+  if not highest:
+    return _missing("inception")
   of = speedup.highest_length(experiments, claim.of)
-  what = "" if (of, plateau.name) == (claim.of, "inception") else f"{name_of(of)} against {name_of(plateau.name)}: "
-  finding = _compare(claim._replace(of=of, beside=plateau.name), experiments, measured.level, what)
+  what = " against ".join(_with_steps(name, experiments) for name in (of, highest.name)) + ": "
+  finding = _compare(claim._replace(of=of, beside=highest.name), experiments, measured.level, what)
   # What ends below Inception so far ends below its plateau.
-  return _until_the_plateau(finding, experiments) if finding.verdict == CONFIRMED else finding
+  return finding if finding.verdict == REFUTED else _until_the_plateau(finding, experiments)
+
+
+def _with_steps(name: str, experiments: Experiments) -> str:
+  """The name of a network and the steps of its runs."""
+  if name.startswith((speedup.CONTROLS, speedup.LONGER)):
+    return name_of(name)
+  steps = max(run.accuracy[-1][0] for run in experiments[name] if run.accuracy)
+  return f"{name_of(name)} over {steps_text(steps)} steps"
 
 
 def _until_the_plateau(finding: Finding, experiments: Experiments) -> Finding:
@@ -181,7 +194,7 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     return _missing("inception")
   against_the_fastest = not claim.own_plateau and beside == "inception"
   if against_the_fastest:
-    beside = speedup.fastest(experiments, plateau, 1.0)
+    beside, _ = speedup.fastest(experiments, plateau, 1.0)
   of = speedup.fastest_length(experiments, claim.of, plateau)
   sides = {name: (experiments[name], plateau.steps(name, experiments[name])) for name in (of, beside)}
   (runs, steps), (other_runs, other_steps) = sides.values()
@@ -232,13 +245,6 @@ def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evalua
   return Finding(verdict, f"{higher.measured}; {sooner.measured}", higher.seeds, power, names)
 
 
-def _ends_at_chance(run: Result) -> bool:
-  """In the end not better than chance by more than three standard deviations of as many guesses."""
-  chance = measured.chance(run)
-  limit = chance + 3 * (chance * (1 - chance) / measured.count(run)) ** 0.5
-  return not run.accuracy or measured.level(run) <= limit
-
-
 def _trains(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
   """Whether all seeds end above chance and stay finite."""
   return _outcomes(claim, experiments, evaluations, True)
@@ -257,7 +263,7 @@ def _outcomes(claim: Claim, experiments: Experiments, evaluations: Evaluations, 
   runs = experiments[claim.of]
   diverged = [run for run in runs if run.diverged]
   finite = [run for run in runs if not run.diverged]
-  at_chance = [run for run in finite if _ends_at_chance(run)]
+  at_chance = [run for run in finite if measured.ends_at_chance(run)]
   texts = []
   if diverged:
     texts.append(

@@ -178,6 +178,13 @@ def chance(result: Result) -> float:
   return 1 / result.config["data"]["num_classes"]
 
 
+def ends_at_chance(result: Result) -> bool:
+  """Whether a run ends not better than chance by more than three standard deviations of as many guesses."""
+  guess = chance(result)
+  limit = guess + 3 * (guess * (1 - guess) / count(result)) ** 0.5
+  return not result.accuracy or level(result) <= limit
+
+
 def steps_to(result: Result, target: float) -> float | None:
   """Steps at which the accuracy first reaches `target`; None if it does not.
 
@@ -193,7 +200,7 @@ def steps_to(result: Result, target: float) -> float | None:
   return None
 
 
-def interval(result: Result) -> float:
+def evaluation_interval(result: Result) -> float:
   """Steps between evaluations."""
   return result.accuracy[0][0]
 

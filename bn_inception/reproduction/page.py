@@ -4,6 +4,7 @@ This module and sections.py gather what the page shows; templates/report.html sa
 same bytes.
 """
 
+import collections
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -160,14 +161,22 @@ def _headlines(groups: Sequence[Group]) -> list[tuple[Claim, str, Finding]]:
 
 
 def _missing(results: measured.Results) -> list[str]:
-  """What the first scale still lacks: ['of BN-x5, BN-x30 there are 1 of 3 seeds']."""
-  scale, seeds = _SCALES[0], plans.FIGURES["figure3"][2]
+  """What the first scale still lacks of each figure: ['of BN-x5, BN-x30 there are 1 of 3 seeds']."""
+  scale = _SCALES[0]
   finished = measured.finished(results.get(scale, {}))
-  lacking: dict[int, list[str]] = {}
-  for name in dict.fromkeys(map(plans.experiment_of, plans.figure3(scale, 1).runs)):
-    if (count := len(finished.get(name, []))) < seeds:
-      lacking.setdefault(count, []).append(wording.name_of(name))
-  return [f"of {', '.join(names)} there are {count} of {seeds} seeds" for count, names in sorted(lacking.items())]
+  planned: dict[str, int] = {}
+  for figure, (make_plan, scales, seeds) in plans.FIGURES.items():
+    if scale in scales and figure != "sweep":  # Sweeps choose rates, and answer no claim.
+      for name, runs in collections.Counter(map(plans.experiment_of, make_plan(scale, seeds).runs)).items():
+        planned[name] = max(runs, planned.get(name, 0))
+  lacking: dict[tuple[int, int], list[str]] = {}
+  for name, count in planned.items():
+    if (there := len(finished.get(name, []))) < count:
+      lacking.setdefault((there, count), []).append(wording.name_of(name))
+  return [
+    f"of {', '.join(names)} there are {there} of {count} {'networks' if names == ['the ensemble'] else 'seeds'}"
+    for (there, count), names in sorted(lacking.items())
+  ]
 
 
 def _runs(results: measured.Results) -> list[RunsRow]:

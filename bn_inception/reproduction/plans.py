@@ -368,7 +368,7 @@ FIGURES: dict[str, tuple[Callable[[str, int], Plan], tuple[str, ...], int]] = {
   "figure2": (figure2, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 3),
   "figure3": (figure3, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 3),
   "figure4": (figure4, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 1),
-  "ablation": (ablation, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 1),
+  "ablation": (ablation, ("cifar10", "cifar10_full", "imagenet", "quickstart"), 3),
   "precision": (precision, ("cifar10_full",), 3),
   "sweep": (sweep, ("cifar10", "cifar10_full", "mnist", "imagenet", "quickstart"), 1),
 }

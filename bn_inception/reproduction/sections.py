@@ -43,7 +43,7 @@ def first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Path
       "learning rate",
       "accuracy at the end",
       "against half its length or less: gain",
-      "plateau reached",
+      "less than the deviation",
     ],
     [
       [
@@ -52,7 +52,7 @@ def first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Path
         f"{row.learning_rate:g}",
         wording.describe(row.accuracy),
         "" if row.gain is None else f"{wording.points(row.gain)} points with {row.times:g} times the steps",
-        {None: "not known", True: "yes", False: "no"}[row.plateau],
+        "" if row.gain is None else {None: "not known", True: "yes", False: "no"}[row.reached],
       ]
       for row in speedup.lengths(experiments)
     ],
@@ -107,9 +107,12 @@ def first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Path
       ),
       [table for table in (levels, baselines) if table.rows],
       "Levels are fractions of Inception's plateau, the best mean accuracy at the end over the lengths that it was "
-      "annealed over. At each level the fastest of these baselines counts; beside BN-Baseline, which differs from "
-      "Inception by BN alone, only the Inception of its own length. Steps are interpolated between evaluations. "
-      "The plateau counts as reached when a run of twice the length gains less than the deviation over seeds.",
+      "annealed over, or that of a shorter one which is as good within the deviation over seeds. At each level the "
+      "fastest of these baselines counts whose mean comes to the level (a seed that does not counts with the steps of "
+      "its run), so the curve rises where the next shorter baseline ends. Beside BN-Baseline, which differs from "
+      "Inception by BN alone, only the Inception of its own length counts. Steps are interpolated between evaluations. "
+      "The plateau counts as reached when a run of twice the length gains less than the deviation over seeds. "
+      "Inception's longest run has the rate of the next shorter one; the other lengths have a sweep each.",
     )
   )
   return Section("Figure 2 and the ratio of steps (§4.2.2)", "first", blocks)
@@ -157,7 +160,8 @@ def of_scale(
     figures.figure2,
     (experiments,),
     "The paper's order from fast to slow is BN-x5, BN-x30, BN-Baseline, Inception. Steps are mini-batches of 32 to "
-    "the plateau of Inception (of Inception, to each run's own), interpolated between evaluations; accuracy at the "
+    "the plateau of Inception (of the Inception that sets it, to each run's own), interpolated between evaluations; "
+    "accuracy at the "
     "end is the mean of the evaluations in the last tenth of the steps.",
     [_figure3(scale, finished)],
   )
@@ -196,8 +200,8 @@ def of_scale(
     "sweep",
     figures.sweep,
     (finished,),
-    "On training examples held out. Inception and the MNIST networks have in configs/ what was chosen here; the other "
-    "networks have the paper's multiples of Inception's rate.",
+    "On training examples held out. Inception has in configs/ the rate that was chosen here, and both MNIST networks "
+    "have the best one of the network without BN; the other networks have the paper's multiples of Inception's rate.",
     _sweep(scale, finished),
   )
   return Section(_title(scale, experiments), scale, blocks, _evaluated(experiments))
@@ -232,12 +236,15 @@ def _evaluated(experiments: dict[str, list[Result]]) -> str:
 
 
 def _figure3(scale: str, experiments: dict[str, list[Result]]) -> Table:
-  """The table of Figure 3, and the runs that §4.2.2 tells of."""
+  """The table of Figure 3, the runs that §4.2.2 tells of, and Inception and BN-x5 over other lengths."""
   plateau = speedup.plateau(experiments)
+  named = dict(paper.FIGURE_3)
+  for name in (*speedup.baselines_by_length(experiments), *speedup.networks(experiments)):
+    named.setdefault(name, paper.VariantRow(wording.name_of(name), None, None))
   rows = []
-  for name, row in paper.FIGURE_3.items():
+  for name, row in named.items():
     runs = experiments.get(name, [])
-    end = measured.over_seeds(runs, measured.level)
+    end = measured.over_seeds([run for run in runs if run.accuracy], measured.level)
     steps = ""
     if plateau and end is not None:
       reached = [steps_of_run for steps_of_run in plateau.steps(name, runs) if steps_of_run is not None]

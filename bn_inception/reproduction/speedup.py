@@ -2,8 +2,9 @@
 
 A run whose rate is annealed comes to its best near its end, so a longer baseline makes any ratio larger. Therefore the
 baselines are Inception annealed over several lengths (the runs `inception` and the controls), and a network is compared
-with the one of them that is fastest at each level. Levels are fractions of Inception's plateau, the greatest mean of
-`measured.level` over a baseline's seeds; steps to a level are interpolated on each run's accuracy curve. The steps of
+with the one of them that is fastest at each level. Levels are fractions of Inception's plateau, the mean of
+`measured.level` over the seeds of the highest baseline, or of a shorter one that is as high within their spread; steps
+to a level are interpolated on each run's accuracy curve. The steps of
 seeds are averaged by their logarithms, whose difference is the logarithm of the ratio. How well that is known follows
 from the spread of the steps over the seeds of both sides, and from that of the plateau, which sets the levels.
 """
@@ -31,8 +32,8 @@ class Point(NamedTuple):
     fraction: of the plateau.
     accuracy: the level.
     baseline: the experiment that is fastest there.
-    baseline_steps, steps: over seeds, of the baseline and of the network; None where a seed of the network does not
-      come to the level.
+    baseline_steps: over its seeds, see `fastest`.
+    steps: over the seeds of the network; None where one of them does not come to the level.
     ratio: of the geometric means; None as `steps`.
     interval: its 95% confidence interval, see `log_ratio`; None with less than two seeds a side.
   """
@@ -56,7 +57,7 @@ class Length(NamedTuple):
     accuracy: `measured.level` over seeds.
     times, gain: how many times as long it is as the longest of at most half its length, and what its accuracy gains
       over that one's; None where there is none.
-    plateau: whether that gain is less than the deviation over seeds, the pooled one of the two; None where one of them
+    reached: whether that gain is less than the deviation over seeds, the pooled one of the two; None where one of them
       has a single seed, or the gain is greater and of more than three times the length: doubling may gain nothing then.
   """
 
@@ -66,7 +67,7 @@ class Length(NamedTuple):
   accuracy: Spread
   times: float | None
   gain: float | None
-  plateau: bool | None
+  reached: bool | None
 
 
 class Plateau(NamedTuple):
@@ -103,11 +104,12 @@ def networks(experiments: Experiments) -> list[str]:
 
 
 def baselines(experiments: Experiments) -> Experiments:
-  """Inception annealed over several lengths, none of whose seeds diverged."""
+  """Inception annealed over several lengths, none of whose seeds diverged or ended at chance."""
   return {
     name: runs
     for name, runs in experiments.items()
-    if (name == "inception" or name.startswith(CONTROLS)) and all(run.accuracy and not run.diverged for run in runs)
+    if (name == "inception" or name.startswith(CONTROLS))
+    and not any(run.diverged or measured.ends_at_chance(run) for run in runs)
   }
 
 
@@ -117,49 +119,87 @@ def plateau_of(name: str, runs: Sequence[Result]) -> Plateau:
 
 
 def plateau(experiments: Experiments) -> Plateau | None:
-  """That of the baseline with the greatest mean level; None without any.
+  """That of the shortest baseline whose mean level is within the deviation over seeds of the greatest.
 
-  A baseline of one seed sets the plateau only if there is none of several: its spread is not known.
+  Of two lengths that end alike the longer one would only add steps. A baseline of one seed sets the plateau only if
+  there is none of several: its spread is not known.
+
+  Returns:
+    None without baselines.
   """
-  plateaus = [plateau_of(name, runs) for name, runs in baselines(experiments).items()]
-  several = [of for of in plateaus if len(of.level.values) > 1]
-  return max(several or plateaus, key=lambda of: of.level.mean, default=None)
+  by_length = baselines_by_length(experiments)
+  plateaus = [plateau_of(name, runs) for name, runs in by_length.items()]
+  plateaus = [of for of in plateaus if len(of.level.values) > 1] or plateaus
+  highest = max(plateaus, key=lambda of: of.level.mean, default=None)
+  return next((of for of in plateaus if of is highest or _alike(of.level, highest.level)), None)
+
+
+def baselines_by_length(experiments: Experiments) -> Experiments:
+  """`baselines`, the shortest first."""
+  return dict(sorted(baselines(experiments).items(), key=lambda item: item[1][0].accuracy[-1][0]))
+
+
+def _pooled(one: Spread, other: Spread) -> float | None:
+  """The pooled deviation over the seeds of two experiments; None where one of them has a single seed."""
+  if one.deviation is None or other.deviation is None:
+    return None
+  return math.hypot(one.deviation, other.deviation) / math.sqrt(2)
+
+
+def _alike(one: Spread, other: Spread) -> bool:
+  """Whether two means differ by less than the deviation over seeds."""
+  deviation = _pooled(one, other)
+  return deviation is not None and abs(one.mean - other.mean) < deviation
 
 
 def plateau_reached(experiments: Experiments) -> bool | None:
   """Whether doubling the length of the baseline that sets the plateau gains less than the deviation over seeds.
 
-  As its own row of `lengths` says of it and a shorter one; or a baseline at least twice as long has ended no higher.
+  A baseline at least twice as long says so, if it ends alike. If it ends lower, its rate may be a bad one, and nothing
+  is known (None). Without a longer one the baseline's own row of `lengths` speaks, which is of a shorter one.
   """
   highest, rows = plateau(experiments), lengths(experiments)
   own = next(row for row in rows if row.name == highest.name)
-  if any(row.steps >= 2 * own.steps and len(row.accuracy.values) > 1 for row in rows):
-    return True  # It would set the plateau if it had ended higher.
-  return own.plateau
+  longer = [row.accuracy for row in rows if row.steps >= 2 * own.steps and len(row.accuracy.values) > 1]
+  if longer:
+    return any(_alike(own.accuracy, accuracy) for accuracy in longer) or None
+  return own.reached
 
 
 def lengths(experiments: Experiments) -> list[Length]:
   """The baselines, shortest first, and whether their accuracy still gains by length."""
-  by_length = sorted(baselines(experiments).items(), key=lambda item: item[1][0].accuracy[-1][0])
   rows = []
-  for name, runs in by_length:
+  for name, runs in baselines_by_length(experiments).items():
     steps, accuracy = runs[0].accuracy[-1][0], _level(runs)
     half = next((row for row in reversed(rows) if row.steps <= steps / 2), None)
-    times = gain = plateau = None
+    times = gain = reached = None
     if half is not None:
       times, gain = steps / half.steps, accuracy.mean - half.accuracy.mean
-      if None not in (accuracy.deviation, half.accuracy.deviation):
-        plateau = gain < math.hypot(accuracy.deviation, half.accuracy.deviation) / math.sqrt(2)
-        if not plateau and times > 3:
-          plateau = None
-    rows.append(Length(name, steps, runs[0].config["learning_rate"], accuracy, times, gain, plateau))
+      if (deviation := _pooled(accuracy, half.accuracy)) is not None:
+        reached = gain < deviation or (None if times > 3 else False)
+    rows.append(Length(name, steps, runs[0].config["learning_rate"], accuracy, times, gain, reached))
   return rows
 
 
-def fastest(experiments: Experiments, highest: Plateau, fraction: float) -> str:
-  """The baseline all of whose seeds come to a fraction of the `highest` plateau, and in the fewest steps."""
-  steps = {name: highest.steps(name, runs, fraction) for name, runs in baselines(experiments).items()}
-  return min((name for name in steps if None not in steps[name]), key=lambda name: geometric_mean(steps[name]))
+def fastest(experiments: Experiments, highest: Plateau, fraction: float) -> tuple[str, Spread]:
+  """The baseline that comes to a fraction of the `highest` plateau in the fewest steps, and its steps over seeds.
+
+  A baseline comes there if the mean of its seeds does. A seed that does not counts with the length of its run, which is
+  less than the steps that it would take.
+  """
+  steps = {
+    name: Spread(_at_least(highest.steps(name, runs, fraction), runs))
+    for name, runs in baselines(experiments).items()
+    if name == highest.name
+    or _level(runs).mean >= fraction * highest.level.mean
+    or None not in highest.steps(name, runs, fraction)
+  }
+  return min(steps.items(), key=lambda item: geometric_mean(item[1].values))
+
+
+def _at_least(steps: Steps, runs: Sequence[Result]) -> tuple[float, ...]:
+  """Steps, and for None the length of the run."""
+  return tuple(run.accuracy[-1][0] if value is None else value for run, value in zip(runs, steps))
 
 
 def curve(experiments: Experiments, network: str, fractions: Sequence[float] = FRACTIONS) -> list[Point]:
@@ -172,15 +212,14 @@ def curve(experiments: Experiments, network: str, fractions: Sequence[float] = F
     return []
   points = []
   for fraction in fractions:
-    baseline = fastest(experiments, highest, fraction)
-    baseline_steps = highest.steps(baseline, experiments[baseline], fraction)
-    point = Point(fraction, fraction * highest.level.mean, baseline, Spread(baseline_steps), None, None, None)
+    baseline, baseline_steps = fastest(experiments, highest, fraction)
+    point = Point(fraction, fraction * highest.level.mean, baseline, baseline_steps, None, None, None)
     steps = highest.steps(network, runs, fraction)
     if None not in steps:
       estimate = log_ratio(highest, (baseline, experiments[baseline]), (network, runs), fraction)
       point = point._replace(
         steps=Spread(steps),
-        ratio=geometric_mean(baseline_steps) / geometric_mean(steps),
+        ratio=geometric_mean(baseline_steps.values) / geometric_mean(steps),
         interval=tuple(map(math.exp, estimate.interval)) if estimate else None,
       )
     points.append(point)
@@ -193,14 +232,17 @@ def _lengths_of(experiments: Experiments, network: str) -> list[str]:
   return [network] + [name for name in longer if all(run.accuracy and not run.diverged for run in experiments[name])]
 
 
-def fastest_length(experiments: Experiments, network: str, level: Plateau) -> str:
+def fastest_length(experiments: Experiments, network: str, highest: Plateau) -> str:
   """The experiment of a network that is fastest to a plateau.
 
-  It is `network` itself where no other one comes there with all its seeds.
+  Where none comes there with all its seeds, it is that of which the most seeds do, and of those the longest.
   """
-  steps = {name: level.steps(name, experiments[name]) for name in _lengths_of(experiments, network)}
+  steps = {name: highest.steps(name, experiments[name]) for name in _lengths_of(experiments, network)}
   arrived = {name: geometric_mean(values) for name, values in steps.items() if None not in values}
-  return min(arrived, key=arrived.__getitem__, default=network)
+  if arrived:
+    return min(arrived, key=arrived.__getitem__)
+  share = {name: 1 - values.count(None) / len(values) for name, values in steps.items()}
+  return max(steps, key=lambda name: (share[name], experiments[name][0].config["num_steps"]))
 
 
 def highest_length(experiments: Experiments, network: str) -> str:
@@ -210,14 +252,14 @@ def highest_length(experiments: Experiments, network: str) -> str:
 
 
 def log_ratio(
-  level: Plateau, beside: tuple[str, Sequence[Result]], of: tuple[str, Sequence[Result]], fraction: float = 1.0
+  highest: Plateau, beside: tuple[str, Sequence[Result]], of: tuple[str, Sequence[Result]], fraction: float = 1.0
 ) -> verdicts.Estimate | None:
   """The logarithm of the ratio of the steps of `beside` to those of `of`, both to a fraction of a plateau.
 
   A run that does not come there counts with its length, which is less than the steps that it would take.
 
   Args:
-    level: the plateau.
+    highest: the plateau.
     beside, of: names of experiments and their runs.
     fraction: of the plateau.
 
@@ -229,31 +271,30 @@ def log_ratio(
     less than two seeds in one of these.
   """
   (name, runs), (_, other_runs) = beside, of
-  if min(len(runs), len(other_runs), len(level.level.values)) < 2:
+  if min(len(runs), len(other_runs), len(highest.level.values)) < 2:
     return None
 
   def logs(side: tuple[str, Sequence[Result]], shift: float = 0.0) -> list[float]:
-    steps = level.steps(*side, fraction, shift)
-    return [_log(run.accuracy[-1][0] if value is None else value) for run, value in zip(side[1], steps)]
+    return list(map(_log, _at_least(highest.steps(*side, fraction, shift), side[1])))
 
   def slope(side: tuple[str, Sequence[Result]]) -> float:
     """Of the mean logarithm over the plateau's level; from below alone where a seed does not come to more."""
-    if not level.error:
+    if not highest.error:
       return 0.0
-    above = 0.0 if None in level.steps(*side, fraction, level.error) else level.error
-    return (statistics.fmean(logs(side, above)) - statistics.fmean(logs(side, -level.error))) / (above + level.error)
+    below, above = highest.error, 0.0 if None in highest.steps(*side, fraction, highest.error) else highest.error
+    return (statistics.fmean(logs(side, above)) - statistics.fmean(logs(side, -below))) / (above + below)
 
   resolution = tuple(
-    measured.interval(its_runs[0]) / math.exp(statistics.fmean(logs((its_name, its_runs))))
+    measured.evaluation_interval(its_runs[0]) / math.exp(statistics.fmean(logs((its_name, its_runs))))
     for its_name, its_runs in (beside, of)
   )
-  if name == level.name:
+  if name == highest.name:
     by_level = slope(of)
-    seeds = [log - by_level * (own - level.level.mean) for log, own in zip(logs(beside), level.level.values)]
+    seeds = [log - by_level * (own - highest.level.mean) for log, own in zip(logs(beside), highest.level.values)]
     return verdicts.welch(seeds, logs(of), resolution)
   estimate = verdicts.welch(logs(beside), logs(of), resolution)
-  variance = ((slope(beside) - slope(of)) * level.error) ** 2
-  return estimate._replace(parts=(*estimate.parts, (variance, len(level.level.values) - 1)))
+  variance = ((slope(beside) - slope(of)) * highest.error) ** 2
+  return estimate._replace(parts=(*estimate.parts, (variance, len(highest.level.values) - 1)))
 
 
 def geometric_mean(steps: Sequence[float]) -> float:

@@ -46,7 +46,7 @@ def name_of(experiment: str) -> str:
     return f"BN-x5 in {experiment.removeprefix('precision/')}"
   if experiment in paper.FIGURE_3:
     return paper.FIGURE_3[experiment].name
-  names = {"mnist_bn": "the network with BN", "mnist_plain": "the network without"}
+  names = {"mnist_bn": "the network with BN", "mnist_plain": "the network without", "ensemble": "the ensemble"}
   return names.get(experiment.removesuffix("_low_rate"), experiment)
 
 

@@ -59,10 +59,12 @@ def test_a_higher_end_is_that_of_the_length_that_ends_highest(write_run, write_s
   write_seeds("longer/bn_x5_1600", (0.49, 0.50, 0.51), steps=8)
   finding = judge(root, "x5_higher")
   assert finding.verdict == "undecided" and finding.measured.endswith("not known that Inception is at its plateau")
-  write_half(write_run, end=0.4, evaluations=5)
+  write_double(write_run, end=0.4, evaluations=20)
   finding = judge(root, "x5_higher")
   assert finding.verdict == "confirmed" and finding.experiments == ("longer/bn_x5_1600", "inception")
-  assert finding.measured.startswith("BN-x5 over 1,600 steps against Inception: 50.0% ± 1.0% (3 seeds) against 40.0%")
+  assert finding.measured.startswith(
+    "BN-x5 over 1,600 steps against Inception over 2,000 steps: 50.0% ± 1.0% (3 seeds) against 40.0%"
+  )
   # BN-x30 against BN-x5: both over as many steps.
   assert judge(root, "x30_higher").verdict == "confirmed"
   for seed in range(3):  # A longer network that diverged is none.
@@ -86,7 +88,8 @@ def test_a_verdict_names_its_seeds_and_what_they_could_have_shown(write_seeds):
   write_seeds("inception", (0.39, 0.40, 0.41))
   finding = judge(write_seeds("bn_x5", (0.40, 0.41, 0.42)), "x5_higher")
   assert finding.measured == (
-    "41.0% ± 1.0% (3 seeds) against 40.0% ± 1.0% (3 seeds); difference +1.0 points, 95% interval -1.3 to +3.3"
+    "BN-x5 over 2,000 steps against Inception over 2,000 steps: 41.0% ± 1.0% (3 seeds) against 40.0% ± 1.0% (3 seeds); "
+    "difference +1.0 points, 95% interval -1.3 to +3.3; it is not known that Inception is at its plateau"
   )
   assert finding.seeds == "seeds 0, 1, 2 against 0, 1, 2"
   assert finding.power.startswith("these seeds could have shown it of a true difference of +3.")
@@ -124,17 +127,17 @@ def write_speed(write_run, x5=(2, 2, 2), inception=(20, 21, 22), steps=30):
   return root
 
 
-def write_half(write_run, end=0.5, evaluations=15, scale="cifar10"):
-  """Inception over half its steps, that ends as high within the spread of its seeds: its plateau is reached."""
+def write_double(write_run, end=0.5, evaluations=60, scale="cifar10"):
+  """Inception over twice its steps, that ends as high within the spread of its seeds: its plateau is reached."""
   for seed, shift in enumerate((-0.002, -0.001, 0.001)):
-    top1 = [0.1] * (evaluations - 2) + [end + shift] * 2
+    top1 = [0.1] * (evaluations - evaluations // 5) + [end + shift] * (evaluations // 5)
     root = write_run(f"{scale}/controls/inception_{200 * evaluations}/seed{seed}", top1)
   return root
 
 
 def test_many_times_fewer_steps(write_run):
   write_speed(write_run)
-  finding = judge(write_half(write_run), "speedup")
+  finding = judge(write_double(write_run), "speedup")
   assert finding.verdict == "confirmed" and finding.seeds == "seeds 0, 1, 2 against 0, 1, 2"
   assert "Inception took 4,200 ± 200 (3 seeds) to its own end" in finding.measured
   assert "(more than 2)" in finding.measured and "is at its plateau" not in finding.measured
@@ -156,7 +159,7 @@ def test_without_the_plateau_nothing_is_known_of_the_steps_to_it(write_run, x5, 
 def test_twice_as_fast_is_not_many_times(write_run):
   """The ratio is 1.9 to 2.1: faster, but not surely by more than twice."""
   write_speed(write_run, x5=(11, 12, 13), inception=(20, 21, 22))
-  finding = judge(write_half(write_run), "speedup")
+  finding = judge(write_double(write_run), "speedup")
   assert finding.verdict == "undecided" and "these seeds could have shown it of a true ratio of 2." in finding.power
   assert judge(write_speed_other(write_run), "speedup", "quickstart").verdict == "refuted"
 
@@ -165,7 +168,7 @@ def write_speed_other(write_run):
   for seed, place in enumerate((19, 20, 21)):
     write_run(f"quickstart/inception/seed{seed}", [0.1] * (place - 1) + [0.5] * (31 - place))
     write_run(f"quickstart/bn_x5/seed{seed}", [0.1] * (place - 1) + [0.6] * (31 - place))
-  return write_half(write_run, scale="quickstart")
+  return write_double(write_run, scale="quickstart")
 
 
 def test_the_fastest_control_is_what_counts(write_run):
@@ -182,6 +185,48 @@ def test_the_fastest_control_is_what_counts(write_run):
   assert finding.verdict == "confirmed" and finding.experiments == ("bn_baseline", "inception")
 
 
+def test_of_two_lengths_that_end_alike_the_shorter_is_the_baseline(write_run):
+  """Inception over twice its steps ends 0.2 points higher, within the spread: it would only double the ratio."""
+  for seed, shift in enumerate((-0.005, 0, 0.005)):
+    write_run(f"cifar10/inception/seed{seed}", [0.1] * 12 + [0.4 + shift] * 8)
+    write_run(f"cifar10/controls/inception_8000/seed{seed}", [0.1] * 30 + [0.402 + shift] * 10)
+    root = write_run(f"cifar10/bn_x5/seed{seed}", [0.1, 0.1, 0.1] + [0.5] * 5)
+  finding = judge(root, "speedup")
+  assert finding.verdict == "confirmed" and finding.experiments == ("bn_x5", "inception")
+  assert "BN-x5 took 750 ± 0 (3 seeds) to 40.0%; Inception took 2,600 ± 0 (3 seeds)" in finding.measured
+
+
+def test_longer_baselines_that_end_lower_say_nothing_of_the_plateau(write_run):
+  """Their rate may be a bad one. One with a seed at chance is no baseline."""
+  for seed, shift in enumerate((-0.005, 0, 0.005)):
+    write_run(f"cifar10/inception/seed{seed}", [0.1] * 12 + [0.4 + shift] * 8)
+    write_run(f"cifar10/controls/inception_2000/seed{seed}", [0.1] * 8 + [0.3 + shift] * 2)
+    root = write_run(f"cifar10/bn_x5/seed{seed}", [0.1, 0.1, 0.1] + [0.5] * 5)
+  assert "Inception still gains by length" in judge(root, "speedup").measured
+  for seed, end in enumerate((0.1, 0.45)):
+    write_run(f"cifar10/controls/inception_8000/seed{seed}", [0.1] * 30 + [end] * 10)
+  assert "Inception still gains by length" in judge(root, "speedup").measured
+  for seed in range(2):
+    write_run(f"cifar10/controls/inception_10000/seed{seed}", [0.1] * 30 + [0.35] * 20)
+  for key in ("speedup", "x5_higher"):
+    finding = judge(root, key)
+    assert finding.verdict == "undecided" and "it is not known that Inception is at its plateau" in finding.measured
+
+
+def test_no_length_of_bn_x5_comes_there(write_run):
+  """The row is of the length that came nearest: the one with the most seeds there, then the longest."""
+  for seed in range(3):
+    write_run(f"cifar10/inception/seed{seed}", [0.1] * 26 + [0.4] * 4)
+    write_run(f"cifar10/bn_x5/seed{seed}", [0.1, 0.1, 0.39])
+    root = write_run(f"cifar10/longer/bn_x5_1600/seed{seed}", [0.1] * 5 + [0.39] * 3)
+  write_double(write_run, end=0.4)
+  finding = judge(root, "speedup")
+  assert finding.experiments[0] == "longer/bn_x5_1600" and "in 0 of 3 runs of 1,600 steps" in finding.measured
+  for seed in range(3):
+    write_run(f"cifar10/longer/bn_x5_1200/seed{seed}", [0.1] * 5 + [0.395 + 0.01 * seed])
+  assert "BN-x5 over 1,200 steps came to 40.0% in 2 of 3 runs" in judge(root, "speedup").measured
+
+
 def test_one_seed_a_side_is_fast_and_undecided(write_run):
   finding = judge(write_speed(write_run, x5=(2,), inception=(20,)), "speedup")
   assert finding.verdict == "undecided" and "times fewer" in finding.measured and finding.seeds == "seed 0 against 0"
@@ -190,7 +235,7 @@ def test_one_seed_a_side_is_fast_and_undecided(write_run):
 def test_a_network_that_never_gets_there(write_run, write_seeds):
   """In runs as long as Inception's it is not faster, whatever its accuracy; shorter runs tell nothing."""
   write_seeds("inception", (0.49, 0.50, 0.51))
-  write_half(write_run, evaluations=5)
+  write_double(write_run, evaluations=20)
   write_seeds("bn_x5", (0.19, 0.20, 0.21))
   root = write_seeds("bn_x30", (0.19, 0.20, 0.21), steps=4)
   finding = judge(root, "speedup")
@@ -206,7 +251,7 @@ def test_bn_x5_counts_at_the_length_that_is_fastest(write_run):
     write_run(f"cifar10/inception/seed{seed}", [0.1] * 26 + [0.4] * 4)
     write_run(f"cifar10/bn_x5/seed{seed}", [0.1, 0.1, 0.39])
     write_run(f"cifar10/longer/bn_x5_1600/seed{seed}", [0.1] * 5 + [0.45] * 3)
-  root = write_half(write_run, end=0.4)
+  root = write_double(write_run, end=0.4)
   finding = judge(root, "speedup")
   assert finding.verdict == "confirmed" and finding.experiments == ("longer/bn_x5_1600", "inception")
   assert "BN-x5 over 1,600 steps took" in finding.measured
@@ -247,6 +292,7 @@ def test_what_never_got_there_may_have_taken_any_time(write_run):
   for seed in range(5):
     write_run(f"cifar10/inception/seed{seed}", [0.1] * 27 + [0.4] * 3)
     root = write_run(f"cifar10/bn_x5/seed{seed}", [0.1, 0.1, 0.41 if seed else 0.39])
+  write_double(write_run, end=0.4)
   finding = judge(root, "speedup")
   assert finding.verdict == "undecided" and "in 4 of 5 runs" in finding.measured
 
@@ -273,6 +319,17 @@ def test_diverged_runs_never_win(write_seeds, write_run):
   finding = judge(root, "x30_higher")
   assert finding.verdict == "undecided" and "2 of 3 runs of BN-x30 diverged" in finding.measured
   assert judge(root, "x30_trains").verdict == "undecided"
+
+
+def test_a_baseline_of_which_a_seed_diverged_decides_neither_steps_nor_ends(write_seeds, write_run):
+  """Inception over fewer steps does not stand in for it without a word."""
+  write_seeds("controls/inception_1000", (0.3, 0.31), steps=5)
+  write_seeds("inception", (0.4, 0.41))
+  write_run("cifar10/inception/seed2", [0.1] * 3, status="diverged", num_steps=1000)
+  root = write_seeds("bn_x5", (0.5, 0.51))
+  for key in ("speedup", "x5_higher"):
+    finding = judge(root, key)
+    assert finding.verdict == "undecided" and finding.measured == "1 of 3 runs of Inception diverged"
 
 
 def test_one_seed_that_diverged_is_no_verdict_on_the_network(write_seeds):
@@ -363,8 +420,8 @@ def test_bn_x30_must_be_both_higher_and_sooner(write_run):
     write_run(f"cifar10/bn_x30/seed{seed}", [0.1] * 4 + [0.5 + shift] * 5)
     write_run(f"quickstart/inception/seed{seed}", [0.1] * 9 + [0.4 + shift])
     write_run(f"quickstart/bn_x30/seed{seed}", [0.1] * 27 + [0.5 + shift] * 3)
-  write_half(write_run, end=0.4)
-  root = write_half(write_run, end=0.4, evaluations=5, scale="quickstart")
+  write_double(write_run, end=0.4)
+  root = write_double(write_run, end=0.4, evaluations=20, scale="quickstart")
   finding = judge(root, "x30_both")
   assert finding.verdict == "confirmed"
   assert "50.0% ± 0.5% (3 seeds) against 40.0% ± 0.5% (3 seeds); difference +10.0 points" in finding.measured

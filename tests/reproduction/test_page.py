@@ -67,8 +67,10 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   assert "Inception 31.0M 800 ± 0 (2 seeds) 72.2% 90.5% ± 0.7% (2 seeds) 0.1 done" in text
   assert "Inception at the rate of BN-x5 parameters reach" not in text and "diverged parameters reach machine" in text
   assert "python scripts/reproduce.py figure3 --seeds=2 --workdir=runs/paper --data_dir=$TFDS_DATA_DIR" in text
-  assert "python scripts/reproduce.py figure1 --seeds=1" in text and "ablation --seeds" not in text
-  assert "reproduce.py ablation --workdir" in text  # One seed, though those runs of Figure 3 that it shares have more.
+  assert "python scripts/reproduce.py figure1 --seeds=1" in text
+  assert (
+    "reproduce.py ablation --seeds=1 --workdir" in text
+  )  # One seed, though those runs of Figure 3 that it shares have more.
   assert "0123456789 1 abacus" in text and "jax 0.0.1" in text
   assert "python scripts/train.py --config=configs/bn_x5.py:cifar10 --config.seed=2" in text
   # Of the runs only this one has the config of the plan.
@@ -130,10 +132,11 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
   head = text_of(content[content.index("<h1") : content.index("<nav>")])
   assert content[content.index("<ol") : content.index("</ol>")].count("<li>") == 5
   assert "The newest run is of 2026-11-27." in head
-  assert "undecided at cifar10_full : 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0% (3 seeds)" in head
+  assert "BN-x5 over 800 steps against Inception over 800 steps: 61.0% ± 1.0% (3 seeds) against 51.0% ± 1.0%" in head
   assert "Missing at the scale of full lengths, cifar10_full : of BN-x30, BN-x5-Sigmoid" in head
   assert "Inception over 20,000 steps, Inception over 80,000 steps, BN-x5 over 20,000 steps, " in head
-  assert "there are 0 of 3 seeds" in head
+  assert "BN-Baseline with distortions, BN-x5 in float32, BN-x5 in bfloat16 there are 0 of 3 seeds" in head
+  assert "of the ensemble there are 0 of 6 networks" in head
   assert "of Inception," not in head
   order = [
     content.index(f'id="{anchor}"') for anchor in ("first", "figure2", "ratio", "claims", "cifar10_full", "runs")
@@ -158,6 +161,20 @@ def test_the_same_runs_make_the_same_bytes(write_run, tmp_path):
   first, second = (page.write(root, str(tmp_path / name)) for name in ("first", "second"))
   files = lambda folder: {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
   assert files(first.parent) == files(second.parent)
+
+
+def test_the_inception_that_sets_the_plateau_stands_in_the_table_of_figure_3(write_run, tmp_path):
+  """Over twice the steps it ends ten points higher; a diverged seed without evaluations leaves the others' numbers."""
+  for seed in range(2):
+    write_run(f"cifar10/inception/seed{seed}", [0.1] * 8 + [0.5 + seed / 100] * 2)
+    write_run(f"cifar10/controls/inception_4000/seed{seed}", [0.1] * 16 + [0.6 + seed / 100] * 4)
+    root = write_run(f"cifar10/bn_x5/seed{seed}", [0.62 + seed / 100] * 10)
+  write_run("cifar10/bn_x5/seed2", [], status="diverged", num_steps=1000)
+  text = text_of(page.write(str(root), str(tmp_path)).read_text())
+  table = text[text.index("steps to the plateau of Inception, 60.5%") :]
+  assert "Inception over 4,000 steps 3,400 ± 0 (2 seeds) 60.5% ± 0.7% (2 seeds) 0.1 done" in table
+  assert "Inception 31.0M 0 of 2 seeds 72.2% 50.5% ± 0.7% (2 seeds)" in table
+  assert "BN-x5 2.1M 2 of 3 seeds, after" in table and "62.5% ± 0.7% (2 seeds) 0.1 done, diverged" in table
 
 
 def test_without_jinja2_one_sentence_says_what_to_install(monkeypatch):

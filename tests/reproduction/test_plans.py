@@ -8,7 +8,7 @@ import pytest
 
 from bn_inception import config_checks, optim
 from bn_inception.configs import bn_baseline, bn_x5
-from bn_inception.reproduction import archive, plans
+from bn_inception.reproduction import archive, measured, plans
 from tests.test_configs import differences
 
 EVERY = [(figure, scale) for figure, (_, scales, _) in plans.FIGURES.items() for scale in scales]
@@ -127,6 +127,23 @@ def test_controls_differ_from_inception_in_length_and_rate_alone_and_failing_run
   for name in plans.FAILING:
     whole = plans.Run("", name, "cifar10_full", {}).config()
     assert list(differences(whole, runs[name])) == ["num_steps"] and runs[name].num_steps == 4_000
+
+
+def test_inceptions_rates_at_full_lengths_are_the_best_of_their_sweeps(repository):
+  """Of the archived runs, within the binomial error of the 5,000 examples held out; twice the length has no sweep."""
+  swept = measured.collect(repository / "results" / "sweep")["cifar10_full"]
+  own = bn_baseline.get_config("cifar10_full").learning_rate
+  for steps, rate in ((8_000, plans.CONTROL_RATES[0.2]), (20_000, plans.CONTROL_RATES[0.5]), (40_000, own)):
+    levels = {
+      run.config["learning_rate"]: measured.level(run)
+      for name, runs in swept.items()
+      if name.startswith(f"sweep/inception_{steps}/")
+      for run in runs
+    }
+    assert len(levels) > 1
+    best = max(levels.values())
+    assert levels[rate] >= best - math.sqrt(best * (1 - best) / 5_000)
+  assert plans.CONTROL_RATES[2.0] == own
 
 
 def test_rates_are_swept_without_the_test_split():

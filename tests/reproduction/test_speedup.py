@@ -121,6 +121,18 @@ def test_a_run_that_ends_just_above_the_level_knows_it_no_better(write_run):
   assert widths[0] == pytest.approx(widths[1], rel=0.1)
 
 
+def test_a_baseline_counts_where_its_mean_comes_and_seeds_that_miss_count_with_their_length(write_run):
+  """Inception over 20,000 steps ends at 0.49, 0.50 and 0.51, over 80,000 at 0.60: up to 0.5 the short one counts."""
+  for seed, shift in enumerate((-0.01, 0, 0.01)):
+    write_run(f"cifar10_full/inception/seed{seed}", [0.1] * 160 + [0.5 + shift] * 40, batch_size=32)
+    write_run(f"cifar10_full/controls/inception_80000/seed{seed}", [0.1] * 500 + [0.6] * 300, batch_size=32)
+    root = write_run(f"cifar10_full/bn_x5/seed{seed}", [0.1] * 19 + [0.7] * 61, batch_size=32)
+  experiments = measured.collect(root)["cifar10_full"]
+  below, at, above = speedup.curve(experiments, "bn_x5", (0.81, 0.5 / 0.6, 0.84))
+  assert [point.baseline for point in (below, at, above)] == ["inception", "inception", "controls/inception_80000"]
+  assert at.baseline_steps.values == pytest.approx((20_000, 16_100, 16_000 + 100 * 0.40 / 0.41))
+
+
 def test_one_seed_has_a_ratio_but_no_interval(write_networks):
   (point,) = speedup.curve(write_networks((1.0,)), "bn_x5", (0.9,))
   assert point.ratio == pytest.approx(time_to(point.accuracy, 0.7, 8_000) / time_to(point.accuracy, 0.7, 600), rel=0.02)
@@ -152,9 +164,9 @@ def test_the_plateau_is_reached_when_twice_the_steps_gain_less_than_the_seeds_sp
     for seed, shift in enumerate((-0.02, 0, 0.02)):
       root = write_run(f"cifar10/{name}/seed{seed}", [base + shift] * steps, batch_size=32)
   first, second, third = speedup.lengths(measured.finished(measured.collect(root)["cifar10"]))
-  assert (first.gain, first.plateau) == (None, None)
-  assert (second.times, second.plateau) == (2.5, False) and second.gain == pytest.approx(0.10)
-  assert (third.times, third.plateau) == (2.0, True) and third.gain == pytest.approx(0.01)
+  assert (first.gain, first.reached) == (None, None)
+  assert (second.times, second.reached) == (2.5, False) and second.gain == pytest.approx(0.10)
+  assert (third.times, third.reached) == (2.0, True) and third.gain == pytest.approx(0.01)
   assert third.accuracy.deviation == pytest.approx(0.02) and third.learning_rate == 0.1
 
 
@@ -173,7 +185,7 @@ def test_a_gain_over_five_times_the_length_does_not_deny_the_plateau(write_run):
     write_run(f"cifar10/controls/inception_2000/seed{seed}", [0.1] * 9 + [end])
     root = write_run(f"cifar10/inception/seed{seed}", [0.1] * 45 + [end + 0.2] * 5)
   _, longest = speedup.lengths(measured.finished(measured.collect(root)["cifar10"]))
-  assert (longest.times, longest.plateau) == (5, None) and longest.gain == pytest.approx(0.2)
+  assert (longest.times, longest.reached) == (5, None) and longest.gain == pytest.approx(0.2)
 
 
 def test_a_longer_run_that_ends_no_higher_shows_the_plateau(write_run):
