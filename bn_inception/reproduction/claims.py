@@ -185,6 +185,16 @@ CLAIMS = (
     "inception",
   ),
   Claim(
+    "x5_same_steps",
+    "BN-x5 is higher than Inception after as many steps, each annealed over them",
+    "§4.2.2, Figure 2",
+    "curves: higher at every step",
+    "figure3",
+    "level_after_same_steps",
+    "bn_x5",
+    "inception",
+  ),
+  Claim(
     "x30_slower",
     "BN-x30 is slower than BN-x5 at first",
     "§4.2.2",

@@ -1,8 +1,8 @@
 """What was measured of each claim, and the verdict on it: the statistics that `claims.CLAIMS` name.
 
 A verdict is that of `verdicts.decide`: confirmed or refuted if the 95% confidence interval lies wholly beyond the
-claim's threshold, undecided if it does not, or if a side has a single seed. What is said of Inception's plateau is
-undecided too while the plateau is not known to be reached, but for ends below where Inception ends so far.
+claim's threshold, undecided if it does not, or if a side has a single seed. What would change if a network ended higher
+over more steps is undecided too while the network is not known to be at its plateau.
 """
 
 import functools
@@ -126,7 +126,10 @@ def _compare(claim: Claim, experiments: Experiments, function: Callable[[Result]
 
 
 def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
-  """Accuracy at the end. Beside Inception's plateau each network counts at the length at which it ends highest."""
+  """Accuracy at the end. Beside Inception each network counts at the length at which it ends highest.
+
+  Whichever ends lower may end higher over more steps, unless it is at its plateau.
+  """
   del evaluations
   if claim.own_plateau or claim.beside != "inception":
     return _compare(claim, experiments, measured.level, "")
@@ -138,8 +141,7 @@ def _level(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
   of = speedup.highest_length(experiments, claim.of)
   what = " against ".join(_with_steps(name, experiments) for name in (of, highest.name)) + ": "
   finding = _compare(claim._replace(of=of, beside=highest.name), experiments, measured.level, what)
-  # What ends below Inception so far ends below its plateau.
-  return finding if finding.verdict == REFUTED else _until_the_plateau(finding, experiments)
+  return _until_the_plateau(finding, experiments, claim.of if finding.verdict == REFUTED else "inception")
 
 
 def _with_steps(name: str, experiments: Experiments) -> str:
@@ -150,19 +152,48 @@ def _with_steps(name: str, experiments: Experiments) -> str:
   return f"{name_of(name)} over {steps_text(steps)} steps"
 
 
-def _until_the_plateau(finding: Finding, experiments: Experiments) -> Finding:
-  """The finding, undecided while Inception is not known to be at its plateau: over more steps it may end higher."""
-  reached = speedup.plateau_reached(experiments)
+def _until_the_plateau(finding: Finding, experiments: Experiments, network: str) -> Finding:
+  """The finding, undecided while a network is not known to be at its plateau: over more steps it may end higher."""
+  reached, name = speedup.plateau_reached(experiments, network), name_of(network)
   if reached:
     return finding
-  text = "it is not known that Inception is at its plateau" if reached is None else "Inception still gains by length"
+  text = f"it is not known that {name} is at its plateau" if reached is None else f"{name} still gains by length"
   power = (
     ""
     if finding.verdict == UNDECIDED
-    else f"it is {finding.verdict} of where Inception ends here, and over more steps Inception may end higher"
+    else f"it is {finding.verdict} of where {name} ends here, and over more steps {name} may end higher"
   )
   return finding._replace(
     verdict=UNDECIDED, measured=f"{finding.measured}; {text}", power="; ".join(filter(None, (finding.power, power)))
+  )
+
+
+def _level_after_same_steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
+  """Accuracy at the end, at every length that both networks were annealed over; it must be the higher at each."""
+  del evaluations
+  if finding := _absent(claim, experiments):
+    return finding
+  of, beside = (
+    {runs[0].accuracy[-1][0]: name for name, runs in speedup.by_length(experiments, network).items()}
+    for network in (claim.of, claim.beside)
+  )
+  findings = [
+    _compare(
+      claim._replace(of=of[steps], beside=beside[steps]),
+      experiments,
+      measured.level,
+      f"after {steps_text(steps)} steps ",
+    )
+    for steps in sorted(of.keys() & beside.keys())
+  ]
+  if not findings:
+    return Finding(NOT_MEASURED, f"no runs of {name_of(claim.of)} and {name_of(claim.beside)} over as many steps")
+  return Finding(
+    verdicts.all_of([finding.verdict for finding in findings]),
+    "; ".join(finding.measured for finding in findings),
+    "; ".join(dict.fromkeys(finding.seeds for finding in findings)),
+    "; ".join(filter(None, (finding.power for finding in findings))),
+    tuple(dict.fromkeys(name for finding in findings for name in finding.experiments)),
   )
 
 
@@ -230,7 +261,7 @@ def _steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> 
     power = "of a run that did not come to the level it is known only that it would take longer than it ran"
   names = tuple(dict.fromkeys((of, beside, plateau.name)))
   finding = Finding(verdict, "; ".join(texts), seeds_text(runs, other_runs), power, names)
-  return _until_the_plateau(finding, experiments) if against_the_fastest else finding
+  return _until_the_plateau(finding, experiments, "inception") if against_the_fastest else finding
 
 
 def _level_and_steps(claim: Claim, experiments: Experiments, evaluations: Evaluations) -> Finding:
@@ -476,6 +507,7 @@ def _ratio_interval(estimate: verdicts.Estimate | None) -> str:
 
 STATISTICS: dict[str, Callable[[Claim, Experiments, Evaluations], Finding]] = {
   "level": _level,
+  "level_after_same_steps": _level_after_same_steps,
   "steps": _steps,
   "level_and_steps": _level_and_steps,
   "shown_level": _shown_level,

@@ -59,7 +59,7 @@ FULL_FACTORS: dict[str, dict[str, Any]] = {
 CONTROL_RATES = {0.2: 0.01, 0.5: 0.04, 2.0: 0.01}
 # And BN-x5 annealed over more steps than its own, by these factors: whether it comes in them to a plateau that is above
 # what it ends with in its own.
-BN_X5_LENGTHS = (2.5,)
+BN_X5_LENGTHS = (2.5, 5.0)
 # There a run without BN that fails is cut after a tenth of its steps, as long as half of BN-x5's.
 FAILING_FRACTION = 0.1
 # Rates are chosen on examples held out of training; the test split has no part in it.

@@ -239,7 +239,7 @@ def _figure3(scale: str, experiments: dict[str, list[Result]]) -> Table:
   """The table of Figure 3, the runs that §4.2.2 tells of, and Inception and BN-x5 over other lengths."""
   plateau = speedup.plateau(experiments)
   named = dict(paper.FIGURE_3)
-  for name in (*speedup.baselines_by_length(experiments), *speedup.networks(experiments)):
+  for name in (*speedup.by_length(experiments), *speedup.networks(experiments)):
     named.setdefault(name, paper.VariantRow(wording.name_of(name), None, None))
   rows = []
   for name, row in named.items():

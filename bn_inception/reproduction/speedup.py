@@ -20,6 +20,7 @@ from bn_inception.reproduction.measured import Result, Spread
 FRACTIONS = tuple(percent / 100 for percent in range(80, 101))  # Of Inception's plateau.
 CONTROLS = "controls/inception_"
 LONGER = "longer/bn_x5_"  # BN-x5 annealed over more than its own steps.
+_OTHER_LENGTHS = {"inception": CONTROLS, "bn_x5": LONGER}
 
 Experiments = dict[str, list[Result]]
 Steps = tuple[float | None, ...]  # Of every seed; None where it does not come to the level.
@@ -48,7 +49,7 @@ class Point(NamedTuple):
 
 
 class Length(NamedTuple):
-  """A baseline of one length.
+  """A network of one length.
 
   Attributes:
     name: of the experiment.
@@ -103,14 +104,16 @@ def networks(experiments: Experiments) -> list[str]:
   return [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments] + longer
 
 
-def baselines(experiments: Experiments) -> Experiments:
-  """Inception annealed over several lengths, none of whose seeds diverged or ended at chance."""
-  return {
-    name: runs
+def by_length(experiments: Experiments, network: str = "inception") -> Experiments:
+  """A network annealed over several lengths, the shortest first; none of which a seed diverged or ended at chance."""
+  prefix = _OTHER_LENGTHS.get(network)
+  usable = [
+    (name, runs)
     for name, runs in experiments.items()
-    if (name == "inception" or name.startswith(CONTROLS))
+    if (name == network or prefix and name.startswith(prefix))
     and not any(run.diverged or measured.ends_at_chance(run) for run in runs)
-  }
+  ]
+  return dict(sorted(usable, key=lambda item: item[1][0].accuracy[-1][0]))
 
 
 def plateau_of(name: str, runs: Sequence[Result]) -> Plateau:
@@ -118,25 +121,19 @@ def plateau_of(name: str, runs: Sequence[Result]) -> Plateau:
   return Plateau(name, _level(runs))
 
 
-def plateau(experiments: Experiments) -> Plateau | None:
-  """That of the shortest baseline whose mean level is within the deviation over seeds of the greatest.
+def plateau(experiments: Experiments, network: str = "inception") -> Plateau | None:
+  """That of the shortest length whose mean level is within the deviation over seeds of the greatest.
 
-  Of two lengths that end alike the longer one would only add steps. A baseline of one seed sets the plateau only if
-  there is none of several: its spread is not known.
+  Of two lengths that end alike the longer one would only add steps. A length of one seed sets the plateau only if there
+  is none of several: its spread is not known.
 
   Returns:
-    None without baselines.
+    None where `by_length` has none.
   """
-  by_length = baselines_by_length(experiments)
-  plateaus = [plateau_of(name, runs) for name, runs in by_length.items()]
+  plateaus = [plateau_of(name, runs) for name, runs in by_length(experiments, network).items()]
   plateaus = [of for of in plateaus if len(of.level.values) > 1] or plateaus
   highest = max(plateaus, key=lambda of: of.level.mean, default=None)
   return next((of for of in plateaus if of is highest or _alike(of.level, highest.level)), None)
-
-
-def baselines_by_length(experiments: Experiments) -> Experiments:
-  """`baselines`, the shortest first."""
-  return dict(sorted(baselines(experiments).items(), key=lambda item: item[1][0].accuracy[-1][0]))
 
 
 def _pooled(one: Spread, other: Spread) -> float | None:
@@ -152,13 +149,15 @@ def _alike(one: Spread, other: Spread) -> bool:
   return deviation is not None and abs(one.mean - other.mean) < deviation
 
 
-def plateau_reached(experiments: Experiments) -> bool | None:
-  """Whether doubling the length of the baseline that sets the plateau gains less than the deviation over seeds.
+def plateau_reached(experiments: Experiments, network: str = "inception") -> bool | None:
+  """Whether doubling the length that sets a network's plateau gains less than the deviation over seeds.
 
-  A baseline at least twice as long says so, if it ends alike. If it ends lower, its rate may be a bad one, and nothing
-  is known (None). Without a longer one the baseline's own row of `lengths` speaks, which is of a shorter one.
+  Runs at least twice as long say so, if they end alike. If they end lower, their rate may be a bad one, and nothing is
+  known (None). Without longer ones that length's own row of `lengths` speaks, which is of a shorter one.
   """
-  highest, rows = plateau(experiments), lengths(experiments)
+  highest, rows = plateau(experiments, network), lengths(experiments, network)
+  if highest is None:
+    return None
   own = next(row for row in rows if row.name == highest.name)
   longer = [row.accuracy for row in rows if row.steps >= 2 * own.steps and len(row.accuracy.values) > 1]
   if longer:
@@ -166,10 +165,10 @@ def plateau_reached(experiments: Experiments) -> bool | None:
   return own.reached
 
 
-def lengths(experiments: Experiments) -> list[Length]:
-  """The baselines, shortest first, and whether their accuracy still gains by length."""
+def lengths(experiments: Experiments, network: str = "inception") -> list[Length]:
+  """The lengths of a network, the shortest first, and whether its accuracy still gains by length."""
   rows = []
-  for name, runs in baselines_by_length(experiments).items():
+  for name, runs in by_length(experiments, network).items():
     steps, accuracy = runs[0].accuracy[-1][0], _level(runs)
     half = next((row for row in reversed(rows) if row.steps <= steps / 2), None)
     times = gain = reached = None
@@ -189,7 +188,7 @@ def fastest(experiments: Experiments, highest: Plateau, fraction: float) -> tupl
   """
   steps = {
     name: Spread(_at_least(highest.steps(name, runs, fraction), runs))
-    for name, runs in baselines(experiments).items()
+    for name, runs in by_length(experiments).items()
     if name == highest.name
     or _level(runs).mean >= fraction * highest.level.mean
     or None not in highest.steps(name, runs, fraction)
@@ -226,18 +225,12 @@ def curve(experiments: Experiments, network: str, fractions: Sequence[float] = F
   return points
 
 
-def _lengths_of(experiments: Experiments, network: str) -> list[str]:
-  """The experiments of a network: `network` itself, and BN-x5 annealed over more steps where no seed diverged."""
-  longer = [name for name in experiments if network == "bn_x5" and name.startswith(LONGER)]
-  return [network] + [name for name in longer if all(run.accuracy and not run.diverged for run in experiments[name])]
-
-
 def fastest_length(experiments: Experiments, network: str, highest: Plateau) -> str:
   """The experiment of a network that is fastest to a plateau.
 
   Where none comes there with all its seeds, it is that of which the most seeds do, and of those the longest.
   """
-  steps = {name: highest.steps(name, experiments[name]) for name in _lengths_of(experiments, network)}
+  steps = {name: highest.steps(name, experiments[name]) for name in {network: None} | by_length(experiments, network)}
   arrived = {name: geometric_mean(values) for name, values in steps.items() if None not in values}
   if arrived:
     return min(arrived, key=arrived.__getitem__)
@@ -247,7 +240,7 @@ def fastest_length(experiments: Experiments, network: str, highest: Plateau) -> 
 
 def highest_length(experiments: Experiments, network: str) -> str:
   """The experiment of a network with the greatest mean level; `network` itself where one of its seeds has none."""
-  levels = {name: _level(experiments[name]) for name in _lengths_of(experiments, network)}
+  levels = {name: _level(experiments[name]) for name in {network: None} | by_length(experiments, network)}
   return network if None in levels.values() else max(levels, key=lambda name: levels[name].mean)
 
 

@@ -55,7 +55,8 @@ def test_a_higher_end_is_that_of_the_length_that_ends_highest(write_run, write_s
   write_seeds("inception", (0.39, 0.40, 0.41))
   write_seeds("bn_x5", (0.34, 0.35, 0.36), steps=5)
   root = write_seeds("bn_x30", (0.44, 0.45, 0.46), steps=5)
-  assert judge(root, "x5_higher").verdict == "refuted"
+  finding = judge(root, "x5_higher")
+  assert finding.verdict == "undecided" and finding.measured.endswith("it is not known that BN-x5 is at its plateau")
   write_seeds("longer/bn_x5_1600", (0.49, 0.50, 0.51), steps=8)
   finding = judge(root, "x5_higher")
   assert finding.verdict == "undecided" and finding.measured.endswith("not known that Inception is at its plateau")
@@ -72,7 +73,35 @@ def test_a_higher_end_is_that_of_the_length_that_ends_highest(write_run, write_s
   assert judge(root, "x5_higher").experiments == ("longer/bn_x5_1600", "inception")
   write_seeds("controls/inception_1200", (0.59, 0.60, 0.61), steps=6)
   finding = judge(root, "x5_higher")
+  assert finding.experiments == ("longer/bn_x5_1600", "controls/inception_1200")
+  assert finding.verdict == "undecided" and finding.power.startswith("it is refuted of where BN-x5 ends here, and over")
+  for seed in range(3):  # Twice as long it ends alike.
+    write_run(f"cifar10/longer/bn_x5_3200/seed{seed}", [0.1] * 12 + [0.49 + seed / 100] * 4)
+  finding = judge(root, "x5_higher")
   assert finding.verdict == "refuted" and finding.experiments == ("longer/bn_x5_1600", "controls/inception_1200")
+
+
+def test_after_as_many_steps_bn_x5_must_be_higher_at_every_length(write_run):
+  for steps, inception, bn_x5 in ((8, 0.3, 0.4), (20, 0.4, 0.5), (40, 0.5, 0.5)):
+    for seed, shift in enumerate((-0.01, 0, 0.01)):
+      names = (
+        "inception" if steps == 40 else f"controls/inception_{200 * steps}",
+        "bn_x5" if steps == 8 else f"longer/bn_x5_{200 * steps}",
+      )
+      for name, end in zip(names, (inception, bn_x5)):
+        root = write_run(f"{'quickstart' if steps == 40 else 'cifar10'}/{name}/seed{seed}", [end + shift] * steps)
+  for seed in range(3):
+    write_run(f"cifar10/inception/seed{seed}", [0.5 + seed / 100] * 40)
+  finding = judge(root, "x5_same_steps")
+  assert finding.verdict == "confirmed" and finding.seeds == "seeds 0, 1, 2 against 0, 1, 2"
+  assert finding.measured.startswith(
+    "after 1,600 steps 40.0% ± 1.0% (3 seeds) against 30.0% ± 1.0% (3 seeds); difference"
+  )
+  assert "; after 4,000 steps 50.0%" in finding.measured and "8,000" not in finding.measured
+  for seed, shift in enumerate((-0.01, 0, 0.01)):
+    write_run(f"cifar10/longer/bn_x5_8000/seed{seed}", [0.515 + shift] * 40)
+  assert judge(root, "x5_same_steps").verdict == "undecided"
+  assert judge(root, "x5_same_steps", "quickstart").verdict == "not measured"
 
 
 def test_bn_baseline_stands_beside_the_inception_of_its_length(write_run, write_seeds):

@@ -151,7 +151,7 @@ def test_a_level_that_a_seed_never_reaches_has_no_ratio(write_run):
 def test_a_baseline_that_diverged_sets_no_level(write_run):
   write_run("cifar10/inception/seed0", [0.3, 0.5])
   root = write_run("cifar10/controls/inception_100/seed0", [0.9], status="diverged")
-  assert list(speedup.baselines(measured.collect(root)["cifar10"])) == ["inception"]
+  assert list(speedup.by_length(measured.collect(root)["cifar10"])) == ["inception"]
 
 
 def test_the_plateau_is_reached_when_twice_the_steps_gain_less_than_the_seeds_spread(write_run):
