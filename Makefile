@@ -47,7 +47,7 @@ lint: install
 	$(BIN)/python -m mypy
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses=2 --dist=loadfile --durations=20
 
 test-all: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile

@@ -123,23 +123,30 @@ def test_ensemble_is_the_mean_of_probabilities_one_crop_at_a_time(paths, digits_
   assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
 
 
+@pytest.fixture(scope="module")
+def of_203(paths, digits_dir, tmp_path_factory):
+  """An evaluation of 203 examples with the usual batches on all devices: its folder and its metrics."""
+  folder = tmp_path_factory.mktemp("of_203")
+  return folder, evaluate_checkpoints(paths, str(folder), data_dir=digits_dir, split="test[:203]", crops=10)
+
+
 @pytest.mark.parametrize("batch_size,devices", [(size, devices) for size in (1, 7, 64) for devices in (1, 4, 8)])
-def test_metrics_do_not_depend_on_batch_size_or_devices(paths, digits_dir, tmp_path, batch_size, devices):
+def test_metrics_do_not_depend_on_batch_size_or_devices(paths, digits_dir, tmp_path, of_203, batch_size, devices):
   """203 is divided by no batch."""
   metrics = evaluate_checkpoints(
     paths,
-    str(tmp_path / "one"),
+    str(tmp_path),
     data_dir=digits_dir,
     split="test[:203]",
     crops=10,
     batch_size=batch_size,
     devices=jax.devices()[:devices],
   )
-  expected = evaluate_checkpoints(paths, str(tmp_path / "two"), data_dir=digits_dir, split="test[:203]", crops=10)
+  folder, expected = of_203
   assert metrics["count"] == 203
   assert (metrics["top1_error"], metrics["top5_error"]) == (expected["top1_error"], expected["top5_error"])
   assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
-  for one, two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+  for one, two in zip(lines(tmp_path), lines(folder), strict=True):
     assert one["id"] == two["id"] and one["top5"] == two["top5"]
     np.testing.assert_allclose(one["probability"], two["probability"], atol=1e-6)
 

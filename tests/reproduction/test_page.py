@@ -7,8 +7,9 @@ import re
 import sys
 
 import pytest
+from matplotlib import figure
 
-from bn_inception import paper
+from bn_inception import curves, paper
 from bn_inception.errors import UserError
 from bn_inception.reproduction import claims, page, plans, run_cost
 
@@ -19,6 +20,13 @@ def cheap_full_scale(monkeypatch):
   monkeypatch.setattr(
     run_cost, "count_work", lambda config: run_cost.Cost(run_cost.Work(1e12, 1e11), run_cost.Work(1e10, 1e8))
   )
+
+
+@pytest.fixture
+def cheap_pictures(monkeypatch):
+  """Figures are made, but not drawn: that takes most of the time of a page, and here only text is looked at."""
+  monkeypatch.setattr(curves, "save", lambda figure, path: path.write_bytes(b"a picture"))
+  monkeypatch.setattr(figure.Figure, "savefig", lambda *arguments, **settings: None)
 
 
 def text_of(text: str) -> str:
@@ -48,14 +56,14 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   content = path.read_text()
   text = text_of(content)
   assert path == tmp_path / "report" / "report.html"
-  for figure, scale in (
+  for name, scale in (
     ("figure1", "mnist"),
     ("figure2", "cifar10"),
     ("relative", "cifar10"),
     ("ratio", "cifar10"),
     ("ablation", "cifar10"),
   ):
-    assert (tmp_path / "report" / figure / f"{scale}.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "report" / name / f"{scale}.png").read_bytes().startswith(b"\x89PNG")
   assert content.count("<img") == content.count("<source") == 5
   assert not re.search(r"(src|srcset)=.(?!data:)", content)  # Self-contained.
   assert "/secret" not in content and str(tmp_path) not in content
@@ -114,6 +122,7 @@ def write_some(write_run):
   return root
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_links_lead_somewhere_and_every_measured_row_leads_to_its_runs(write_run, tmp_path):
   found = Elements(page.write(str(write_some(write_run)), str(tmp_path)).read_text())
   assert not found.stack and len(found.anchors) == len(set(found.anchors))
@@ -127,6 +136,7 @@ def test_links_lead_somewhere_and_every_measured_row_leads_to_its_runs(write_run
   assert {"figure2", "ratio", "claims", "runs", "cifar10", "cifar10_full"} <= set(found.anchors)
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_the_page_begins_with_the_result(write_run, tmp_path):
   content = page.write(str(write_some(write_run)), str(tmp_path)).read_text()
   head = text_of(content[content.index("<h1") : content.index("<nav>")])
@@ -147,6 +157,7 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
   assert order == sorted(order)
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_the_page_is_made_for_phones(write_run, tmp_path):
   content = page.write(str(write_some(write_run)), str(tmp_path)).read_text()
   found = Elements(content)
@@ -166,6 +177,7 @@ def test_the_same_runs_make_the_same_bytes(write_run, tmp_path):
   assert files(first.parent) == files(second.parent)
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_the_inception_that_sets_the_plateau_stands_in_the_table_of_figure_3(write_run, tmp_path):
   """Over twice the steps it ends ten points higher; a diverged seed without evaluations leaves the others' numbers."""
   for seed in range(2):
@@ -223,6 +235,7 @@ def test_figure_4_stands_in_the_papers_layout(write_run, write_evaluation, tmp_p
   assert "python scripts/reproduce.py figure4 --workdir" in text
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_single_crops_are_not_shown_as_many(write_evaluation, write_run, tmp_path):
   write_run("cifar10/bn_x5/seed0", [0.5])
   root = write_evaluation("member0_1crop_running", 1, 1, 0.30)
@@ -231,6 +244,7 @@ def test_single_crops_are_not_shown_as_many(write_evaluation, write_run, tmp_pat
   assert "BN-Inception multicrop 144 1 21.99% 5.82% BN-Inception ensemble 144 6 20.10% 4.90% At full scale" in text
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   write_run("cifar10_full/inception/seed0", [0.1, 0.3])
   write_run("cifar10/bn_x5/seed0", [0.3, 0.4])
@@ -241,6 +255,7 @@ def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
   assert "ablation --scale=cifar10_full" in text and "precision --scale=cifar10" not in text
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
   root = write_run("mnist/mnist_bn/seed0", [0.5])
   text = text_of(page.write(str(root), str(tmp_path)).read_text())
@@ -251,6 +266,7 @@ def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
     page.write(str(tmp_path / "empty"), str(tmp_path))
 
 
+@pytest.mark.usefixtures("cheap_pictures")
 def test_hours_follow_from_the_count_of_operations(write_run, tmp_path):
   text = text_of(page.write(str(write_run("mnist/mnist_bn/seed0", [0.5])), str(tmp_path)).read_text())
   steps = 31e6 + 31e6 + 3 * 6e6  # Figure 2: the two without §4.2.1's changes run as long as Inception.
