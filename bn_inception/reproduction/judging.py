@@ -173,10 +173,7 @@ def _level_after_same_steps(claim: Claim, experiments: Experiments, evaluations:
   del evaluations
   if finding := _absent(claim, experiments):
     return finding
-  of, beside = (
-    {runs[0].accuracy[-1][0]: name for name, runs in speedup.by_length(experiments, network).items()}
-    for network in (claim.of, claim.beside)
-  )
+  of, beside = (speedup.every_length(experiments, network) for network in (claim.of, claim.beside))
   findings = [
     _compare(
       claim._replace(of=of[steps], beside=beside[steps]),

@@ -4,9 +4,9 @@ A run whose rate is annealed comes to its best near its end, so a longer baselin
 baselines are Inception annealed over several lengths (the runs `inception` and the controls), and a network is compared
 with the one of them that is fastest at each level. Levels are fractions of Inception's plateau, the mean of
 `measured.level` over the seeds of the highest baseline, or of a shorter one that is as high within their spread; steps
-to a level are interpolated on each run's accuracy curve. The steps of
-seeds are averaged by their logarithms, whose difference is the logarithm of the ratio. How well that is known follows
-from the spread of the steps over the seeds of both sides, and from that of the plateau, which sets the levels.
+to a level are interpolated on each run's accuracy curve. The steps of seeds are averaged by their logarithms, whose
+difference is the logarithm of the ratio. How well that is known follows from the spread of the steps over the seeds of
+both sides, and from that of the plateau, which sets the levels.
 """
 
 import math
@@ -104,16 +104,21 @@ def networks(experiments: Experiments) -> list[str]:
   return [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments] + longer
 
 
+def every_length(experiments: Experiments, network: str) -> dict[float, str]:
+  """{steps of 32: experiment} of a network annealed over several lengths, the shortest first, whatever became of it."""
+  prefix = _OTHER_LENGTHS.get(network)
+  names = [name for name in experiments if name == network or prefix and name.startswith(prefix)]
+  configs = {name: experiments[name][0].config for name in names}
+  return dict(sorted((config["num_steps"] * config["batch_size"] / 32, name) for name, config in configs.items()))
+
+
 def by_length(experiments: Experiments, network: str = "inception") -> Experiments:
   """A network annealed over several lengths, the shortest first; none of which a seed diverged or ended at chance."""
-  prefix = _OTHER_LENGTHS.get(network)
-  usable = [
-    (name, runs)
-    for name, runs in experiments.items()
-    if (name == network or prefix and name.startswith(prefix))
-    and not any(run.diverged or measured.ends_at_chance(run) for run in runs)
-  ]
-  return dict(sorted(usable, key=lambda item: item[1][0].accuracy[-1][0]))
+  return {
+    name: experiments[name]
+    for name in every_length(experiments, network).values()
+    if not any(run.diverged or measured.ends_at_chance(run) for run in experiments[name])
+  }
 
 
 def plateau_of(name: str, runs: Sequence[Result]) -> Plateau:

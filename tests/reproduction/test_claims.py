@@ -104,6 +104,22 @@ def test_after_as_many_steps_bn_x5_must_be_higher_at_every_length(write_run):
   assert judge(root, "x5_same_steps", "quickstart").verdict == "not measured"
 
 
+def test_a_length_at_which_bn_x5_failed_counts_among_those_of_as_many_steps(write_run):
+  for seed, shift in enumerate((-0.01, 0, 0.01)):
+    for name, steps, end in (
+      ("controls/inception_1600", 8, 0.3),
+      ("bn_x5", 8, 0.4),
+      ("inception", 20, 0.4),
+      ("longer/bn_x5_4000", 20, 0.1),
+    ):
+      root = write_run(f"cifar10/{name}/seed{seed}", [end + (shift if end > 0.1 else 0)] * steps)
+      write_run(f"quickstart/{name}/seed{seed}", [end + shift] * steps, status="diverged" if end == 0.1 else "done")
+  finding = judge(root, "x5_same_steps")
+  assert finding.verdict == "refuted" and "after 4,000 steps 10.0% ± 0.0% (3 seeds) against 40.0%" in finding.measured
+  finding = judge(root, "x5_same_steps", "quickstart")
+  assert finding.verdict == "refuted" and "3 of 3 runs of BN-x5 over 4,000 steps diverged" in finding.measured
+
+
 def test_bn_baseline_stands_beside_the_inception_of_its_length(write_run, write_seeds):
   write_seeds("inception", (0.39, 0.40, 0.41))
   for seed in range(3):
