@@ -32,6 +32,16 @@ def test_a_run_under_way_is_drawn_but_moves_no_number(write_run):
   assert set(map(lambda value: value.expected, line(figure, "plateau of Inception"))) == {0.5}
 
 
+def test_the_inception_that_sets_the_plateau_and_longer_bn_x5_are_drawn(write_run):
+  for name, end in (("inception", 0.4), ("controls/inception_1000", 0.3), ("controls/inception_4000", 0.6)):
+    write_run(f"cifar10/{name}/seed0", [0.2, end])
+  root = write_run("cifar10/longer/bn_x5_2000/seed0", [0.5, 0.7])
+  figure = figures.figure2(measured.collect(root)["cifar10"])
+  assert line(figure, "Inception") == [0.2, 0.4] and line(figure, "Inception over 4,000 steps") == [0.2, 0.6]
+  assert line(figure, "BN-x5 over 2,000 steps") == [0.5, 0.7]
+  assert "Inception over 1,000 steps" not in [one.get_label() for one in figure.axes[0].get_lines()]
+
+
 def test_figure_1_is_drawn_of_the_seeds_that_are_there(write_run):
   """Another machine has only just started seed 0."""
   units = {3: [(-1, 0, 1), (-2, 0.5, 2)]}
