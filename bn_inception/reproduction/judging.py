@@ -173,7 +173,10 @@ def _level_after_same_steps(claim: Claim, experiments: Experiments, evaluations:
   del evaluations
   if finding := _absent(claim, experiments):
     return finding
-  of, beside = (speedup.every_length(experiments, network) for network in (claim.of, claim.beside))
+  of, beside = (
+    {steps: name for name, steps in speedup.every_length(experiments, network).items()}
+    for network in (claim.of, claim.beside)
+  )
   findings = [
     _compare(
       claim._replace(of=of[steps], beside=beside[steps]),

@@ -104,19 +104,20 @@ def networks(experiments: Experiments) -> list[str]:
   return [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments] + longer
 
 
-def every_length(experiments: Experiments, network: str) -> dict[float, str]:
-  """{steps of 32: experiment} of a network annealed over several lengths, the shortest first, whatever became of it."""
+def every_length(experiments: Experiments, network: str) -> dict[str, float]:
+  """{experiment: steps of 32} of a network annealed over several lengths, the shortest first, whatever became of it."""
   prefix = _OTHER_LENGTHS.get(network)
   names = [name for name in experiments if name == network or prefix and name.startswith(prefix)]
   configs = {name: experiments[name][0].config for name in names}
-  return dict(sorted((config["num_steps"] * config["batch_size"] / 32, name) for name, config in configs.items()))
+  steps = {name: config["num_steps"] * config["batch_size"] / 32 for name, config in configs.items()}
+  return dict(sorted(steps.items(), key=lambda item: item[1]))
 
 
 def by_length(experiments: Experiments, network: str = "inception") -> Experiments:
   """A network annealed over several lengths, the shortest first; none of which a seed diverged or ended at chance."""
   return {
     name: experiments[name]
-    for name in every_length(experiments, network).values()
+    for name in every_length(experiments, network)
     if not any(run.diverged or measured.ends_at_chance(run) for run in experiments[name])
   }
 
