@@ -6,8 +6,10 @@ so that which ones are the best is known later than Orbax asks for it: `retain` 
 """
 
 import contextlib
+import errno
 import json
 import logging
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
@@ -26,6 +28,7 @@ from bn_inception.state import TrainState
 Manager: TypeAlias = ocp.CheckpointManager  # Of the checkpoints of one run directory.
 
 _log = logging.getLogger(__name__)
+_FILE_IS_GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class CheckpointError(UserError):
@@ -204,9 +207,19 @@ def restore_newest_usable(manager: Manager, like: TrainState, config: Config) ->
   return None
 
 
-def _passes(error: Exception) -> bool:
-  """Whether it is the storage that fails, and not the checkpoint."""
-  return isinstance(error, OSError) and not isinstance(error, (FileNotFoundError, NotADirectoryError))
+def _passes(error: BaseException | None) -> bool:
+  """Whether it is the storage or the memory that fails, and not the checkpoint."""
+  while error is not None:
+    if isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
+      return True
+    # TensorStore reads the arrays, and raises a ValueError for what the operating system says.
+    said = [int(code) for code in re.findall(r"os_error_code='(\d+)'", str(error))]
+    if isinstance(error, OSError) and error.errno is not None:
+      said.append(error.errno)
+    if any(code not in _FILE_IS_GONE for code in said):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def _set_aside(manager: Manager, steps: list[int]) -> None:

@@ -32,6 +32,11 @@ _ALLOWED = (
 )
 
 
+def matter(changed: Sequence[str]) -> list[str]:
+  """Those of the changed fields that may change a number of the run."""
+  return [name for name in changed if name not in FREE and name != "version"]
+
+
 def check(changed: Sequence[str], allowed: bool) -> None:
   """Checks the fields in which a config differs from the config of the run so far, `run_directory.changed_fields`.
 
@@ -42,7 +47,7 @@ def check(changed: Sequence[str], allowed: bool) -> None:
   Raises:
     ConfigError: if a field must not change, or may change only when allowed; the error names these fields.
   """
-  changed = [name for name in changed if name not in FREE and name != "version"]
+  changed = matter(changed)
   if fixed := [name for name in changed if not name.startswith(_ALLOWED)]:
     raise ConfigError(
       f"The config differs from that of the run so far in {', '.join(fixed)}: resume with the run's "

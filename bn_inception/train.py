@@ -154,7 +154,7 @@ def _ended(request: _Request) -> str | None:
   if status == status_lib.DONE and step >= request.config.num_steps:
     _log.info("This run is done: it made its %d steps. Use a new --workdir, or more num_steps.", step)
     return status
-  if status == status_lib.DIVERGED and not request.changed:
+  if status == status_lib.DIVERGED and not config_changes.matter(request.changed):
     _log.info("This run has diverged, which another try would repeat: use a new --workdir or another config.")
     return status
   return None

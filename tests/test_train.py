@@ -579,6 +579,25 @@ def test_a_passing_read_error_renames_nothing(copy, digits_dir, monkeypatch):
   assert not (copy / "damaged_checkpoints").exists()
 
 
+@pytest.mark.parametrize("storage", ["answers with an error", "has lost the file"])
+def test_an_error_of_the_storage_where_the_arrays_are_read_renames_nothing(copy, finished, digits_dir, storage):
+  """TensorStore reports what the operating system says as a ValueError."""
+  arrays = [path for path in (copy / "checkpoints" / "20" / "state").rglob("d/*") if path.is_file()]
+  assert arrays
+  for path in arrays:
+    path.unlink()
+    if storage == "answers with an error":
+      path.symlink_to(path)  # Too many levels of symbolic links.
+  if storage == "has lost the file":
+    train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+    assert [path.name[:2] for path in (copy / "damaged_checkpoints").iterdir()] == ["20"]
+    assert_bit_identical(copy, finished)
+  else:
+    with pytest.raises(StartAgainError, match="20 cannot be read now .*symbolic links"):
+      train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])
+    assert not (copy / "damaged_checkpoints").exists()
+
+
 @pytest.mark.parametrize(
   "change, allowed, named",
   [
@@ -678,6 +697,8 @@ def test_divergence_is_a_result_and_keeps_the_last_good_checkpoint(digits_dir, t
   before = (tmp_path / "metrics.jsonl").read_bytes()
   again = train.train_and_evaluate(config, tmp_path, jax.devices()[:1])  # It says so, and does not try again.
   assert (again["status"], again["step"]) == ("diverged", summary["step"])
+  config.keep_latest = 5  # It changes no number, so another try would diverge again.
+  assert train.train_and_evaluate(config, tmp_path, jax.devices()[:1])["step"] == summary["step"]
   assert (tmp_path / "metrics.jsonl").read_bytes() == before
   for step in (tmp_path / "checkpoints").iterdir():
     with ocp.StandardCheckpointer() as checkpointer:

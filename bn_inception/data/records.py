@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import resource
 import struct
 import threading
@@ -264,4 +265,9 @@ class _ArrayRecordShard:
     return self._reader.num_records()
 
   def read(self, rows: Sequence[int]) -> list[bytes]:
-    return self._reader.read(rows)
+    try:
+      return self._reader.read(rows)
+    except RuntimeError as error:  # For a damaged record too; of a system call that failed it says "pread() failed: ".
+      if failed := re.match(r"\w+\(\) failed: ([^;]*)", str(error)):
+        raise OSError(failed[1]) from error
+      raise

@@ -66,7 +66,7 @@ def from_run(
   mesh = sharding.make_mesh(devices)
   computes = statistics == "population" and config.batch_norm.enabled
   checked = config_checks.check_config(config, mesh.size) if computes else config_keys.parse(config)
-  labels, classes = _labels(checked, needed=computes)
+  labels, classes = _labels(workdir, checked, needed=computes)
   state = restore.state_of_run(workdir, checked, mesh, step)
   step, params, batch_stats = int(state.step), state.evaluated_params, state.batch_stats
   if computes:
@@ -110,12 +110,14 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     ) from error
 
 
-def _labels(config: Config, needed: bool) -> tuple[tuple[str, ...], str]:
-  """The names of the run's classes, and where they are from."""
-  from bn_inception.data import datasets
+def _labels(workdir: pathlib.Path, config: Config, needed: bool) -> tuple[tuple[str, ...], str]:
+  """The names of the run's classes, and where they are from: the run's own data, not a newer version of them."""
+  from bn_inception import run_data
+  from bn_inception.data import datasets, pipeline
 
   try:
-    split = datasets.open_split(config.data, config.data.eval_split)
+    split = pipeline.open_source(run_data.held(config.data, workdir), config.data.eval_split).split
+    run_data.check(config.data, workdir, eval_split=split)
   except datasets.DataError as error:
     if needed:
       raise

@@ -196,14 +196,17 @@ def _evaluate(evaluation: plans.Evaluation, configs: dict[str, ConfigDict], root
   elif missing:
     _log.info("%s waits for all steps of %s: the same command makes it then.", evaluation.name, ", ".join(missing))
   elif not (output / "metrics.json").exists():
-    evaluate.evaluate_checkpoints(
-      [str(root / name) for name in evaluation.runs],
-      str(output),
-      data_dir=data_dir or None,
-      split="test" if _scale(evaluation) != "imagenet" else None,
-      crops=evaluation.crops,
-      statistics=evaluation.statistics,
-    )
+    try:
+      evaluate.evaluate_checkpoints(
+        [str(root / name) for name in evaluation.runs],
+        str(output),
+        data_dir=data_dir or None,
+        split="test" if _scale(evaluation) != "imagenet" else None,
+        crops=evaluation.crops,
+        statistics=evaluation.statistics,
+      )
+    except folder_lock.FolderInUseError as error:
+      _log.warning("%s It is left out here.", error)
 
 
 def _scale(evaluation: plans.Evaluation) -> str:

@@ -4,6 +4,7 @@ Each function returns a figure, or None where it has no runs. `narrow` is for a 
 stand below each other.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -17,10 +18,13 @@ from bn_inception.reproduction import measured, speedup, wording
 from bn_inception.reproduction.measured import Result
 
 Experiments = dict[str, list[Result]]
+LineStyle = str | tuple[int, tuple[int, ...]]  # matplotlib's name, or (offset, lengths in points of dashes and gaps).
 
 _NAMES = {name: row.name for name, row in paper.FIGURE_3.items()}
 _COLOURS = dict(zip(paper.FIGURE_3, curves.RUN_COLOURS))
-_STYLES = {"inception": "--", "inception_x5": ":", "inception_sigmoid": ":"}
+_STYLES: dict[str, LineStyle] = {"inception": "--", "inception_x5": ":", "inception_sigmoid": ":"}
+# Of BN-x5 annealed over more steps, which has the colour of BN-x5: the shortest first.
+_LONGER_STYLES: tuple[LineStyle, ...] = ("-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
 _NARROW = 4.4  # Inches.
 
 
@@ -61,13 +65,18 @@ def _mean_curve(runs: Sequence[Result]) -> tuple[list[float], list[float], list[
 
 
 def _draw(
-  axes: Axes, runs: Sequence[Result], label: str, colour: str, style: str = "-", units: tuple[float, float] = (1.0, 1.0)
+  axes: Axes,
+  runs: Sequence[Result],
+  label: str,
+  colour: str,
+  style: LineStyle = "-",
+  units: tuple[float, float] = (1.0, 1.0),
 ) -> None:
   """The mean over seeds, and the range of the seeds as a band; steps and accuracy in these units."""
   steps, *values = _mean_curve(runs)
   steps = [step / units[0] for step in steps]
   mean, least, greatest = ([value / units[1] for value in of_steps] for of_steps in values)
-  axes.plot(steps, mean, style, color=colour, linewidth=1.3, label=label)
+  axes.plot(steps, mean, linestyle=style, color=colour, linewidth=1.3, label=label)
   if len(runs) > 1:
     axes.fill_between(steps, least, greatest, color=colour, alpha=0.15, linewidth=0)
 
@@ -123,10 +132,17 @@ def _figure1_row(row: Sequence[Axes], text: str, with_bn: Sequence[Result], with
   plain.legend(frameon=False, fontsize=8)
 
 
+def _longer_styles(experiments: Experiments) -> dict[str, LineStyle]:
+  """The line of each experiment of BN-x5 annealed over more steps, the same in every figure."""
+  longer = [name for name in experiments if name.startswith(speedup.LONGER)]
+  longer.sort(key=lambda name: int(name.removeprefix(speedup.LONGER)))
+  return dict(zip(longer, itertools.cycle(_LONGER_STYLES)))
+
+
 def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
   """Validation accuracy of the variants against steps; the runs that fail are dotted.
 
-  Inception of the length that sets the plateau and BN-x5 over more steps are dash-dotted.
+  Inception of the length that sets the plateau is dash-dotted; each length of BN-x5 has a line of its own.
   """
   names = [name for name in paper.FIGURE_3 if any(run.accuracy for run in experiments.get(name, []))]
   if not names:
@@ -136,12 +152,12 @@ def figure2(experiments: Experiments, narrow: bool = False) -> Figure | None:
     _draw(axes, experiments[name], _NAMES[name], _COLOURS[name], _STYLES.get(name, "-"))
   finished = measured.finished(experiments)  # Curves may be of runs under way, numbers may not.
   plateau = speedup.plateau(finished)
-  others = {name: "bn_x5" for name in sorted(finished) if name.startswith(speedup.LONGER)}
+  others = {name: ("bn_x5", style) for name, style in _longer_styles(finished).items()}
   if plateau is not None and plateau.name not in names:
-    others[plateau.name] = "inception"
-  for name, like in others.items():
+    others[plateau.name] = ("inception", "-.")
+  for name, (like, style) in others.items():
     if runs := [run for run in finished[name] if run.accuracy]:
-      _draw(axes, runs, wording.name_of(name), _COLOURS[like], "-.")
+      _draw(axes, runs, wording.name_of(name), _COLOURS[like], style)
   if plateau is not None:
     axes.axhline(plateau.level.mean, color="#999999", linewidth=0.8, label="plateau of Inception")
   curves.finish_axes(axes, "validation top-1 accuracy")
@@ -155,7 +171,7 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
 
   A filled mark is at a network's steps to Inception's plateau and at its accuracy in the end, with the deviations over
   seeds; a hollow one is the paper's. A network that does not come to the plateau with all seeds stands at the right.
-  Inception is that of the length that sets the plateau; BN-x5 annealed over more steps is dashed.
+  Inception is that of the length that sets the plateau; each length of BN-x5 has a line of its own.
   """
   finished = measured.finished(experiments)
   plateau = speedup.plateau(finished)
@@ -167,8 +183,8 @@ def relative(experiments: Experiments, narrow: bool = False) -> Figure | None:
   never, lowest = 2.2, 0.6
   for name, row in list(paper.FIGURE_3.items())[:5]:
     colour = _COLOURS[name]
-    longer = sorted(other for other in finished if name == "bn_x5" and other.startswith(speedup.LONGER))
-    shown = {plateau.name if name == "inception" else name: _STYLES.get(name, "-"), **dict.fromkeys(longer, "--")}
+    longer = _longer_styles(finished) if name == "bn_x5" else {}
+    shown = {plateau.name if name == "inception" else name: _STYLES.get(name, "-"), **longer}
     shown = {of: style for of, style in shown.items() if any(run.accuracy for run in finished.get(of, []))}
     for of, style in shown.items():
       runs = [run for run in finished[of] if run.accuracy]
@@ -228,15 +244,15 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
     return None
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.2)
   inception = paper.FIGURE_3["inception"].steps
+  styles = _longer_styles(finished)
   for name, points in curves_by_network.items():
     points = [point for point in points if point.ratio]
     percents = [100 * point.fraction for point in points]
-    longer = name.startswith(speedup.LONGER)
-    colour = _COLOURS["bn_x5" if longer else name]
+    colour = _COLOURS["bn_x5" if name in styles else name]
     axes.plot(
       percents,
       [point.ratio for point in points],
-      "--" if longer else "-",
+      linestyle=styles.get(name, "-"),
       color=colour,
       linewidth=1.5,
       label=wording.name_of(name),
@@ -244,7 +260,7 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
     if points:
       limits = zip(*(point.interval or (math.nan, math.nan) for point in points))
       axes.fill_between(percents, *limits, color=colour, alpha=0.15, linewidth=0)
-    if longer:
+    if name in styles:
       continue
     axes.plot(
       101,

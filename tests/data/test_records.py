@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import threading
 
@@ -168,6 +169,19 @@ def test_a_file_that_goes_away_is_not_a_bad_record(tmp_path: pathlib.Path) -> No
     records.read([5])
   assert not isinstance(caught.value, BadRecordError)
   assert records.read([0]) == [CONTENT[0][0]]
+
+
+def test_an_array_record_file_that_cannot_be_read_any_more_is_not_a_bad_record(tmp_path: pathlib.Path) -> None:
+  split = write(tmp_path, "array_record")
+  records = open_records(split)
+  for link in pathlib.Path("/proc/self/fd").iterdir():
+    if os.path.realpath(link) == os.path.realpath(split.files[1]):
+      directory = os.open(tmp_path, os.O_RDONLY)
+      os.dup2(directory, int(link.name))  # A directory cannot be read as a file; the reader closes the number itself.
+      os.close(directory)
+  with pytest.raises(DataError, match="00001-of-00003 cannot be read any more .*directory.*file system") as caught:
+    records.read([5])
+  assert not isinstance(caught.value, BadRecordError)
 
 
 def test_what_a_read_waits_for(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,17 @@ def test_labels_are_the_data_sets(workdir):
   assert exported.labels == datasets.open_split(config.data, "test").label_names == tuple("0123456789")
 
 
+def test_other_data_of_the_same_name_do_not_name_the_classes(workdir, tmp_path, caplog):
+  """A newer version may have other classes, or the same in another order."""
+  moved = tmp_path / "run"
+  shutil.copytree(workdir, moved)
+  record = json.loads((moved / "data.json").read_text())
+  record["eval_split"]["digest"] = "0" * 64
+  (moved / "data.json").write_text(json.dumps(record))
+  assert release.from_run(moved).labels == ()
+  assert "is not the digits:1.0.0 that the run" in caplog.text
+
+
 def test_data_is_needed_for_population_statistics_only(workdir, tmp_path):
   config = json.loads((workdir / "config.json").read_text())
   config["data"]["name"] = "other_digits"

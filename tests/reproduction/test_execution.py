@@ -5,7 +5,7 @@ import json
 import jax
 import pytest
 
-from bn_inception import config_checks, evaluate, hosts, run_directory, train
+from bn_inception import config_checks, evaluate, folder_lock, hosts, run_directory, train
 from bn_inception.data import datasets
 from bn_inception.reproduction import archive, execution, plans
 
@@ -137,6 +137,22 @@ def test_evaluations_wait_for_the_whole_length_of_their_runs_and_are_made_once(e
   make()
   make()
   assert made == ["one", "two", "both"]
+
+
+def test_an_evaluation_that_another_process_makes_stops_no_other(evaluations, tmp_path, caplog, monkeypatch):
+  make, made = evaluations
+  for name in NAMES[:2]:
+    set_status(tmp_path, name, "done", 4)
+  make_one = evaluate.evaluate_checkpoints
+
+  def in_use(paths, output, **arguments):
+    if output.endswith("one"):
+      raise folder_lock.FolderInUseError(f"{output} is in use.")
+    make_one(paths, output, **arguments)
+
+  monkeypatch.setattr(evaluate, "evaluate_checkpoints", in_use)
+  assert make() == "done" and made == ["two", "both"]
+  assert "figure4/one is in use. It is left out here." in caplog.text
 
 
 def test_an_evaluation_of_a_diverged_run_is_not_waited_for(evaluations, tmp_path, caplog):

@@ -42,6 +42,19 @@ def test_the_inception_that_sets_the_plateau_and_longer_bn_x5_are_drawn(write_ru
   assert "Inception over 1,000 steps" not in [one.get_label() for one in figure.axes[0].get_lines()]
 
 
+def test_each_length_of_bn_x5_has_a_line_of_its_own(write_run):
+  for steps in (2000, 4000, 10000):
+    write_run(f"cifar10/longer/bn_x5_{steps}/seed0", [0.1, 0.5, 0.7])
+  write_run("cifar10/inception/seed0", [0.1, 0.4])
+  experiments = measured.collect(write_run("cifar10/bn_x5/seed0", [0.1, 0.4, 0.6]))["cifar10"]
+  for draw in (figures.figure2, figures.relative, figures.ratio):
+    styles = {}
+    for one in draw(experiments).axes[0].get_lines():
+      if one.get_label() == "BN-x5" or one.get_label().startswith("BN-x5 over"):
+        styles[one.get_label()] = str(one._unscaled_dash_pattern)  # get_linestyle() says "--" for all of them.
+    assert len(set(styles.values())) == len(styles) == 4, draw
+
+
 def test_figure_1_is_drawn_of_the_seeds_that_are_there(write_run):
   """Another machine has only just started seed 0."""
   units = {3: [(-1, 0, 1), (-2, 0.5, 2)]}
