@@ -1,4 +1,4 @@
-# Needs Python 3.11 or newer and make; everything else goes into .venv.
+# Needs Python 3.11, 3.12 or 3.13 and make; everything else goes into .venv.
 PYTHON ?= python3
 RUNS ?= runs
 BIN := .venv/bin
@@ -11,7 +11,7 @@ OPTIONAL := torch onnx tpu kubernetes
 .PHONY: help install quickstart lint test test-all test-optional clean
 
 help:
-	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, 3 to 4 minutes on 2 CPU cores"
+	@echo "make quickstart   train, evaluate and plot BN-x5 on real digits, about 3 minutes on 2 CPU cores"
 	@echo "make lint         the style of all files and the types of the public modules"
 	@echo "make test         the tests"
 	@echo "make test-all     the tests and the slow end-to-end checks"
@@ -29,8 +29,8 @@ install: .venv/$(INSTALLED)
 
 # $(call environment,FOLDER,FILE): a virtual environment with the packages of a requirements file.
 define environment
-@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-  { echo "This project needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+  { echo "This project needs Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12"; exit 1; }
 @test -e $(1)/lib/python$(VERSION) || rm -rf $(1)
 $(PYTHON) -m venv $(1)
 $(1)/bin/python -m pip install --quiet --disable-pip-version-check -r $(2)

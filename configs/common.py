@@ -142,7 +142,7 @@ def base(scale: str) -> ConfigDict:
     config.data.mean, config.data.std = (127.5,), (127.5,)
     config.eval.batch_size = 256
   if scale != "imagenet":
-    # The decay is shortened with the length of the run, so that the rate falls as far as in the paper's run.
+    # The decay is shortened with the length of the run: the rate falls as far as in the paper's first 6 million steps.
     epochs, paper_epochs = _SMALL_STEPS[scale] * 32 / _SMALL_EXAMPLES[scale], 6_000_000 * 32 / 1_281_167
     config.learning_rate_decay_epochs *= epochs / paper_epochs
   return config

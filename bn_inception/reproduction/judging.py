@@ -1,8 +1,9 @@
 """What was measured of each claim, and the verdict on it: the statistics that `claims.CLAIMS` name.
 
 A verdict is that of `verdicts.decide`: confirmed or refuted if the 95% confidence interval lies wholly beyond the
-claim's threshold, undecided if it does not, or if a side has a single seed. What would change if a network ended higher
-over more steps is undecided too while the network is not known to be at its plateau.
+claim's threshold, undecided if it does not, or if a side has a single seed. Beside Inception, what would change if a
+network ended higher over more steps is undecided too while the network is not known to be at its plateau. Other
+networks are compared at their own lengths.
 """
 
 import functools
