@@ -203,11 +203,13 @@ def evaluate_checkpoints(
         indices = np.arange(done, min(done + len(predicted.mask), opened.num_examples))
         if writes:
           mask = predicted.mask[: len(indices)]
+          lock.check()
           append(annotations.read(opened, source.records, indices, mask), predicted.probabilities[: len(indices)], mask)
         done += len(indices)
         progress.report(done)
     if not writes:
       return {}
+    lock.check()
     metrics = predictions_file.metrics(folder, opened.num_examples)
     run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
     _log.info("%s", tables.comparison(request, metrics, [loaded.config.release.published for loaded in releases]))

@@ -38,12 +38,23 @@ class Lock(NamedTuple):
   """A folder that this process holds.
 
   Attributes:
+    folder: the folder.
     lost: set when another process has taken the folder over. This happens if this process was suspended for the lease.
     release: frees the folder, for a process that ends at once.
   """
 
+  folder: pathlib.Path
   lost: threading.Event
   release: Callable[[], None]
+
+  def check(self) -> None:
+    """To be called before something is written into the folder.
+
+    Raises:
+      FolderInUseError: if another process has taken the folder over.
+    """
+    if self.lost.is_set():
+      raise FolderInUseError(f"{self.folder} was taken over by another process: this one ends, and writes no more.")
 
 
 @contextlib.contextmanager
@@ -79,8 +90,9 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
   def beat() -> None:
     while not ended.wait(BEAT_SECONDS):
       found = _read(path)
-      if found and found.get("token") != token:
-        _log.error("%s was taken over by %s.", folder, _who(found))
+      # The other process may have ended already: then the file is gone.
+      if found.get("token") != token if found else _is_removed(descriptor):
+        _log.error("%s was taken over by %s.", folder, _who(found or {}))
         lost.set()
         return
       holder["beat"] += 1
@@ -99,7 +111,7 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
 
   thread.start()
   try:
-    yield Lock(lost, release)
+    yield Lock(folder, lost, release)
   finally:
     release()
     os.close(descriptor)
@@ -151,6 +163,14 @@ def _open(path: pathlib.Path) -> int:
     except FileNotFoundError:
       pass
     os.close(descriptor)  # The holder before removed the file between the two calls.
+
+
+def _is_removed(descriptor: int) -> bool:
+  """Whether the file has no name any more."""
+  try:
+    return os.fstat(descriptor).st_nlink == 0
+  except OSError as error:  # The file system may not answer for a moment.
+    return error.errno == errno.ESTALE
 
 
 def _is_over(path: pathlib.Path, other: dict[str, Any], own: dict[str, Any]) -> bool:

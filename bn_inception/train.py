@@ -453,6 +453,8 @@ def _poll(run: _Run) -> hosts.Due:
   now = time.monotonic()
   if now - run.status_time > _HEARTBEAT_SECONDS:
     run.status_time = now
+    if run.lock:
+      run.lock.check()
     run.record.write(status_lib.RUNNING)
   every_minutes = run.config.checkpoint_every_minutes
   if _writes() and every_minutes and now - run.save_time > 60 * every_minutes:
@@ -479,6 +481,8 @@ def _log_training(run: _Run, sums: Sums, parameter_norm: float) -> None:
 
 
 def _write_metrics(run: _Run, metrics: dict[str, float]) -> None:
+  if run.lock:
+    run.lock.check()
   run.writer.write_scalars(run.step, metrics | {"paper_steps": run.step * run.config.batch_size / 32})
   if _writes():
     run_directory.append_metrics(run.workdir, run.step, run.config.batch_size, metrics)
@@ -486,8 +490,8 @@ def _write_metrics(run: _Run, metrics: dict[str, float]) -> None:
 
 def _save(run: _Run) -> None:
   """Starts to write a checkpoint; the one before is written when it returns."""
-  if run.lock and run.lock.lost.is_set():
-    raise folder_lock.FolderInUseError(f"{run.workdir} was taken over by another process: this one ends.")
+  if run.lock:
+    run.lock.check()
   run.watch(watchdog.CHECKPOINT)
   checkpoint.save(run.manager, run.state, run.config, run.evaluated)
   _log.info("Saving the checkpoint of step %d.", run.step)
@@ -548,6 +552,8 @@ def _recorded(record: run_directory.Status) -> Iterator[None]:
     reason = folder_lock.storage_error(error, record.workdir) or error
 
     def write() -> None:
+      if isinstance(reason, folder_lock.FolderInUseError):  # The file is the other process's.
+        return
       with contextlib.suppress(OSError):  # The disk may be what is full.
         record.write(
           status_lib.PREEMPTED if isinstance(reason, Stopped) else status_lib.FAILED,

@@ -103,8 +103,18 @@ def test_an_earlier_start_of_the_same_job_is_over(tmp_path, monkeypatch, job, re
 def test_who_was_taken_over_learns_it_and_leaves_the_other_s_lock(tmp_path):
   with folder_lock.hold(tmp_path) as lock:
     write(tmp_path)
+    lock.check()
     assert lock.lost.wait(30)
+    with pytest.raises(folder_lock.FolderInUseError, match="taken over by another process"):
+      lock.check()
   assert json.loads((tmp_path / folder_lock.FILE).read_text())["host"] == "elsewhere"
+
+
+def test_who_was_taken_over_learns_it_also_when_the_other_process_has_ended(tmp_path):
+  with folder_lock.hold(tmp_path) as lock:
+    (tmp_path / folder_lock.FILE).unlink()  # As the other process does at its end.
+    assert lock.lost.wait(30)
+  assert not (tmp_path / folder_lock.FILE).exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):

@@ -579,6 +579,24 @@ def test_a_passing_read_error_renames_nothing(copy, digits_dir, monkeypatch):
   assert not (copy / "damaged_checkpoints").exists()
 
 
+def test_a_run_that_was_taken_over_writes_no_more(copy, digits_dir, monkeypatch):
+  """Neither metrics nor a status: they are of the process that goes on."""
+  before = (copy / "metrics.jsonl").read_bytes()
+  log = train._log_training
+
+  def taken_over(run, *rest):
+    run.lock.lost.set()
+    edit_status(copy, status="done", step=23)
+    log(run, *rest)
+
+  monkeypatch.setattr(train, "_log_training", taken_over)
+  config = make_config(digits_dir, num_steps=25)
+  with pytest.raises(folder_lock.FolderInUseError, match="taken over by another process"):
+    train.train_and_evaluate(config, copy, jax.devices()[:1], allow_config_change=True)
+  assert (copy / "metrics.jsonl").read_bytes() == before
+  assert (run_directory.read_status(copy)["status"], run_directory.read_status(copy)["step"]) == ("done", 23)
+
+
 @pytest.mark.parametrize("storage", ["answers with an error", "has lost the file"])
 def test_an_error_of_the_storage_where_the_arrays_are_read_renames_nothing(copy, finished, digits_dir, storage):
   """TensorStore reports what the operating system says as a ValueError."""

@@ -187,7 +187,7 @@ def _check_unchanged(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 
 def _evaluate(evaluation: plans.Evaluation, configs: dict[str, ConfigDict], root: pathlib.Path, data_dir: str) -> None:
-  """Makes an evaluation unless it is there; only of runs of their whole length, so that it never becomes outdated."""
+  """Makes an evaluation unless it is there; only of runs of their whole length, which are not trained any further."""
   output = root / evaluation.name
   diverged = [name for name in evaluation.runs if run_directory.read_status(root / name).get("status") == "diverged"]
   missing = [name for name in evaluation.runs if not finished(root / name, configs[name])]
