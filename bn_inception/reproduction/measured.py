@@ -143,10 +143,11 @@ def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]
 
 
 def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:
-  """(request, metrics) of the finished evaluations of Figure 4 by their name."""
-  by_name = {}
+  """(request, metrics) of the finished evaluations of Figure 4 by name; a name that is there twice as in `collect`."""
+  by_name: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
   for path in sorted(root.rglob(f"{scale}/figure4/*/metrics.json")):
-    by_name[path.parent.name] = (json.loads((path.parent / "request.json").read_text()), json.loads(path.read_text()))
+    found = json.loads((path.parent / "request.json").read_text()), json.loads(path.read_text())
+    by_name.setdefault(path.parent.name, found)
   return by_name
 
 

@@ -384,12 +384,12 @@ def _figure4(evaluations: judging.Evaluations, experiments: dict[str, list[Resul
 def _statistics(scale: str, experiments: dict[str, list[Result]]) -> Table:
   """The three kinds of statistics at inference, of the runs that were evaluated with all."""
   rows = []
+  keys = [f"eval/{kind}/top1" for kind in ("running", "population", "batch")]
   for name, runs in experiments.items():
-    of_kinds = [
-      measured.over_seeds(runs, lambda run, kind=kind: (run.lines or [{}])[-1].get(f"eval/{kind}/top1"))
-      for kind in ("running", "population", "batch")
-    ]
-    if None not in of_kinds and not name.startswith("sweep/"):
+    # A run that diverged ends with a step of training; the others of its network were evaluated all the same.
+    runs = [run for run in runs if run.lines and all(key in run.lines[-1] for key in keys)]
+    of_kinds = [measured.over_seeds(runs, lambda run, key=key: run.lines[-1][key]) for key in keys]
+    if runs and not name.startswith("sweep/"):
       of = "network" if name == "ensemble" else "seed"
       rows.append([Link(name, runs_anchor(scale, name)), *(wording.describe(spread, of=of) for spread in of_kinds)])
   return Table(["", "moving averages", "population (Algorithm 2)", "each batch's own"], rows)

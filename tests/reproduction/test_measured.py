@@ -46,6 +46,19 @@ def test_runs_are_found_at_any_depth_and_once(write_run):
     measured.collect(root / "missing")
 
 
+def test_of_two_archives_runs_and_evaluations_count_of_the_same(write_run, write_evaluation, tmp_path):
+  write_run("cifar10/bn_x5/seed0", [0.1])
+  (write_evaluation("member0_1crop_running", 1, 1, 0.3) / "cifar10").rename(tmp_path / "first")
+  write_run("cifar10/bn_x5/seed0", [0.2])
+  root = write_evaluation("member0_1crop_running", 1, 1, 0.4)
+  for folder, source in (("a", tmp_path / "first"), ("b", root / "cifar10")):
+    (root / folder).mkdir()
+    source.rename(root / folder / "cifar10")
+  ((run,),) = measured.collect(root)["cifar10"].values()
+  assert [top1 for _, top1 in run.accuracy] == [0.1]
+  assert [metrics["top1_error"] for _, metrics in measured.evaluations(root, "cifar10").values()] == [0.3]
+
+
 def test_a_run_without_evaluations_has_no_numbers(write_run):
   root = write_run("cifar10/bn_x5/seed0", [])
   runs = measured.collect(root)["cifar10"]["bn_x5"]

@@ -236,6 +236,15 @@ def test_figure_4_stands_in_the_papers_layout(write_run, write_evaluation, tmp_p
 
 
 @pytest.mark.usefixtures("cheap_pictures")
+def test_a_seed_that_diverged_hides_no_statistics_of_the_others(write_run, tmp_path):
+  for seed, top1 in enumerate((0.5, 0.52)):
+    write_run(f"cifar10/bn_x5/seed{seed}", [0.1, top1], population=top1 + 0.1)
+  root = write_run("cifar10/bn_x5/seed2", [], status="diverged", num_steps=200)
+  text = text_of(page.write(str(root), str(tmp_path / "report")).read_text())
+  assert "bn_x5 51.0% ± 1.4% (2 seeds) 61.0% ± 1.4% (2 seeds) 61.0% ± 1.4% (2 seeds)" in text
+
+
+@pytest.mark.usefixtures("cheap_pictures")
 def test_single_crops_are_not_shown_as_many(write_evaluation, write_run, tmp_path):
   write_run("cifar10/bn_x5/seed0", [0.5])
   root = write_evaluation("member0_1crop_running", 1, 1, 0.30)
