@@ -8,6 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,8 +60,8 @@ def evaluate_run(
     "eval/skipped_examples" if records were skipped.
 
   Raises:
-    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError, EvaluationError: one
-      sentence on what cannot be used.
+    FileNotFoundError, DamagedFileError, ConfigError, VersionError, DataError, CheckpointError, EvaluationError,
+      HostsDifferError: one sentence on what cannot be used.
   """
   workdir = pathlib.Path(path_checks.local(workdir, "--workdir"))
   stored = run_directory.read_config(workdir)
@@ -81,10 +82,13 @@ def evaluate_run(
     eval_source = pipeline.open_source(data, config.data.eval_split)
     run_data.check(config.data, workdir, eval_split=eval_source.split)
     config_checks.check_data(config, eval_source.split)
+    alike = run_directory.fingerprint(stored) | {"data of evaluation": eval_source.split.digest}
     train_source = None
     if "population" in classification.statistics_of(config):
       train_source = pipeline.open_source(data, config.data.train_split)
       run_data.check(config.data, workdir, train_split=train_source.split)
+      alike["data of training"] = train_source.split.digest
+    hosts.check_alike(alike)
     with contextlib.ExitStack() as inputs:
       # The input is read while the checkpoint is restored and programs compile.
       evaluate = classification.make_evaluator(config, mesh, train_source, eval_source).start(inputs)
@@ -131,8 +135,8 @@ def evaluate_checkpoints(
     `predictions_file.metrics`, also written to metrics.json.
 
   Raises:
-    EvaluationError, ReleaseError, DataError, ConfigError, VersionError, CheckpointError: one sentence on what cannot be
-      used.
+    EvaluationError, ReleaseError, DataError, ConfigError, VersionError, CheckpointError, FolderInUseError,
+      HostsDifferError: one sentence on what cannot be used.
   """
   if not paths or not all(paths):
     raise EvaluationError("A network has no path: give --checkpoint=PATH, or several with a comma between them.")
@@ -162,12 +166,15 @@ def evaluate_checkpoints(
     "folded": folded,
     "statistics": statistics,
   }
+  batch_size = batch_size or 64 * mesh.size
+  hosts.check_alike(_fingerprint(request | {"batch_size": batch_size}))
   folder = pathlib.Path(path_checks.local(output, "--output") if output else _default_output(paths, opened, crops))
   writes = jax.process_index() == 0
   with contextlib.ExitStack() as stack:
     if writes:
       predictions_file.check_folder(folder)
-      lock = stack.enter_context(folder_lock.hold(folder))
+    lock = stack.enter_context(folder_lock.hold_for_all(folder))
+    if lock:
       stack.enter_context(hosts.before_exit(lambda *_: lock.release()))
     done = hosts.of_first(predictions_file.resume(folder, request) if writes else None)
     _log.info(
@@ -183,7 +190,6 @@ def evaluate_checkpoints(
       f", {done:,} images are done already" if done else "",
     )
 
-    batch_size = batch_size or 64 * mesh.size
     local_images = prediction.images_per_batch(batch_size, crops)
     batches = pipeline.crop_batches(
       data,
@@ -211,9 +217,21 @@ def evaluate_checkpoints(
       return {}
     lock.check()
     metrics = predictions_file.metrics(folder, opened.num_examples)
-    run_directory.replace_file(folder / predictions_file.METRICS, json.dumps(metrics, indent=2) + "\n")
+    run_directory.replace_file(
+      folder / predictions_file.METRICS, json.dumps(run_directory.json_numbers(metrics), indent=2) + "\n"
+    )
     _log.info("%s", tables.comparison(request, metrics, [loaded.config.release.published for loaded in releases]))
     return metrics
+
+
+def _fingerprint(request: dict[str, Any]) -> dict[str, str]:
+  """The values that must be the same on all hosts of an evaluation, each by its name; where a file lies may differ."""
+  networks = {
+    f"the content of checkpoint {number}": network["sha256"]
+    for number, network in enumerate(request["networks"], start=1)
+  }
+  others = {name: json.dumps(value) for name, value in request.items() if name != "networks"}
+  return networks | others | run_directory.software()
 
 
 def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:

@@ -22,6 +22,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+
+from bn_inception import hosts
 from bn_inception.errors import StorageError, UserError
 
 FILE = ".lock"
@@ -115,6 +118,32 @@ def hold(folder: pathlib.Path) -> Iterator[Lock]:
   finally:
     release()
     os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold_for_all(folder: pathlib.Path) -> Iterator[Lock | None]:
+  """`hold` by process 0, which alone writes the folder. Every process calls it, and all go on or none does.
+
+  Yields:
+    The lock; None on the other processes.
+
+  Raises:
+    FolderInUseError, StorageError: as `hold`, on all processes.
+  """
+  with contextlib.ExitStack() as held:
+    lock = error = None
+    if jax.process_index() == 0:
+      try:
+        lock = held.enter_context(hold(folder))
+      except (FolderInUseError, StorageError) as raised:
+        error = raised
+    refused = hosts.of_first(error and [isinstance(error, FolderInUseError), str(error)])
+    if error:
+      raise error
+    if refused:
+      is_in_use, sentence = refused
+      raise (FolderInUseError if is_in_use else StorageError)(sentence)
+    yield lock
 
 
 @contextlib.contextmanager

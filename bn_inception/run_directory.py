@@ -39,6 +39,11 @@ def replace_file(path: pathlib.Path, text: str) -> None:
   temporary.replace(path)
 
 
+def json_numbers(values: dict[str, float]) -> dict[str, float | str]:
+  """The values with a string in place of a number that is not finite, because JSON has no such number."""
+  return {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
   """Reads a file that holds one JSON object.
 
@@ -191,9 +196,10 @@ class Status:
     }
 
   def write(self, status: str, **details: Any) -> None:
-    """Writes the file. `status` is a status of status.py; `details` are further entries."""
+    """Writes the file. `status` is a status of status.py; `details` are further entries, metrics as `json_numbers`."""
     if jax.process_index():
       return
+    details = {name: json_numbers(value) if isinstance(value, dict) else value for name, value in details.items()}
     replace_file(
       self.workdir / "status.json",
       json.dumps(
@@ -217,9 +223,12 @@ class Status:
 def fingerprint(config: ConfigDict) -> dict[str, str]:
   """The values that must be the same on all hosts of a run, each by its name."""
   values = versions.flatten(json.loads(config.to_json()))
-  return (
-    {name: json.dumps(value) for name, value in values.items()} | packages() | {"code revision": str(git_revision())}
-  )
+  return {name: json.dumps(value) for name, value in values.items()} | software()
+
+
+def software() -> dict[str, str]:
+  """What the hosts of a program must have alike without a config: the packages' versions and the code revision."""
+  return packages() | {"code revision": str(git_revision())}
 
 
 def packages() -> dict[str, str]:
@@ -241,9 +250,9 @@ def git_revision() -> str | None:
 
 
 def append_metrics(workdir: pathlib.Path, step: int, batch_size: int, metrics: dict[str, float]) -> None:
-  """Appends a line to metrics.jsonl. A number that is not finite becomes a string, because JSON has no such number."""
+  """Appends a line to metrics.jsonl, with the metrics as `json_numbers` has them."""
   line = {"step": step, "paper_steps": step * batch_size / 32}
-  line |= {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+  line |= json_numbers(metrics)
   with metrics_path(workdir).open("a") as file:
     file.write(json.dumps(line) + "\n")
     file.flush()

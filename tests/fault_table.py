@@ -55,7 +55,9 @@ SIGNALS = {
 }
 
 
-def start(workdir: pathlib.Path, data: str, processes: int, *extra: str) -> list[subprocess.Popen]:
+def start(
+  workdir: pathlib.Path, data: str, processes: int, *extra: str, script: str = "scripts/train.py"
+) -> list[subprocess.Popen]:
   with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
@@ -79,15 +81,7 @@ def start(workdir: pathlib.Path, data: str, processes: int, *extra: str) -> list
     )
     started.append(
       subprocess.Popen(
-        [
-          sys.executable,
-          "scripts/train.py",
-          *_CONFIG,
-          f"--config.data.dir={data}",
-          f"--workdir={workdir}",
-          *together,
-          *extra,
-        ],
+        [sys.executable, script, *_CONFIG, f"--config.data.dir={data}", f"--workdir={workdir}", *together, *extra],
         cwd=REPOSITORY,
         env=environment,
         stdout=(workdir.parent / f"log{process}").open("a"),

@@ -408,6 +408,41 @@ def test_killed_script_resumes(repository, paths, digits_dir, tmp_path):
   assert "1,000 examples" in result.stdout and "top-5" in result.stdout
 
 
+def two_processes(repository, paths, digits_dir, output, own) -> list[subprocess.Popen]:
+  """The script as two processes of two devices each; `own` are the arguments of each alone."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  started = []
+  for process, argument in enumerate(own):
+    command, options = script(
+      repository,
+      f"--checkpoint={','.join(paths)}",
+      f"--data_dir={digits_dir}",
+      "--split=test[:101]",
+      "--crops=10",
+      f"--output={output}",
+      argument,
+      f"--coordinator=127.0.0.1:{port}",
+      "--processes=2",
+      f"--process_id={process}",
+    )
+    options["env"]["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    started.append(subprocess.Popen(command, **options))
+  return started
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_started_differently_end_before_anything_is_written(
+  repository, paths, digits_dir, tmp_path
+):
+  own = ["--batch_size=60", "--batch_size=40"]
+  for process in two_processes(repository, paths, digits_dir, tmp_path / "out", own):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and "has batch_size 40, but process 0 on" in output, output + errors
+  assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_two_processes_predict_as_one(repository, paths, digits_dir, tmp_path):
   """Each on its own images, resumed once, beside one process on one device."""
@@ -417,26 +452,7 @@ def test_two_processes_predict_as_one(repository, paths, digits_dir, tmp_path):
   (tmp_path / "together" / "request.json").write_text((tmp_path / "alone" / "request.json").read_text())
   half = (tmp_path / "alone" / "predictions.jsonl").read_text().splitlines(keepends=True)[:50]
   (tmp_path / "together" / "predictions.jsonl").write_text("".join(half))
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  started = []
-  for process in range(2):
-    command, options = script(
-      repository,
-      f"--checkpoint={','.join(paths)}",
-      f"--data_dir={digits_dir}",
-      "--split=test[:101]",
-      "--crops=10",
-      f"--output={tmp_path / 'together'}",
-      "--batch_size=60",
-      f"--coordinator=127.0.0.1:{port}",
-      "--processes=2",
-      f"--process_id={process}",
-    )
-    options["env"]["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
-    started.append(subprocess.Popen(command, **options))
-  for process in started:
+  for process in two_processes(repository, paths, digits_dir, tmp_path / "together", ["--batch_size=60"] * 2):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, output + errors
   metrics = json.loads((tmp_path / "together" / "metrics.json").read_text())

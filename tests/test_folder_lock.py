@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bn_inception import folder_lock
+from bn_inception import folder_lock, hosts
 from bn_inception.errors import StorageError
 
 _HOLD = """
@@ -69,6 +69,26 @@ def test_without_locks_of_the_file_system_a_living_process_of_this_host_is_refus
   write(tmp_path, host=host, pid=parent, started="0")  # The number was used again.
   with folder_lock.hold(tmp_path):
     pass
+
+
+def test_what_process_0_is_refused_is_refused_to_all(tmp_path, monkeypatch):
+  """What process 0 tells reaches process 1, which holds nothing."""
+  told = []
+  monkeypatch.setattr(hosts, "of_first", lambda value: told.append(json.dumps(value)) or value)
+  with folder_lock.hold(tmp_path), pytest.raises(folder_lock.FolderInUseError) as of_first:
+    with folder_lock.hold_for_all(tmp_path):
+      pass
+  (tmp_path / "file").touch()
+  with pytest.raises(StorageError), folder_lock.hold_for_all(tmp_path / "file" / "run"):
+    pass
+  with folder_lock.hold_for_all(tmp_path) as lock:
+    assert lock.folder == tmp_path
+  monkeypatch.setattr(folder_lock.jax, "process_index", lambda: 1)
+  monkeypatch.setattr(hosts, "of_first", lambda value: json.loads(told.pop(0)))
+  for error, said in ((folder_lock.FolderInUseError, str(of_first.value)), (StorageError, "Not a directory")):
+    with pytest.raises(error) as of_other, folder_lock.hold_for_all(tmp_path):
+      pass
+    assert said in str(of_other.value)
 
 
 def test_another_host_is_refused_as_long_as_its_heart_beats(tmp_path, monkeypatch):

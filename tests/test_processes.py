@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from bn_inception import folder_lock
 from bn_inception.data import digits
 from tests import fault_table
 
@@ -62,6 +63,19 @@ def test_another_config_on_one_of_them_is_named_and_ends_both_before_anything_is
   for log in logs(tmp_path):
     assert "has learning_rate 0.5, but process 0 on" in log and "Traceback" not in log
   assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_run_that_another_program_makes_is_left_out_by_both(data, tmp_path):
+  """Only process 0 meets the lock; both go on to the next run together."""
+  held = tmp_path / "sweep" / "momentum=0.0" / "seed0"
+  with folder_lock.hold(held):
+    processes = fault_table.start(
+      tmp_path / "sweep", data, 2, "--config.num_steps=20", "--set=momentum=0.0,0.5", script="scripts/sweep.py"
+    )
+    assert [process.wait(240) for process in processes] == [0, 0], logs(tmp_path)
+  assert "It is left out here." in logs(tmp_path)[0] and not (held / "status.json").exists()
+  made = json.loads((tmp_path / "sweep" / "momentum=0.5" / "seed0" / "status.json").read_text())
+  assert (made["status"], made["step"], made["processes"]) == ("done", 20, 2)
 
 
 def test_the_loss_of_one_ends_the_other_to_be_started_again(data, tmp_path):

@@ -1,7 +1,9 @@
 """The small files of a run: whole lines, whole files, and what a kill can leave."""
 
+import json
 import math
 
+import pytest
 from ml_collections import ConfigDict
 
 from bn_inception import curves, run_directory
@@ -15,6 +17,16 @@ def test_metrics_come_back_as_written_and_not_finite_numbers_too(tmp_path):
   assert first == {"step": 2, "paper_steps": 4.0, "train/loss": 0.1}
   assert second["train/loss"] == math.inf and math.isnan(second["train/parameter_norm"])
   assert "Infinity" not in run_directory.metrics_path(tmp_path).read_text()  # Not JSON.
+
+
+def test_a_status_is_json_whatever_its_metrics_are(tmp_path):
+  config = ConfigDict({"num_steps": 8, "batch_size": 32})
+  status = run_directory.Status(tmp_path, config, 4, 2, None)
+  status.write("diverged", metrics={"eval/running/loss": math.nan, "eval/running/top1": 0.1}, error="none")
+  text = (tmp_path / "status.json").read_text()
+  written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+  assert written["metrics"] == {"eval/running/loss": "nan", "eval/running/top1": 0.1}
+  assert (written["step"], written["saved_step"], written["error"]) == (4, 2, "none")
 
 
 def test_a_line_cut_by_a_kill_is_ignored_and_removed_on_resume(tmp_path):

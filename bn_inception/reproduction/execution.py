@@ -21,6 +21,7 @@ from bn_inception import (
   config_keys,
   evaluate,
   folder_lock,
+  hosts,
   paths,
   program as program_lib,
   run_directory,
@@ -133,12 +134,14 @@ def check(tasks: Sequence[Task], root: pathlib.Path) -> None:
 def make(tasks: Sequence[Task], root: pathlib.Path) -> str:
   """Makes the runs that are not finished, one after the other; a run that diverges stops no other one.
 
-  A run that another process makes at this moment is left out.
+  A run that another program makes at this moment is left out. What is finished and what is left out, all processes of
+  this program decide alike: on a file system that several machines share, one may see a file later than another.
 
   Returns:
     "done", or "preempted" if the program was asked to stop.
   """
-  unfinished = [task for task in tasks if not finished(root / task.name, task.config)]
+  names = hosts.of_first([task.name for task in tasks if not finished(root / task.name, task.config)])
+  unfinished = [task for task in tasks if task.name in names]
   for number, task in enumerate(unfinished, start=1):
     _log.info("Run %d of %d: %s", number, len(unfinished), task.command)
     try:
@@ -189,13 +192,18 @@ def _check_unchanged(workdir: pathlib.Path, config: ConfigDict) -> None:
 def _evaluate(evaluation: plans.Evaluation, configs: dict[str, ConfigDict], root: pathlib.Path, data_dir: str) -> None:
   """Makes an evaluation unless it is there; only of runs of their whole length, which are not trained any further."""
   output = root / evaluation.name
-  diverged = [name for name in evaluation.runs if run_directory.read_status(root / name).get("status") == "diverged"]
-  missing = [name for name in evaluation.runs if not finished(root / name, configs[name])]
+  diverged, missing, is_made = hosts.of_first(
+    (
+      [name for name in evaluation.runs if run_directory.read_status(root / name).get("status") == status.DIVERGED],
+      [name for name in evaluation.runs if not finished(root / name, configs[name])],
+      (output / "metrics.json").exists(),
+    )
+  )
   if diverged:
     _log.warning("%s cannot be made: %s diverged.", evaluation.name, ", ".join(diverged))
   elif missing:
     _log.info("%s waits for all steps of %s: the same command makes it then.", evaluation.name, ", ".join(missing))
-  elif not (output / "metrics.json").exists():
+  elif not is_made:
     try:
       evaluate.evaluate_checkpoints(
         [str(root / name) for name in evaluation.runs],
