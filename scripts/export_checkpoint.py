@@ -28,12 +28,14 @@ _FORMAT = flags.DEFINE_enum(
 _LICENSE = flags.DEFINE_string(
   "license", None, "Of a network of your own, as the Hugging Face Hub names it (cc-by-4.0), for the card of a release."
 )
+_NOTE = flags.DEFINE_string("note", None, "A line for the card of a release: what else its users must know.")
 _OUTPUT = command_line.define_path("output", None, "Folder, or .pth, .onnx or .stablehlo file.", required=True)
-flags.register_multi_flags_validator(
-  ["license", "format"],
-  lambda values: values["license"] is None or values["format"] == "release",
-  "Only a release folder states a license: give --license with --format=release.",
-)
+for _name in ("license", "note"):
+  flags.register_multi_flags_validator(
+    [_name, "format"],
+    lambda values, name=_name: values[name] is None or values["format"] == "release",
+    f"Only a release folder states a {_name}: give --{_name} with --format=release.",
+  )
 
 
 def main() -> None:
@@ -45,6 +47,8 @@ def main() -> None:
   )
   if _LICENSE.value is not None:
     exported = release.with_license(exported, _LICENSE.value)
+  if _NOTE.value is not None:
+    exported = release.with_note(exported, _NOTE.value)
   release.FORMATS[_FORMAT.value](exported, pathlib.Path(_OUTPUT.value))
   print(
     f"{_OUTPUT.value}: {exported.config.release.source}, {exported.config.data.num_classes} classes, "

@@ -1,5 +1,8 @@
-"""Prepares a data set as ArrayRecord, from the archives of ImageNet, a set stored as TFRecord, or a folder of images.
+"""Prepares a data set as ArrayRecord: downloaded by TFDS, or from a --source.
 
+The source is a folder with the archives of ImageNet, a data_dir with TFRecord files, or a folder of images.
+
+python scripts/prepare_data.py --dataset=cifar10 --data_dir=/data/tfds
 python scripts/prepare_data.py --source=ARCHIVES --data_dir=/data/tfds
 python scripts/prepare_data.py --source=FOLDER --dataset=flowers --data_dir=/data/tfds --holdout=0.2 --seed=0
   FOLDER: a folder for each class with its images; or train, validation, test with such folders in them.
@@ -17,8 +20,7 @@ _SOURCE = command_line.define_path(
   "source",
   None,
   "Folder with the ILSVRC2012 archives (that for validation is enough for evaluation), a TFDS data_dir "
-  "with TFRecord files, or a folder of images.",
-  required=True,
+  "with TFRecord files, or a folder of images. Without it TFDS downloads --dataset.",
 )
 _DATA_DIR = command_line.define_path("data_dir", None, "TFDS data_dir for the result.", required=True)
 _DATASET = flags.DEFINE_string("dataset", "imagenet2012", "NAME[/CONFIG][:VERSION] of the data set.")
@@ -40,7 +42,7 @@ def main() -> int:
   signal.signal(signal.SIGTERM, signal.default_int_handler)
   try:
     preparation.prepare(
-      pathlib.Path(_SOURCE.value),
+      pathlib.Path(_SOURCE.value) if _SOURCE.value else None,
       pathlib.Path(_DATA_DIR.value),
       _DATASET.value,
       holdout=_HOLDOUT.value,

@@ -69,7 +69,7 @@ def test_older_commands_are_told_what_to_write_now(repository, script, word, sen
   "override, words",
   [
     ("--config.batch_norm.group_size=24", ["batch_size of 32", "BN groups of 24"]),
-    ("--config.data.name=cifar10", ["cifar10", "tfds build cifar10"]),
+    ("--config.data.name=cifar10", ["cifar10", "prepare_data.py --dataset=cifar10"]),
   ],
 )
 def test_configs_and_data(repository, tmp_path, override, words):
@@ -161,7 +161,7 @@ def test_evaluate_names_a_folder_that_is_no_run(repository, tmp_path):
     (["figure1", "--scale=imagenet"], ["figure1 has no scale 'imagenet'", "mnist, quickstart"]),
     (["figure3", "--count=2", "--index=2"], ["--index from 0 to 1"]),
     (["sweep", "--seeds=0"], ["seeds"]),
-    (["figure3", "--data_dir=nowhere"], ["cifar10", "tfds build cifar10"]),
+    (["figure3", "--data_dir=nowhere"], ["cifar10", "prepare_data.py --dataset=cifar10"]),
     (["report"], ["no folder"]),
   ],
 )

@@ -185,7 +185,7 @@ def find_prepared(root: pathlib.Path, request: str) -> pathlib.Path:
   if not of_name:
     _explain(root, name, described)
     prepared = ", ".join(sorted(_title(folder, root) for folder in folders)) or "nothing"
-    command = f"tfds build {name} --data_dir={root}"
+    command = f"python scripts/prepare_data.py --dataset={name} --data_dir={root}"
     if name == "imagenet2012":
       command = f"python scripts/prepare_data.py --source=FOLDER_OF_THE_ARCHIVES --data_dir={root}"
     raise DataError(

@@ -1,19 +1,19 @@
-"""Prepares data sets as ArrayRecord: ImageNet from its official archives, sets that TFDS has stored as TFRecord, and
-folders of images.
+"""Prepares data sets as ArrayRecord: ImageNet from its official archives, sets that TFDS has stored as TFRecord,
+folders of images, and what TFDS can download.
 
-All work in a folder beside their result (working_folder.py) and keep there what is finished: a split of the archives, a
-file of a converted set; of a folder of images nothing.
+All but the last work in a folder beside their result (working_folder.py) and keep there what is finished: a split of
+the archives, a file of a converted set; of a folder of images nothing.
 """
 
 import pathlib
 import re
 
-from bn_inception.data import conversion, imagenet_archives, own_images
+from bn_inception.data import conversion, download, imagenet_archives, own_images
 from bn_inception.data.datasets import DataError
 
 
 def prepare(
-  source: pathlib.Path,
+  source: pathlib.Path | None,
   data_dir: pathlib.Path,
   name: str,
   *,
@@ -25,7 +25,7 @@ def prepare(
 
   Args:
     source: a folder with the ILSVRC2012 archives or one of them, whose split alone is prepared then; a TFDS data_dir in
-      which `name` is stored as TFRecord; or a folder of images (own_images.py).
+      which `name` is stored as TFRecord; or a folder of images (own_images.py). None: TFDS downloads `name`.
     data_dir: TFDS data_dir for the result.
     name: NAME[/CONFIG][:VERSION], as `config.data.name`; for the archives 'imagenet2012'.
     holdout, seed: of a folder of images, see `own_images.find`.
@@ -35,6 +35,8 @@ def prepare(
     DataError: one sentence on what is missing, cannot be read or does not fit, and what to do.
     KeyboardInterrupt: if interrupted; the same call goes on.
   """
+  if source is None:
+    return download.prepare(data_dir, name)
   if not source.is_dir():
     raise DataError(f"--source={source} is not a folder: give the one with the ILSVRC2012 archives or a TFDS data_dir.")
   try:

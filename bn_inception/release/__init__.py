@@ -9,7 +9,7 @@ loading a release folder and predicting need. Runs and the files of others need 
 """
 
 from bn_inception.models import features
-from bn_inception.release.card import with_license
+from bn_inception.release.card import with_license, with_note
 from bn_inception.release.errors import ReleaseError
 from bn_inception.release.export import FORMATS, write_torch
 from bn_inception.release.folder import check_free, write
@@ -32,6 +32,7 @@ __all__ = [
   "read",
   "with_labels",
   "with_license",
+  "with_note",
   "write",
   "write_torch",
 ]

@@ -56,6 +56,8 @@ def card(config: ConfigDict, labels: tuple[str, ...], metrics: dict[str, Any] | 
     "published accuracy": release.published,
     "measured accuracy": _measured(metrics),
   }
+  if "note" in release:
+    rows["note"] = release.note
   table = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
   paper = (
     """
@@ -118,6 +120,19 @@ def with_license(release: Release, identifier: str) -> Release:
   if "base_model" in config.release:
     raise ReleaseError(f"The license of a network from {config.release.base_model} is for its makers to state.")
   config.release.license = identifier
+  return release._replace(config=config)
+
+
+def with_note(release: Release, note: str) -> Release:
+  """The release with a sentence of its maker on the card: what the other rows do not say of its data or training.
+
+  Raises:
+    ReleaseError: if the note is empty, or of several lines, or has a character that would end a cell of the table.
+  """
+  if not note.strip() or re.search(r"[|\n\r]", note):
+    raise ReleaseError("A note is one line of text without '|': write it so.")
+  config = release.config.copy_and_resolve_references()
+  config.release.note = note.strip()
   return release._replace(config=config)
 
 

@@ -25,8 +25,8 @@ class Release(NamedTuple):
 
   Attributes:
     config: in the shape of configs/common.py, and `release`: where the network comes from (`source`, `published`
-      accuracy, what is known of the `classes`; of a peer's also `base_model`, its repository on GitHub; the `license`,
-      where one is stated) and which BN `statistics` it has: running | population | none.
+      accuracy, what is known of the `classes`; of a peer's also `base_model`, its repository on GitHub; the `license`
+      and the `note` for the card, where they are stated) and which BN `statistics` it has: running | population | none.
     variables: {"params", "batch_stats"}, nested, float32 arrays; without BN only the first.
     labels: the name of each output in order; () where not known.
     metrics: what was measured with these weights and statistics, see `folder`; None if nothing was.

@@ -88,7 +88,7 @@ def test_the_newest_version_and_the_config_asked_for_are_chosen(
 @pytest.mark.parametrize(
   "name,split,parts",
   [
-    ("foo", "train", ["'foo' is not prepared", "cifar10:3.0.2, imagenet2012:5.1.0", "tfds build foo --data_dir="]),
+    ("foo", "train", ["'foo' is not prepared", "cifar10:3.0.2, imagenet2012:5.1.0", "prepare_data.py --dataset=foo"]),
     ("cifar10:2.*.*", "train", ["'cifar10:2.*.*' is not", "cifar10:3.0.2"]),
     ("cifar10/config", "train", ["'cifar10/config' is not", "cifar10:3.0.2"]),
     ("cifar10:two", "train", ["'two'", "not a version"]),

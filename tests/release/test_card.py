@@ -61,6 +61,17 @@ def test_a_network_without_bn_is_not_called_one_with(network, title, tagged):
   assert ("- batch-normalization\n" in text) == tagged
 
 
+def test_a_note_stands_on_the_card_and_stays(own, tmp_path):
+  note = "The images were JPEG-compressed copies."
+  release.write(release.with_note(release.read(own), f" {note}"), tmp_path / "noted")
+  release.write(release.read(tmp_path / "noted"), tmp_path / "again")
+  assert f"\n| note | {note} |\n" in (tmp_path / "again" / "README.md").read_text()
+  assert "| note |" not in (own / "README.md").read_text()
+  for wrong in ("", " ", "two | cells", "two\nlines"):
+    with pytest.raises(release.ReleaseError, match="one line of text"):
+      release.with_note(release.read(own), wrong)
+
+
 def test_the_license_of_an_own_network_is_its_maker_s_to_state(own, tmp_path):
   released = release.read(own)
   release.write(release.with_license(released, "cc-by-4.0"), tmp_path / "licensed")

@@ -10,6 +10,7 @@ from bn_inception.release import card
 
 RELEASED = pathlib.Path(__file__).resolve().parents[2] / "released"
 NETWORKS = sorted(path.parent.relative_to(RELEASED).as_posix() for path in RELEASED.rglob("model.safetensors"))
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SEED = 0  # Fixed before the runs were made.
 
 
@@ -31,6 +32,7 @@ def test_a_card_states_what_the_run_measured(name, repository):
   assert released.config.learning_rate == config["learning_rate"]
   assert released.metrics["top1"] == pytest.approx(last["eval/running/top1"], abs=1e-9)
   assert released.metrics["count"] == last["eval/count"] == 10_000
+  assert released.labels == CLASSES and "JPEG-compressed copies" in released.config.release.note
   text = (RELEASED / name / "README.md").read_text()
   assert text == card.card(released.config, released.labels, released.metrics)
   assert f"top-1 {last['eval/running/top1']:.2%}" in text

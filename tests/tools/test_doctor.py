@@ -65,7 +65,7 @@ def test_every_problem_is_found_at_once(config, tmp_path, capsys):
   sound, text = examine(config, tmp_path, capsys)
   assert not sound and "Nothing stops" not in text
   assert "batch_size of 60 examples does not divide over 8 devices" in text
-  assert "'cifar10' is not prepared" in text and "tfds build cifar10" in text
+  assert "'cifar10' is not prepared" in text and "prepare_data.py --dataset=cifar10" in text
 
 
 def test_nothing_is_decoded_with_a_config_that_is_not_sound(config, tmp_path, capsys):
