@@ -294,13 +294,15 @@ def ablation(
 ) -> Figure | None:
   """§4.2.1: accuracy at the end with each change alone, with all up to each, and for each size of the BN groups.
 
+  Only what there are runs of has a panel; None without any.
+
   Args:
-    experiments: the runs of one scale.
+    experiments: the runs of one scale, as `measured.for_ablation` gives them.
     changes: their names, in the paper's order.
     group_sizes: m.
     narrow: see above.
   """
-  alone = {"BN-Baseline": "bn_baseline"} | {name: f"alone/{name}" for name in changes}
+  alone = {"BN-Baseline": "bn_baseline", **{name: f"alone/{name}" for name in changes}, "all = BN-x5": "bn_x5"}
   up_to = {
     "BN-Baseline": "bn_baseline",
     changes[0]: f"alone/{changes[0]}",
@@ -308,12 +310,19 @@ def ablation(
     f"+ {changes[-1]} = BN-x5": "bn_x5",
   }
   groups = {f"m = {size}": f"group/{size}" for size in group_sizes}
-  if not any(experiments.get(name) for name in [*alone.values(), *groups.values()] if name != "bn_baseline"):
+  drawn = [
+    (title, rows)
+    for prefix, title, rows in (
+      ("alone/", "each change alone", alone),
+      ("up_to/", "one after the other", up_to),
+      ("group/", "size of the BN groups", groups),
+    )
+    if any(name.startswith(prefix) for name in experiments)
+  ]
+  if not drawn:
     return None
-  figure, [panels] = _panels(1, 3, narrow, 4.4, 3.6)
-  for axes, rows, title in zip(
-    panels, (alone, up_to, groups), ("each change alone", "one after the other", "size of the BN groups")
-  ):
+  figure, [panels] = _panels(1, len(drawn), narrow, 4.4, 3.6)
+  for axes, (title, rows) in zip(panels, drawn, strict=True):
     _dots(
       axes,
       {

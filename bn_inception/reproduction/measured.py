@@ -124,9 +124,10 @@ def up_to(run: Result, steps: int) -> Result:
 
 
 def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]]:
-  """The same, but BN-Baseline up to the length of the ablation's runs.
+  """The same, but BN-Baseline and BN-x5, without and with all changes, up to the length of the ablation's runs.
 
-  At full scale it runs five times as long. Nothing in a run depends on its length, so it is as if it had been made so.
+  At full scale they run ten times and twice as long. Nothing in a run depends on its length, so they are as if they had
+  been made so.
   """
   steps = max(
     (
@@ -137,9 +138,10 @@ def for_ablation(experiments: dict[str, list[Result]]) -> dict[str, list[Result]
     ),
     default=None,
   )
-  if steps is None or "bn_baseline" not in experiments:
+  if steps is None:
     return experiments
-  return experiments | {"bn_baseline": [up_to(run, steps) for run in experiments["bn_baseline"]]}
+  ends = {name: experiments[name] for name in ("bn_baseline", "bn_x5") if name in experiments}
+  return experiments | {name: [up_to(run, steps) for run in runs] for name, runs in ends.items()}
 
 
 def evaluations(root: pathlib.Path, scale: str) -> dict[str, tuple[dict[str, Any], dict[str, float]]]:

@@ -55,6 +55,26 @@ def test_each_length_of_bn_x5_has_a_line_of_its_own(write_run):
     assert len(set(styles.values())) == len(styles) == 4, draw
 
 
+def test_the_ablation_draws_what_there_are_runs_of_and_ends_at_bn_x5_of_the_same_length(write_run):
+  """Evaluated every 100 steps; the changes alone had 200 steps."""
+  draw = lambda: figures.ablation(
+    measured.for_ablation(measured.finished(measured.collect(root)["cifar10"])), tuple(plans.CHANGES), (8, 64)
+  )
+  write_run("cifar10/bn_baseline/seed0", [0.1, 0.3, 0.7, 0.8])
+  root = write_run("cifar10/bn_x5/seed0", [0.2, 0.4, 0.9])
+  assert draw() is None
+  write_run("cifar10/alone/shuffling/seed0", [0.1, 0.35])
+  (axes,) = draw().axes
+  assert axes.get_title() == "each change alone"
+  texts = [text.get_text() for text in axes.texts]
+  assert texts == ["30.0%", "35.0%", "40.0%"]
+  assert [text.get_text() for text in axes.get_yticklabels()][-1] == "all = BN-x5"
+  write_run("cifar10/group/64/seed0", [0.1, 0.35])
+  assert [axes.get_title() for axes in draw().axes] == ["each change alone", "size of the BN groups"]
+  write_run("cifar10/up_to/shuffling/seed0", [0.1, 0.35])
+  assert [axes.get_title() for axes in draw().axes][1] == "one after the other"
+
+
 def test_figure_1_is_drawn_of_the_seeds_that_are_there(write_run):
   """Another machine has only just started seed 0."""
   units = {3: [(-1, 0, 1), (-2, 0.5, 2)]}

@@ -88,6 +88,22 @@ def test_the_page_holds_every_figure_and_claim(write_run, tmp_path):
   assert "--scale=imagenet" in text and "A100 80 GB hours" in text
 
 
+def test_a_scale_behind_the_first_shows_only_what_was_measured(write_run, tmp_path):
+  for scale, names in (("cifar10_full", ("inception", "bn_x5")), ("cifar10", ("bn_x5", "bn_x30"))):
+    for name in names:
+      for seed in range(2):
+        root = write_run(f"{scale}/{name}/seed{seed}", [0.1, 0.5 + seed / 100])
+  text = page.write(str(root), str(tmp_path / "report")).read_text()
+  cells = dict(re.findall(r'<tr id="(x30_higher|bn_alone|x5_higher)">(.*?)</tr>', text, re.DOTALL))
+  full, quick = (
+    {key: re.search(rf'data-label="{scale}">(.*?)</td>', row, re.DOTALL)[1] for key, row in cells.items()}
+    for scale in ("cifar10_full", "cifar10")
+  )
+  assert quick["bn_alone"].strip() == quick["x5_higher"].strip() == "&ndash;" and "against" in quick["x30_higher"]
+  assert "not measured" in full["bn_alone"] and "no finished run of BN-Baseline" in full["bn_alone"]
+  assert "undecided" in full["x5_higher"]
+
+
 class Elements(html.parser.HTMLParser):
   """What a browser would find: anchors, links, rows of claims with their cells, headings with their classes."""
 
