@@ -83,11 +83,6 @@ def finish(manager: Manager) -> None:
     manager.wait_until_finished()
 
 
-def is_written(manager: Manager, step: int) -> bool:
-  """Whether the checkpoint of a step is written; does not wait. Orbax gives a folder its name when all of it stands."""
-  return (manager.directory / str(step)).exists()
-
-
 def check(manager: Manager) -> None:
   """Raises StorageError if what `save` started could not be written; does not wait."""
   with _writing(manager):

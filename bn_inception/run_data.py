@@ -49,9 +49,28 @@ def check(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
       )
 
 
+def check_classes(data: Data, workdir: pathlib.Path, split: Split) -> None:
+  """Checks the names of the classes of a split of the run, which need not be opened for it.
+
+  Args:
+    data, workdir: as of `check`. A run of a version that did not record the names is not checked.
+    split: of the run's data, as it is found now.
+
+  Raises:
+    DataError: if the classes are others, or in another order.
+  """
+  record = read(workdir)
+  if record.get("asked") == data.name and record.get("classes", list(split.label_names)) != list(split.label_names):
+    raise DataError(
+      f"The {split.name} found is not the {record['train_split']['name']} that the run in {workdir} was made with (its "
+      "classes have other names): give the data.dir of the run's own data."
+    )
+
+
 def write(data: Data, workdir: pathlib.Path, **splits: Split) -> None:
   """Records the opened splits; arguments as of `check`."""
-  record = {"asked": data.name} | {
+  classes = next(iter(splits.values())).label_names
+  record = {"asked": data.name, "classes": list(classes)} | {
     field: {"name": split.name, "split": split.split, "examples": split.num_examples, "digest": split.digest}
     for field, split in splits.items()
   }

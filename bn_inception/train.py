@@ -292,7 +292,6 @@ class _Run:
     writer: of the metrics for TensorBoard.
     evaluation_input: what evaluations under way read from.
     state, step: the newest.
-    saving: the step of the newest checkpoint, which may still be on its way to the disk.
     save_is_due: whether a checkpoint was asked for, by a signal or by the clock.
     status_time, save_time: `time.monotonic` of the last heartbeat, and of the last checkpoint or request for one.
   """
@@ -310,7 +309,6 @@ class _Run:
   evaluation_input: contextlib.ExitStack
   state: TrainState
   step: int
-  saving: int
   save_is_due: bool = False
   status_time: float = dataclasses.field(default_factory=time.monotonic)
   save_time: float = dataclasses.field(default_factory=time.monotonic)
@@ -345,7 +343,6 @@ def _open(request: _Request, start: _Start, cleanup: contextlib.ExitStack) -> _R
     evaluation_input=evaluation_input,
     state=start.state,
     step=start.step,
-    saving=start.step,
   )
 
 
@@ -439,7 +436,6 @@ def _train(
   batches.close()
   watch(watchdog.CHECKPOINT)
   checkpoint.finish(run.manager)
-  record.saved_step = run.saving
   checkpoint.retain(run.manager, config, run.evaluated)
   run.writer.flush()
   return status
@@ -459,8 +455,6 @@ def _poll(run: _Run) -> hosts.Due:
     run.status_time = now
     if run.lock:
       run.lock.check()
-    if checkpoint.is_written(run.manager, run.saving):
-      run.record.saved_step = run.saving
     run.record.write(status_lib.RUNNING)
   every_minutes = run.config.checkpoint_every_minutes
   if _writes() and every_minutes and now - run.save_time > 60 * every_minutes:
@@ -501,8 +495,8 @@ def _save(run: _Run) -> None:
   run.watch(watchdog.CHECKPOINT)
   checkpoint.save(run.manager, run.state, run.config, run.evaluated)
   _log.info("Saving the checkpoint of step %d.", run.step)
-  run.record.saved_step, run.saving = run.saving, run.step
-  run.record.write(status_lib.RUNNING)
+  run.record.write(status_lib.RUNNING)  # It still names the checkpoint before.
+  run.record.saved_step = run.step
   run.save_is_due, run.save_time = False, time.monotonic()
 
 

@@ -684,20 +684,6 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
   assert_bit_identical(tmp_path, finished)
 
 
-def test_the_status_names_a_checkpoint_that_is_written(digits_dir, tmp_path, monkeypatch):
-  """A heartbeat after each step; each checkpoint takes three steps until it is written."""
-  statuses = {}
-
-  def write(record, *_, **__):
-    statuses[record.step] = record.saved_step
-
-  monkeypatch.setattr(run_directory.Status, "write", write)
-  monkeypatch.setattr(train, "_HEARTBEAT_SECONDS", -1)
-  monkeypatch.setattr(checkpoint, "is_written", lambda manager, step: max(statuses) >= step + 2)
-  train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
-  assert [statuses[step] for step in (4, 6, 7, 8, 11, 14, 16, 19, 20)] == [0, 0, 0, 5, 5, 10, 10, 15, 20]
-
-
 def test_a_checkpoint_is_saved_by_the_clock(digits_dir, tmp_path, monkeypatch):
   saved = []
   save = checkpoint.save

@@ -113,11 +113,11 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 def _labels(workdir: pathlib.Path, config: Config, needed: bool) -> tuple[tuple[str, ...], str]:
   """The names of the run's classes, and where they are from: the run's own data, not a newer version of them."""
   from bn_inception import run_data
-  from bn_inception.data import datasets, pipeline
+  from bn_inception.data import datasets
 
   try:
-    split = pipeline.open_source(run_data.held(config.data, workdir), config.data.eval_split).split
-    run_data.check(config.data, workdir, eval_split=split)
+    split = datasets.open_split(run_data.held(config.data, workdir), config.data.eval_split)
+    run_data.check_classes(config.data, workdir, split)
   except datasets.DataError as error:
     if needed:
       raise
