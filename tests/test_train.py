@@ -159,6 +159,11 @@ def test_evaluation_alone_repeats_the_run_s_own(finished):
   assert alone == {name: value for name, value in last.items() if name != "paper_steps" and "sigmoid" not in name}
 
 
+def test_the_newest_checkpoint_is_the_newest_that_process_0_finds(finished, monkeypatch):
+  monkeypatch.setattr(hosts, "of_first", lambda value: {20: 15}[value])
+  assert evaluate.evaluate_run(finished, devices=jax.devices()[:1])["step"] == 15
+
+
 def test_evaluation_leaves_out_what_is_not_asked_for(digits_dir, tmp_path, finished):
   config = make_config(digits_dir)
   config.eval.statistics = ("running",)

@@ -139,6 +139,16 @@ def test_evaluations_wait_for_the_whole_length_of_their_runs_and_are_made_once(e
   assert made == ["one", "two", "both"]
 
 
+def test_what_process_0_sees_as_made_is_made_for_all(evaluations, tmp_path, monkeypatch):
+  """This process sees neither the evaluations nor the last run: its view of the shared file system is older."""
+  make, made = evaluations
+  set_status(tmp_path, NAMES[0], "done", 4)
+  trained = []
+  monkeypatch.setattr(train, "train_and_evaluate", lambda config, workdir, **_: trained.append(workdir))
+  monkeypatch.setattr(execution.hosts, "of_first", lambda value: ([], [], True) if isinstance(value, tuple) else [])
+  assert make() == "done" and not trained and not made
+
+
 def test_an_evaluation_that_another_process_makes_stops_no_other(evaluations, tmp_path, caplog, monkeypatch):
   make, made = evaluations
   for name in NAMES[:2]:
