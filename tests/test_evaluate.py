@@ -29,13 +29,13 @@ from tests.data.conftest import prepare_pictures  # noqa: F401
 DIGITS = tuple(map(str, range(10)))
 
 
-def make_release(folder, seed, names=DIGITS, classes=10, network="plain", **data):
+def make_release(folder, seed, names=DIGITS, classes=10, network="plain", init_std=0.4, **data):
   """A network with random weights, large enough to have an opinion."""
   config = mnist.get_config(f"{network},quickstart").copy_and_resolve_references()
   config.data.binary = False
   config.data.num_classes = classes
   config.data.update(data)
-  config.model.init_std = 0.4
+  config.model.init_std = init_std
   config.model.hidden_units = 12
   config.release = ConfigDict({"source": "a test", "classes": "digits", "statistics": "running", "published": "none"})
   size, channels = config.data.image_size, len(config.data.mean)
@@ -304,6 +304,19 @@ def test_a_record_that_is_no_image_is_skipped_and_counted(tmp_path, prepare_pict
       **arguments,
     )
     assert (metrics["count"], metrics["skipped"]) == (2, 2)
+
+
+def test_metrics_are_json_also_where_a_label_has_no_probability_at_all(digits_dir, tmp_path):
+  """JSON has no number for an infinite loss: a strict reader, as jq or a browser, refuses `Infinity`."""
+  certain = make_release(tmp_path / "certain", 0, init_std=1e4)
+  metrics = evaluate_checkpoints([certain], str(tmp_path / "out"), data_dir=digits_dir, split="test[:20]")
+  assert 0 in [line["label_probability"] for line in lines(tmp_path / "out")] and metrics["loss"] == np.inf
+
+  def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+  written = json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=refuse)
+  assert written == metrics | {"loss": "inf"}
 
 
 def test_a_network_whose_settings_changed_does_not_continue_an_evaluation(paths, digits_dir, tmp_path):
