@@ -44,7 +44,7 @@ SWEEP_LENGTHS = (0.5, 2.0)  # And the config's own rate at these multiples of th
 # part at a fifth of its length, that of BN-x5: its whole length would take a third of the machine time of all sweeps.
 FULL_SWEEPS = {
   "inception": {0.2: (0.005, 0.01, 0.02, 0.04), 0.5: (0.01, 0.02, 0.04, 0.08), 1.0: (0.005, 0.01, 0.02)},
-  "bn_x5": {1.0: (0.05, 0.1, 0.2, 0.4)},
+  "bn_x5": {1.0: (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)},
   "bn_baseline": {0.2: (0.05, 0.1, 0.2)},
 }
 # What may keep BN-x5 below the public networks of CIFAR-10, which see the images nearly as they are and are wider:
