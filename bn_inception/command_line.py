@@ -120,11 +120,13 @@ def run(main: Callable[..., int | None], choices: Sequence[str] = (), *, stops: 
       sys.exit(status.EXIT_PREEMPTED)
     except Exception as error:
       sentence = _sentence(error)
+      if sentence and status.of_error(error) == status.EXIT_FAILED:
+        error = UserError(sentence)  # All processes end with the code for what a person has to mend.
       if hosts := sys.modules.get("bn_inception.hosts"):
         hosts.end_together(error)
       if sentence is None:
         raise
-      fail(sentence, max(status.EXIT_BAD_INPUT, status.of_error(error)))
+      fail(sentence, status.of_error(error))
 
   app.run(call, flags_parser=functools.partial(_parse_flags, choices=choices))
 

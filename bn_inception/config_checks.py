@@ -82,10 +82,10 @@ def check_config(given: ConfigDict, devices: int) -> Config:
       f"profile_at_step is {config.profile_at_step}, but the run ends at {config.num_steps}: leave 5 "
       "steps for the profile."
     )
-  if config.learning_rate_warmup_epochs and config.batch_size < 32:
+  if config.learning_rate_warmup_epochs and config.batch_size <= 32:
     raise ConfigError(
       f"learning_rate_warmup_epochs is {config.learning_rate_warmup_epochs}, which raises the rate "
-      f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0."
+      f"from that of a batch of 32, but batch_size is {config.batch_size}: set it to 0, or choose a larger batch."
     )
   _check_init(config)
   if isinstance(config.model, Inception):

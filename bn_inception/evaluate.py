@@ -164,7 +164,7 @@ def evaluate_checkpoints(
     "crops": crops,
     "image_size": data.image_size,
     "folded": folded,
-    "statistics": statistics,
+    "statistics": _statistics_of(releases) or statistics,
   }
   batch_size = batch_size or 64 * mesh.size
   hosts.check_alike(_fingerprint(request | {"batch_size": batch_size}))
@@ -238,7 +238,18 @@ def _read(path: str, statistics: str, data_dir: str | None) -> release.Release:
   here = hub.local_path(path)
   if release.is_run(here):
     return release.from_run(here, statistics=statistics, data_dir=data_dir)
-  return release.read(here)
+  loaded = release.read(here)
+  if statistics == "population" and loaded.config.release.statistics == "running":
+    raise EvaluationError(
+      f"{path} is no run directory, from which alone population statistics can be computed; it has running averages: "
+      "leave out --statistics."
+    )
+  return loaded
+
+
+def _statistics_of(releases: Sequence[release.Release]) -> str:
+  """The BN statistics that the networks have, '' for networks without BN: a release folder has those of its export."""
+  return " and ".join(sorted({loaded.config.release.statistics for loaded in releases} - {"none"}))
 
 
 def _common_data(

@@ -40,7 +40,7 @@ from bn_inception.errors import StartAgainError, Stopped, UserError
 _KEYS = "bn_inception"
 _LISTEN_SECONDS = 0.5
 _SHARED_SECONDS = 60.0
-_LEAVE_SECONDS = 30.0  # How long process 0, which runs the service, waits until the other processes leave.
+_LEAVE_SECONDS = 30.0  # How long an end waits for what must still be written, and process 0 for the others to leave.
 
 _log = logging.getLogger(__name__)
 
@@ -180,13 +180,18 @@ def before_exit(function: Callable[[int, str], None]) -> Iterator[None]:
 
 
 def leave(code: int, sentence: str) -> None:
-  """Ends this process because of an error. The other processes are told, and end with the same sentence and code."""
+  """Ends this process because of an error. The other processes are told, and end with the same sentence and code.
+
+  It returns where there are no other processes and the program is not this project's own: a library call must not end
+  its caller.
+  """
   if _state.listener:
     with contextlib.suppress(Exception):
       _state.store.key_value_set(
         f"{_KEYS}/news/end/{_state.process}",
         json.dumps({"code": code, "sentence": f"Process {_state.process} on {socket.gethostname()} ended: {sentence}"}),
       )
+  if _state.listener or signals.is_listening():
     _exit(code, sentence)
 
 
@@ -208,11 +213,18 @@ def _exit(code: int, sentence: str = "The program was asked to stop.", *, missin
   `sentence` is the reason. `missing` is the number of processes that will not say goodbye; -1: no process can be told.
   """
   _exits.acquire()  # Never released: the first thread that comes here ends the process.
-  for function in reversed(_state.callbacks):
-    try:
-      function(code, sentence)
-    except Exception as error:  # The process must end all the same.
-      _log.error("%s", error)
+
+  def call_back() -> None:
+    for function in reversed(_state.callbacks):
+      try:
+        function(code, sentence)
+      except Exception as error:  # The process must end all the same.
+        _log.error("%s", error)
+
+  # They write files, and a file system that hangs may be why the process ends.
+  thread = threading.Thread(target=call_back, name="end", daemon=True)
+  thread.start()
+  thread.join(_LEAVE_SECONDS)
   if _state.listener and missing >= 0:
     _say_goodbye(missing)
   logging.shutdown()

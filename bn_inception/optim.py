@@ -38,7 +38,8 @@ def learning_rate_schedule(config: Config, num_examples: int) -> optax.Schedule:
   """Learning rate by step, which falls as `learning_rate_schedule` says.
 
   With `learning_rate_scaling` "linear" the rate is batch_size / 32 times `learning_rate`. In the first
-  `learning_rate_warmup_epochs` the rate rises linearly from `learning_rate` (Goyal et al., 2017, §2).
+  `learning_rate_warmup_epochs` the rate rises linearly from 32 / batch_size of its value to all of it (Goyal et al.,
+  2017, §2): with "linear" it begins at `learning_rate`.
 
   Args:
     config: a whole config.

@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ import jax
 from bn_inception.config_dict import ConfigDict
 from bn_inception.configs import versions
 from bn_inception.errors import UserError
+from bn_inception.status import RUNNING
 
 
 class DamagedFileError(UserError, ValueError):
@@ -186,7 +188,9 @@ class Status:
     """
     devices = jax.devices()
     self.workdir, self._config = workdir, config
-    self.step, self.saved_step, self.images_per_second = step, saved, None
+    self.step, self.images_per_second = step, None
+    self.saved_step = self.saving_step = saved  # The latter may still be being written.
+    self._writing, self._has_ended = threading.Lock(), False
     self._facts = {
       "git_revision": git_revision(),
       "packages": packages(),
@@ -196,9 +200,18 @@ class Status:
     }
 
   def write(self, status: str, **details: Any) -> None:
-    """Writes the file. `status` is a status of status.py; `details` are further entries, metrics as `json_numbers`."""
+    """Writes the file. `status` is a status of status.py; `details` are further entries, metrics as `json_numbers`.
+
+    Any thread may call it, while a run ends more than one does. The first status in which the run has ended stays.
+    """
     if jax.process_index():
       return
+    with self._writing:
+      if not self._has_ended:
+        self._replace(status, details)
+        self._has_ended = status != RUNNING
+
+  def _replace(self, status: str, details: dict[str, Any]) -> None:
     details = {name: json_numbers(value) if isinstance(value, dict) else value for name, value in details.items()}
     replace_file(
       self.workdir / "status.json",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bn_inception import paths, run_directory, tables
+from bn_inception.configs.versions import VersionError
 from bn_inception.errors import UserError
 
 _SILENT_SECONDS = 15 * 60  # A run writes its status or a line of metrics far more often.
@@ -60,9 +61,15 @@ def columns(rows: Sequence[tuple[str, ...]], left: Sequence[int]) -> str:
 
 def _row(run: pathlib.Path, now: datetime.datetime) -> tuple[str, ...]:
   try:
-    status, lines = run_directory.read_status(run), run_directory.read_metrics(run)
+    return _readable_row(run, now)
   except run_directory.DamagedFileError as error:
     return (str(run), "damaged", "", "", "", "", "", "", str(error))
+  except VersionError as error:
+    return (str(run), "unknown", "", "", "", "", "", "", str(error))
+
+
+def _readable_row(run: pathlib.Path, now: datetime.datetime) -> tuple[str, ...]:
+  status, lines = run_directory.read_status(run), run_directory.read_metrics(run)
   step = max(status.get("step", 0), lines[-1]["step"] if lines else 0)
   total = status.get("num_steps")
   speed = status.get("images_per_second") or _last(lines, "train/images_per_second")

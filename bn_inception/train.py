@@ -91,8 +91,9 @@ def train_and_evaluate(
     run = _open(request, start, cleanup)
     evaluators = _evaluators(request, run)
     # The first checkpoint stands before the first line of metrics.
+    run.watch(watchdog.CHECKPOINT)
     checkpoint.finish(run.manager)
-    run.record.saved_step = run.step
+    run.record.saved_step = run.record.saving_step = run.step
     if _writes():
       run_directory.drop_metrics_after(folder, run.step)
     with hosts.deferred():
@@ -233,7 +234,7 @@ def _start(request: _Request, cleanup: contextlib.ExitStack) -> _Start:
     # From here on a signal ends the program at once, until there is something to save.
     cleanup.enter_context(hosts.before_exit(put_down))
   # It ends first: while it waits for the reason of a broken collective, the reason may end the program.
-  cleanup.enter_context(_recorded(record))
+  cleanup.enter_context(_recorded(record, manager))
   if lock:
     run_directory.write_config(workdir, given, step)
     run_data.write(config.data, workdir, train_split=train_split, eval_split=eval_split)
@@ -406,7 +407,6 @@ def _train(
       profile(run.step)
     stops = _poll(run).stop
     record.step = run.step
-    checkpoint.check(run.manager)
     saves = last or stops or run.save_is_due or run.step % config.checkpoint_every == 0
     logs = last or run.step % config.log_every == 0
     if not (logs or evaluates or saves):
@@ -436,6 +436,7 @@ def _train(
   batches.close()
   watch(watchdog.CHECKPOINT)
   checkpoint.finish(run.manager)
+  record.saved_step = record.saving_step
   checkpoint.retain(run.manager, config, run.evaluated)
   run.writer.flush()
   return status
@@ -448,14 +449,18 @@ def _evaluates_at(config: Config, step: int) -> bool:
 def _poll(run: _Run) -> hosts.Due:
   """What is due, after every step and every batch of an evaluation; now and then status.json says that the run lives.
 
-  The status is as far as the last call of the compiled program that has ended.
+  The status is as far as the last call of the compiled program that has ended, and names checkpoints once they are
+  written.
   """
-  now = time.monotonic()
+  now, record = time.monotonic(), run.record
+  checkpoint.check(run.manager)
+  if record.saved_step != record.saving_step and not run.manager.is_saving_in_progress():
+    record.saved_step, run.status_time = record.saving_step, -math.inf
   if now - run.status_time > _HEARTBEAT_SECONDS:
     run.status_time = now
     if run.lock:
       run.lock.check()
-    run.record.write(status_lib.RUNNING)
+    record.write(status_lib.RUNNING)
   every_minutes = run.config.checkpoint_every_minutes
   if _writes() and every_minutes and now - run.save_time > 60 * every_minutes:
     run.save_time = now
@@ -495,8 +500,8 @@ def _save(run: _Run) -> None:
   run.watch(watchdog.CHECKPOINT)
   checkpoint.save(run.manager, run.state, run.config, run.evaluated)
   _log.info("Saving the checkpoint of step %d.", run.step)
-  run.record.write(status_lib.RUNNING)  # It still names the checkpoint before.
-  run.record.saved_step = run.step
+  run.record.saved_step, run.record.saving_step = run.record.saving_step, run.step
+  run.record.write(status_lib.RUNNING)
   run.save_is_due, run.save_time = False, time.monotonic()
 
 
@@ -544,7 +549,7 @@ def _evaluated(workdir: pathlib.Path) -> dict[int, float]:
 
 
 @contextlib.contextmanager
-def _recorded(record: run_directory.Status) -> Iterator[None]:
+def _recorded(record: run_directory.Status, manager: checkpoint.Manager) -> Iterator[None]:
   """What ends the run stands in its status, and ends it on all processes."""
   try:
     yield
@@ -554,6 +559,10 @@ def _recorded(record: run_directory.Status) -> Iterator[None]:
     def write() -> None:
       if isinstance(reason, folder_lock.FolderInUseError):  # The file is the other process's.
         return
+      if jax.process_count() == 1:  # The end of several breaks off what is being written.
+        with contextlib.suppress(checkpoint.StorageError):
+          checkpoint.finish(manager)
+          record.saved_step = record.saving_step
       with contextlib.suppress(OSError):  # The disk may be what is full.
         record.write(
           status_lib.PREEMPTED if isinstance(reason, Stopped) else status_lib.FAILED,

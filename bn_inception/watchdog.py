@@ -21,20 +21,28 @@ _log = logging.getLogger(__name__)
 
 
 class Watch:
-  """Counts the seconds of each activity. A call with the activity that begins (INPUT, ...) says that the run moved."""
+  """Counts the seconds of each activity. A call with the activity that begins (INPUT, ...) says that the run moved.
+
+  Before the first call nothing is counted or waited for: a compilation takes as long as it takes.
+  """
 
   def __init__(self):
-    self.doing, self.since = STEP, time.monotonic()
+    self.doing: str | None = None
+    self.since = time.monotonic()
     self._seconds = dict.fromkeys(_WAITS_FOR, 0.0)
 
   def __call__(self, doing: str) -> None:
     now = time.monotonic()
-    self._seconds[self.doing] += now - self.since
-    self.doing, self.since = doing, now
+    if self.doing:
+      self._seconds[self.doing] += now - self.since
+    # The thread that watches reads `since` where there is an activity.
+    self.since = now
+    self.doing = doing
 
   def take(self) -> dict[str, float]:
     """Seconds of each activity since the last call."""
-    self(self.doing)
+    if self.doing:
+      self(self.doing)
     seconds, self._seconds = self._seconds, dict.fromkeys(_WAITS_FOR, 0.0)
     return seconds
 
@@ -54,6 +62,8 @@ def watching(patience: float, limit: float, give_up: Callable[[str], None]) -> I
   def wait() -> None:
     told = 0.0
     while not ended.wait(min(1.0, (patience or limit) / 10)):
+      if not watch.doing:
+        continue
       still = time.monotonic() - watch.since
       if still < patience:
         told = 0.0
@@ -63,6 +73,7 @@ def watching(patience: float, limit: float, give_up: Callable[[str], None]) -> I
         _log.warning("%s The stacks of all threads are on stderr.", sentence)
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
       if limit and still > limit:
+        _log.error("%s The program ends.", sentence)
         give_up(sentence)
         return
 

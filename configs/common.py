@@ -65,7 +65,7 @@ def base(scale: str) -> ConfigDict:
   # linear: learning_rate is the rate of a batch of 32, and is multiplied by batch_size / 32 (Goyal et al., 2017).
   # none: learning_rate is the rate of every batch size.
   config.learning_rate_scaling = "none"
-  config.learning_rate_warmup_epochs = 0.0  # Epochs in which the rate rises from that of a batch of 32 to its value.
+  config.learning_rate_warmup_epochs = 0.0  # Epochs in which the rate rises from 32 / batch_size of its value.
   config.learning_rate_factors = ()  # Factors by pattern of parameter names: ("logits=10",). The first match counts.
   config.learning_rate_decay = 0.96  # The rate's factor at every decay. GoogLeNet paper: 4% every 8 epochs.
   config.learning_rate_decay_epochs = 8.0  # Epochs between two decays; they follow the length at small scales.

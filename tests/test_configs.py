@@ -306,6 +306,16 @@ def test_everything_happens_between_two_calls(change, message):
     config_checks.check_config(config, devices=1)
 
 
+def test_a_warm_up_needs_a_batch_that_it_changes():
+  """Of 32 and less it would change nothing, or lower the rate."""
+  for batch_size in (16, 32):
+    config = get_config("bn_x5", "cifar10")
+    config.update({"batch_size": batch_size, "learning_rate_warmup_epochs": 0.1})
+    config.batch_norm.group_size = 16
+    with pytest.raises(config_checks.ConfigError, match=f"but batch_size is {batch_size}: set it to 0, or choose"):
+      config_checks.check_config(config, devices=1)
+
+
 def test_cached_images_are_undistorted_and_recorded_units_exist():
   for change, message in (({"flip": True}, "data.cache"), ({"crop_area": (0.9, 1.0)}, "data.cache")):
     config = mnist.get_config("bn")

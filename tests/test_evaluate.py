@@ -265,7 +265,21 @@ def test_what_does_not_fit_is_said_before_anything_is_written(paths, digits_dir,
     evaluate_checkpoints([paths[0]], out, data_dir=str(folder), dataset="pictures")
   with pytest.raises(EvaluationError, match="has 4 outputs, whose names it does not tell"):
     evaluate_checkpoints([unnamed], out, data_dir=digits_dir)
+  with pytest.raises(EvaluationError, match="is no run directory, .* has running averages: leave out --statistics"):
+    evaluate_checkpoints([paths[0]], out, data_dir=digits_dir, statistics="population")
   assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_is_of_the_statistics_that_a_release_has(digits_dir, tmp_path):
+  path = make_inception(tmp_path / "inception")
+  config = json.loads((tmp_path / "inception" / "config.json").read_text())
+  config["release"]["statistics"] = "population"  # As `export_checkpoint.py --statistics=population` writes it.
+  (tmp_path / "inception" / "config.json").write_text(json.dumps(config))
+  for statistics in ("running", "population"):
+    evaluate_checkpoints(
+      [path], str(tmp_path / statistics), data_dir=digits_dir, split="test[:10]", statistics=statistics
+    )
+    assert json.loads((tmp_path / statistics / "request.json").read_text())["statistics"] == "population"
 
 
 def test_noise_cannot_be_evaluated(paths, tmp_path):

@@ -115,6 +115,12 @@ def test_an_immediate_end_says_its_code_and_reason(monkeypatch):
     assert said == [expected, expected[0]]
 
 
+def test_a_library_call_of_one_process_does_not_end_its_caller(monkeypatch):
+  one_process(monkeypatch, Store(), listener=None)
+  monkeypatch.setattr(hosts.os, "_exit", lambda code: pytest.fail("the caller was ended"))
+  hosts.leave(75, "nothing has moved")
+
+
 def test_the_listener_ends_when_all_processes_have_come_to_the_end(monkeypatch):
   """JAX removes its client afterwards, within which a listener would crash; the others need its beats until then."""
   store = Store()

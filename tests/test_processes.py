@@ -8,6 +8,7 @@ import time
 import pytest
 
 from bn_inception import folder_lock
+from bn_inception.configs import versions
 from bn_inception.data import digits
 from tests import fault_table
 
@@ -63,6 +64,15 @@ def test_another_config_on_one_of_them_is_named_and_ends_both_before_anything_is
   for log in logs(tmp_path):
     assert "has learning_rate 0.5, but process 0 on" in log and "Traceback" not in log
   assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_what_a_person_has_to_mend_ends_both_with_the_code_for_it(data, tmp_path):
+  """A run of a later version, which process 0 reads: a job would be started again after another code."""
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text(json.dumps({"version": versions.VERSION + 1}))
+  processes = fault_table.start(tmp_path / "run", data, 2)
+  assert [process.wait(120) for process in processes] == [2, 2], logs(tmp_path)
+  assert all("this code knows none after" in log and "Traceback" not in log for log in logs(tmp_path)), logs(tmp_path)
 
 
 def test_a_run_that_another_program_makes_is_left_out_by_both(data, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 
 import pytest
 from ml_collections import ConfigDict
@@ -27,6 +28,41 @@ def test_a_status_is_json_whatever_its_metrics_are(tmp_path):
   written = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
   assert written["metrics"] == {"eval/running/loss": "nan", "eval/running/top1": 0.1}
   assert (written["step"], written["saved_step"], written["error"]) == (4, 2, "none")
+
+
+def test_the_status_in_which_a_run_has_ended_stays(tmp_path):
+  """A signal that comes while a run that is done closes its files would call it preempted, and it would be queued."""
+  status = run_directory.Status(tmp_path, ConfigDict({"num_steps": 8, "batch_size": 32}), 8, 8, None)
+  status.write("running")
+  status.write("done", metrics={"eval/running/top1": 0.9})
+  status.write("preempted")
+  status.write("running")
+  written = run_directory.read_status(tmp_path)
+  assert (written["status"], written["metrics"]) == ("done", {"eval/running/top1": 0.9})
+
+
+def test_threads_that_write_a_status_do_not_write_into_each_other(tmp_path, monkeypatch):
+  """The heartbeat of the loop, and what a signal says in a thread, while the first is half written."""
+  status = run_directory.Status(tmp_path, ConfigDict({"num_steps": 8, "batch_size": 32}), 4, 2, None)
+  replace, begun, go_on = run_directory.replace_file, threading.Event(), threading.Event()
+
+  def slow(path, text):
+    begun.set()
+    go_on.wait(60)
+    replace(path, text)
+
+  monkeypatch.setattr(run_directory, "replace_file", slow)
+  heartbeat = threading.Thread(target=status.write, args=("running",))
+  heartbeat.start()
+  assert begun.wait(60)
+  monkeypatch.setattr(run_directory, "replace_file", replace)
+  end = threading.Thread(target=status.write, args=("preempted",))
+  end.start()
+  end.join(0.1)
+  go_on.set()
+  for thread in (heartbeat, end):
+    thread.join(60)
+  assert run_directory.read_status(tmp_path)["status"] == "preempted"
 
 
 def test_a_line_cut_by_a_kill_is_ignored_and_removed_on_resume(tmp_path):

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from bn_inception import run_table
+from bn_inception.configs import versions
 from bn_inception.errors import UserError
 
 NOW = datetime.datetime(2026, 11, 25, 12, 0, tzinfo=datetime.UTC)
@@ -59,6 +60,15 @@ def test_state_speed_time_left_and_last_sign_of_each_run(tmp_path):
   (silent, silent_row), (failed, failed_row) = rows(tmp_path / "b", tmp_path / "c")
   assert silent == "silent" and "60 min ago" in silent_row
   assert failed == "failed" and failed_row.endswith("DataError: the disk is full")
+
+
+def test_a_run_of_a_later_version_is_a_line_beside_the_others(tmp_path):
+  lines = [{"step": 100, "train/images_per_second": 64.0}]
+  write(tmp_path / "a", lines, status="running", step=0, num_steps=1000, time="2026-11-25T11:59:30+00:00")
+  write(tmp_path / "b", status="done", step=10, num_steps=10)
+  (tmp_path / "a/config.json").write_text(json.dumps({"batch_size": 64, "version": versions.VERSION + 1}))
+  (later, later_row), (done, _) = rows(tmp_path)
+  assert (later, done) == ("unknown", "done") and "this code knows none after" in later_row
 
 
 def test_a_damaged_run_is_a_line_and_a_folder_without_runs_is_named(tmp_path):

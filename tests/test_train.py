@@ -660,6 +660,28 @@ def test_a_run_that_dies_in_an_evaluation_makes_it_when_it_resumes(finished, dig
   assert_bit_identical(tmp_path, finished)
 
 
+def test_a_status_names_only_checkpoints_that_are_written(digits_dir, tmp_path, monkeypatch):
+  """At every heartbeat; what a checkpoint's last files wait for here is a slow disk."""
+  named, write = [], run_directory.Status.write
+  rename = ocp.path.atomicity.AtomicRenameTemporaryPath.finalize
+
+  def slow(self, *args, **kwargs):
+    time.sleep(0.3)
+    return rename(self, *args, **kwargs)
+
+  def watched(self, status, **details):
+    if self.saved_step is not None:
+      named.append(self.saved_step)
+      assert (tmp_path / "checkpoints" / str(self.saved_step)).is_dir(), self.saved_step
+    write(self, status, **details)
+
+  monkeypatch.setattr(ocp.path.atomicity.AtomicRenameTemporaryPath, "finalize", slow)
+  monkeypatch.setattr(run_directory.Status, "write", watched)
+  monkeypatch.setattr(train, "_HEARTBEAT_SECONDS", -1.0)
+  train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  assert sorted(set(named)) == [0, 5, 10, 15, 20]
+
+
 def test_two_runs_in_one_folder_are_refused(copy, digits_dir):
   with folder_lock.hold(copy), pytest.raises(folder_lock.FolderInUseError, match="is written to by process"):
     train.train_and_evaluate(make_config(digits_dir), copy, jax.devices()[:1])

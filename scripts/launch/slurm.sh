@@ -25,6 +25,8 @@ for argument in "$@"; do
   case $argument in --workdir=*) workdir=${argument#--workdir=} ;; esac
 done
 : "${workdir:?give --workdir=FOLDER, in one word}"
+# The shell leaves ~ in --workdir=~/runs as it is, and the program does not.
+workdir=${workdir/#\~\//$HOME/}
 logs=${LOGS:-logs}
 mkdir -p "$logs" "$workdir"
 log=$logs/slurm-$SLURM_JOB_ID
