@@ -14,6 +14,8 @@ def figure_of(experiment: str) -> str:
   """The figure whose folder an experiment is kept in; several figures may use it."""
   if experiment.startswith("sweep/"):
     return "sweep"
+  if experiment.startswith(speedup.BEST_RATE):
+    return "best_rate"
   if experiment.startswith("precision/"):
     return "precision"
   if experiment.startswith("mnist_"):

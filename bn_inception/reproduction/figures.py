@@ -236,7 +236,7 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
   """How many times fewer steps than the fastest Inception each BN network needs, over levels of accuracy.
 
   Bands are 95% intervals over seeds, where both sides have several. At the right are the paper's own, which are of its
-  Inception's maximum.
+  Inception's maximum. Networks at the best rate of their own sweep are dashed.
   """
   finished = measured.finished(experiments)
   curves_by_network = {name: speedup.curve(finished, name) for name in speedup.networks(finished)}
@@ -244,11 +244,13 @@ def ratio(experiments: Experiments, narrow: bool = False) -> Figure | None:
     return None
   figure, [[axes]] = _panels(1, 1, narrow, 7.5, 4.2)
   inception = paper.FIGURE_3["inception"].steps
-  styles = _longer_styles(finished)
+  styles = _longer_styles(finished) | {name: "--" for name in finished if name.startswith(speedup.BEST_RATE)}
   for name, points in curves_by_network.items():
     points = [point for point in points if point.ratio]
+    if name in styles and not points:
+      continue  # A line in the legend alone; the paper's mark of the others needs its line there.
     percents = [100 * point.fraction for point in points]
-    colour = _COLOURS["bn_x5" if name in styles else name]
+    colour = _COLOURS["bn_x5" if name.startswith(speedup.LONGER) else name.removeprefix(speedup.BEST_RATE)]
     axes.plot(
       percents,
       [point.ratio for point in points],

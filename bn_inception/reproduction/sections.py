@@ -112,7 +112,9 @@ def first(scale: str, experiments: dict[str, list[Result]], folder: pathlib.Path
       "its run), so the curve rises where the next shorter baseline ends. Beside BN-Baseline, which differs from "
       "Inception by BN alone, only the Inception of its own length counts. Steps are interpolated between evaluations. "
       "The plateau counts as reached when a run of twice the length gains less than the deviation over seeds. "
-      "Inception's longest run has the rate of the next shorter one; the other lengths have a sweep each.",
+      "Inception's longest run has the rate of the next shorter one; the other lengths have a sweep each. "
+      "Networks with BN have the paper's multiples of Inception's rate; those at the best rate of their own sweep are "
+      "made by reproduce.py best_rate.",
     )
   )
   return Section("Figure 2 and the ratio of steps (§4.2.2)", "first", blocks)

@@ -20,6 +20,7 @@ from bn_inception.reproduction.measured import Result, Spread
 FRACTIONS = tuple(percent / 100 for percent in range(80, 101))  # Of Inception's plateau.
 CONTROLS = "controls/inception_"
 LONGER = "longer/bn_x5_"  # BN-x5 annealed over more than its own steps.
+BEST_RATE = "best_rate/"  # Networks with BN at the best rate of their own sweep, in place of the paper's multiple.
 _OTHER_LENGTHS = {"inception": CONTROLS, "bn_x5": LONGER}
 
 Experiments = dict[str, list[Result]]
@@ -100,8 +101,8 @@ class Plateau(NamedTuple):
 
 def networks(experiments: Experiments) -> list[str]:
   """Those of `experiments` whose ratio is asked for, in the order of the legend."""
-  longer = sorted(name for name in experiments if name.startswith(LONGER))
-  return [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments] + longer
+  others = [name for prefix in (LONGER, BEST_RATE) for name in sorted(experiments) if name.startswith(prefix)]
+  return [name for name in ("bn_baseline", "bn_x5", "bn_x30") if name in experiments] + others
 
 
 def every_length(experiments: Experiments, network: str) -> dict[str, float]:

@@ -42,6 +42,8 @@ def name_of(experiment: str) -> str:
     return f"Inception over {int(experiment.removeprefix(speedup.CONTROLS)):,} steps"
   if experiment.startswith(speedup.LONGER):
     return f"BN-x5 over {int(experiment.removeprefix(speedup.LONGER)):,} steps"
+  if experiment.startswith(speedup.BEST_RATE):
+    return f"{name_of(experiment.removeprefix(speedup.BEST_RATE))} at its best rate"
   if experiment.startswith("precision/"):
     return f"BN-x5 in {experiment.removeprefix('precision/')}"
   if experiment in paper.FIGURE_3:

@@ -567,6 +567,22 @@ def test_what_the_paper_says_nothing_of_is_shown_with_its_interval(write_seeds):
   assert judge(write_seeds("bn_x5", (0.5,)), "precision", scale="mnist").verdict == "not measured"
 
 
+def test_networks_at_the_best_rates_of_their_sweeps_are_shown_beside_inceptions_as_many_steps(write_seeds):
+  write_seeds("inception", (0.60, 0.61, 0.62))
+  write_seeds("bn_x5", (0.50, 0.51, 0.52))
+  write_seeds("controls/inception_8000", (0.40, 0.41, 0.42))
+  write_seeds("best_rate/bn_baseline", (0.49, 0.50, 0.51))
+  root = write_seeds("best_rate/bn_x5", (0.53, 0.54, 0.55))
+  for key, experiments, points in (
+    ("best_rate", ("best_rate/bn_x5", "bn_x5"), 3.0),
+    ("best_rates_x5", ("best_rate/bn_x5", "controls/inception_8000"), 13.0),
+    ("best_rates_baseline", ("best_rate/bn_baseline", "controls/inception_8000"), 9.0),
+  ):
+    finding = judge(root, key)
+    assert (finding.verdict, finding.experiments, finding.power) == ("shown", experiments, "")
+    assert f"difference {points:+.1f} points" in finding.measured and finding.seeds == "seeds 0, 1, 2 against 0, 1, 2"
+
+
 def test_what_the_paper_does_not_claim_is_shown(write_run):
   write_run("cifar10/bn_x5/seed0", [0.1, 0.5], population=0.504)
   root = write_run("cifar10/bn_x30/seed0", [0.1, 0.5], population=0.52)

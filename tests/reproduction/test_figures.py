@@ -148,14 +148,24 @@ def test_a_network_with_a_seed_that_diverged_at_once_stands_where_not_all_seeds_
 
 def test_the_ratio_is_drawn_as_it_is_computed(write_run):
   write_five(write_run)
+  write_run("cifar10/best_rate/bn_x5/seed0", [0.2, 0.4, 0.45])
   experiments = measured.collect(write_run("cifar10/longer/bn_x5_20000/seed0", [0.2, 0.35, 0.45]))["cifar10"]
   figure = figures.ratio(experiments)
   curve = speedup.curve(experiments, "bn_x5")
   assert line(figure, "BN-x5") == [point.ratio for point in curve]
   longer = speedup.curve(experiments, "longer/bn_x5_20000")
   assert line(figure, "BN-x5 over 20,000 steps") == [point.ratio for point in longer] and len(longer) == len(curve)
+  at_best_rate = speedup.curve(experiments, "best_rate/bn_x5")
+  assert line(figure, "BN-x5 at its best rate") == [point.ratio for point in at_best_rate] and len(at_best_rate) == 21
   assert set(value.expected for value in line(figure, f"the paper: {paper.SPEEDUP} times fewer")) == {14}
   assert figures.ratio({"inception": experiments["inception"]}) is None
+
+
+def test_a_network_that_comes_to_no_level_with_all_seeds_has_no_line_and_no_label(write_run):
+  write_five(write_run)
+  experiments = measured.collect(write_run("cifar10/best_rate/bn_x5/seed0", [0.1] * 9 + [0.2]))["cifar10"]
+  (axes,) = figures.ratio(experiments).axes
+  assert "BN-x5 at its best rate" not in [line.get_label() for line in axes.lines]
 
 
 @pytest.mark.parametrize("narrow", [False, True])

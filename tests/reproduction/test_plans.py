@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import statistics
 import sys
 
 import pytest
@@ -129,21 +130,60 @@ def test_controls_differ_from_inception_in_length_and_rate_alone_and_failing_run
     assert list(differences(whole, runs[name])) == ["num_steps"] and runs[name].num_steps == 4_000
 
 
-def test_inceptions_rates_at_full_lengths_are_the_best_of_their_sweeps(repository):
-  """Of the archived runs, within the binomial error of the 5,000 examples held out; twice the length has no sweep."""
-  swept = measured.collect(repository / "results" / "sweep")["cifar10_full"]
+@pytest.fixture(scope="module")
+def swept(repository):
+  """{network and steps: {rate: accuracy of each seed on the examples held out}} of the archived runs."""
+  levels = {}
+  for name, runs in measured.collect(repository / "results" / "sweep")["cifar10_full"].items():
+    _, network, point = name.split("/")
+    if point.startswith("rate_"):
+      levels.setdefault(network, {})[runs[0].config["learning_rate"]] = list(map(measured.level, runs))
+  return levels
+
+
+def assert_is_the_best(rate, levels):
+  """Inside the range, and within the binomial error of the 5,000 examples held out of the best."""
+  means = {tried: statistics.fmean(of_seeds) for tried, of_seeds in levels.items()}
+  best = max(means.values())
+  assert means[rate] >= best - math.sqrt(best * (1 - best) / 5_000)
+  assert min(means) < rate < max(means)
+
+
+def test_inceptions_rates_at_full_lengths_are_the_best_of_their_sweeps(swept):
+  """Twice the length has no sweep."""
   own = bn_baseline.get_config("cifar10_full").learning_rate
   for steps, rate in ((8_000, plans.CONTROL_RATES[0.2]), (20_000, plans.CONTROL_RATES[0.5]), (40_000, own)):
-    levels = {
-      run.config["learning_rate"]: measured.level(run)
-      for name, runs in swept.items()
-      if name.startswith(f"sweep/inception_{steps}/")
-      for run in runs
-    }
-    assert len(levels) > 1
-    best = max(levels.values())
-    assert levels[rate] >= best - math.sqrt(best * (1 - best) / 5_000)
+    assert_is_the_best(rate, swept[f"inception_{steps}"])
   assert plans.CONTROL_RATES[2.0] == own
+
+
+def test_the_best_two_rates_of_inception_have_two_seeds(swept):
+  runs = [run for run in runs_of("sweep", "cifar10_full", 1) if "/sweep/inception_" in run.name]
+  for fraction, rates in plans.BEST_TWO_RATES["inception"].items():
+    levels = swept[f"inception_{round(fraction * 40_000)}"]
+    by_first_seed = sorted(levels, key=lambda rate: levels[rate][0])
+    assert set(rates) == set(by_first_seed[-2:])
+    for rate in levels:
+      seeds = [run for run in runs if f"/inception_{round(fraction * 40_000)}/rate_{rate:g}/" in run.name]
+      assert len(seeds) == (2 if rate in rates else 1)
+
+
+def test_networks_with_bn_at_their_best_rates_differ_in_rate_and_length_alone(swept):
+  runs = {plans.experiment_of(run): run.config() for run in runs_of("best_rate", "cifar10_full", 1)}
+  assert list(runs) == ["best_rate/bn_x5", "best_rate/bn_baseline"]
+  own = bn_x5.get_config("cifar10_full")
+  assert list(differences(own, runs["best_rate/bn_x5"])) == ["learning_rate"]
+  baseline = bn_baseline.get_config("cifar10_full")
+  changed = {"num_steps", "learning_rate", "learning_rate_decay_epochs", "eval_every", "checkpoint_every"}
+  assert set(differences(baseline, runs["best_rate/bn_baseline"])) == changed
+  for name, config in runs.items():
+    assert (config.num_steps, config.eval_every) == (own.num_steps, own.eval_every)
+    before = baseline if "baseline" in name else own
+    fall, before = (
+      float(optim.learning_rate_schedule(of, 50_000)(of.num_steps)) / of.learning_rate for of in (config, before)
+    )
+    assert fall == pytest.approx(before)
+    assert_is_the_best(config.learning_rate, swept[f"{name.removeprefix('best_rate/')}_8000"])
 
 
 def test_rates_are_swept_without_the_test_split():
@@ -205,6 +245,7 @@ def test_every_experiment_has_a_folder():
     "figure3",
     "figure4",
     "ablation",
+    "best_rate",
     "precision",
     "sweep",
   }

@@ -38,6 +38,22 @@ def write_networks(write_run):
   return write
 
 
+def test_at_its_best_rate_bn_baseline_is_beside_the_fastest_inception_and_at_its_own_beside_the_same_length(
+  write_networks, write_run
+):
+  for seed, factor in enumerate((0.97, 1.0, 1.03)):
+    for name in ("bn_baseline", "best_rate/bn_baseline"):
+      root = write_run(
+        f"cifar10_full/{name}/seed{seed}", saturating(0.7, 2_000 * factor, 8_000, 100), every=100, batch_size=32
+      )
+  write_networks()
+  experiments = measured.finished(measured.collect(root)["cifar10_full"])
+  assert speedup.networks(experiments) == ["bn_baseline", "bn_x5", "best_rate/bn_baseline"]
+  for name, baseline in (("bn_baseline", "inception"), ("best_rate/bn_baseline", "controls/inception_8000")):
+    (point,) = speedup.curve(experiments, name, (0.8,))
+    assert point.baseline == baseline
+
+
 def time_to(level, plateau, scale):
   return -scale * math.log(1 - (level - 0.1) / (plateau - 0.1))
 
