@@ -61,7 +61,7 @@ FULL_FACTORS: dict[str, dict[str, Any]] = {
 # Figure 2 at that scale has more baselines: Inception annealed over shorter runs, which may be faster, and over twice
 # its steps, which says whether it is at its plateau; {fraction of its length: rate}. Rates are the best of the sweeps,
 # for twice the steps that of its own length: a sweep would take more than all the other runs of Inception.
-CONTROL_RATES = {0.2: 0.01, 0.5: 0.04, 2.0: 0.01}
+CONTROL_RATES = {0.2: 0.02, 0.5: 0.04, 2.0: 0.01}
 # And BN-x5 annealed over more steps than its own, by these factors: whether it comes in them to a plateau that is above
 # what it ends with in its own.
 BN_X5_LENGTHS = (2.5, 5.0)

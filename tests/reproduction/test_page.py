@@ -164,7 +164,8 @@ def test_the_page_begins_with_the_result(write_run, tmp_path):
     "Inception over 20,000 steps, Inception over 80,000 steps, BN-x5 over 20,000 steps, BN-x5 over 40,000 steps, "
     in head
   )
-  assert "BN-Baseline with distortions, BN-x5 in float32, BN-x5 in bfloat16 there are 0 of 3 seeds" in head
+  assert "BN-Baseline with distortions, BN-x5 at its best rate, BN-Baseline at its best rate, BN-x5 in float32" in head
+  assert "BN-x5 in float32, BN-x5 in bfloat16 there are 0 of 3 seeds" in head
   assert "of the ensemble there are 0 of 6 networks" in head
   assert "of Inception," not in head
   order = [
@@ -284,7 +285,7 @@ def test_a_scale_has_the_figures_that_are_made_of_it(write_run, tmp_path):
 def test_without_runs_for_them_claims_are_not_measured(write_run, tmp_path):
   root = write_run("mnist/mnist_bn/seed0", [0.5])
   text = text_of(page.write(str(root), str(tmp_path)).read_text())
-  assert "cifar10_full : 26 not measured. mnist : 8 not measured. imagenet : 2 not measured." in text
+  assert "cifar10_full : 29 not measured. mnist : 8 not measured. imagenet : 2 not measured." in text
   assert "No run here states when it ended." in text
   with pytest.raises(FileNotFoundError, match="holds no runs"):
     (tmp_path / "empty").mkdir()
