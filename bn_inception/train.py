@@ -556,13 +556,15 @@ def _recorded(record: run_directory.Status, manager: checkpoint.Manager) -> Iter
   except BaseException as error:
     reason = folder_lock.storage_error(error, record.workdir) or error
 
+    def settle() -> None:
+      checkpoint.finish(manager)
+      record.saved_step = record.saving_step
+
     def write() -> None:
       if isinstance(reason, folder_lock.FolderInUseError):  # The file is the other process's.
         return
       if jax.process_count() == 1:  # The end of several breaks off what is being written.
-        with contextlib.suppress(checkpoint.StorageError):
-          checkpoint.finish(manager)
-          record.saved_step = record.saving_step
+        _try(settle)
       with contextlib.suppress(OSError):  # The disk may be what is full.
         record.write(
           status_lib.PREEMPTED if isinstance(reason, Stopped) else status_lib.FAILED,

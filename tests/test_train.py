@@ -660,6 +660,23 @@ def test_a_run_that_dies_in_an_evaluation_makes_it_when_it_resumes(finished, dig
   assert_bit_identical(tmp_path, finished)
 
 
+def test_a_second_error_does_not_hide_the_first(digits_dir, tmp_path, monkeypatch):
+  """What ends the run stands in its status also where the checkpoint under way fails because of it."""
+
+  def fail(*_):
+    monkeypatch.setattr(train.checkpoint, "finish", lambda manager: raise_(jax.errors.JaxRuntimeError("broken too")))
+    raise ZeroDivisionError("the first")
+
+  def raise_(error):
+    raise error
+
+  monkeypatch.setattr(classification, "_metrics", fail)
+  with pytest.raises(ZeroDivisionError):
+    train.train_and_evaluate(make_config(digits_dir), tmp_path, jax.devices()[:1])
+  status = run_directory.read_status(tmp_path)
+  assert (status["status"], status["error"]) == ("failed", "ZeroDivisionError: the first")
+
+
 def test_a_status_names_only_checkpoints_that_are_written(digits_dir, tmp_path, monkeypatch):
   """At every heartbeat; what a checkpoint's last files wait for here is a slow disk."""
   named, write = [], run_directory.Status.write
